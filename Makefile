@@ -1,0 +1,73 @@
+# Needs git, make and Python 3.11 or later. Everything is installed into VENV; an existing environment is used as it
+# is found, and its Detectron2 kept:  make test VENV=$CONDA_PREFIX
+PYTHON ?= python3
+VENV ?= .venv
+TEST_WORKERS ?= 2
+
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check -q
+CONFIGS := projects/FoundationX/configs
+DEMO := output/demo
+DEMO_PICTURES := chestx_det_test candid_ptx_test tbx11k_test siim_acr_test
+
+# The stamp holds the checkout it was made for: an environment shared by two checkouts follows the one in use.
+STAMP := $(VENV)/.fx_d2-installed
+MOVED := $(if $(filter $(CURDIR),$(shell cat $(STAMP) 2>/dev/null)),,FORCE)
+
+.PHONY: help install lint test demo clean FORCE
+
+help:
+	@echo "make install  environment in $(VENV) with Detectron2 and fx_d2"
+	@echo "make demo     train and evaluate on synthetic X-rays on a CPU, with pictures"
+	@echo "make test     style, types and tests"
+	@echo "make lint     style and types"
+	@echo "make clean    remove caches and $(DEMO)"
+
+install: $(STAMP)
+
+$(PY):
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fx_d2 needs Python 3.11 or later: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+# pip refuses a wheel tagged for another Python unless it is told the version and a target folder.
+$(STAMP): setup.py requirements/detectron2.txt $(MOVED) | $(PY)
+	$(PIP) install -e '.[dev]'
+	@if $(PY) -c 'import importlib.util as u, sys; sys.exit(u.find_spec("detectron2") is None)'; then \
+		echo "keeping the Detectron2 of $(VENV)"; \
+	else \
+		set -x; $(PIP) install --no-deps --require-hashes --only-binary=:all: --python-version 3.10 \
+			--implementation cp --target "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
+			-r requirements/detectron2.txt; \
+	fi
+	@echo $(CURDIR) > $@
+
+lint: install
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+# One thread a process: tensors are small here, and threads that wait for each other cost more than they bring.
+test demo: export OMP_NUM_THREADS = 1
+
+test: lint
+	$(PY) -m pytest -q -n $(TEST_WORKERS) --dist loadfile
+
+demo: export DETECTRON2_DATASETS = $(DEMO)/datasets
+# fvcore and detectron2 script functions at import.
+demo: export PYTHONWARNINGS = ignore::FutureWarning:torch.jit._script
+demo: install
+	rm -rf $(DEMO)
+	$(PY) datasets/prepare_synthetic.py --output $(DEMO)/datasets --seed 0
+	$(PY) tools/train_net.py --config-file $(CONFIGS)/smoke/synthetic_cpu.yaml OUTPUT_DIR $(DEMO)/run
+	for name in $(DEMO_PICTURES); do \
+		$(PY) tools/visualize_predictions.py --config-file $(CONFIGS)/smoke/synthetic_cpu.yaml \
+			--predictions $(DEMO)/run/inference/predictions_student.json --which student \
+			--dataset $$name --num 8 --output $(DEMO)/pictures/$$name || exit 1; \
+	done
+	@sed '/^## Per class/,$$d' $(DEMO)/run/results.md
+	@echo "checkpoint  $(DEMO)/run/model_final.pth"
+	@echo "report      $(DEMO)/run/results.md"
+	@echo "pictures    $(DEMO)/pictures"
+
+clean:
+	rm -rf $(DEMO) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,77 @@
+"""Turn a plain folder (images, labels.csv, COCO boxes, mask files) into fx_d2's annotation format.
+
+Example: python datasets/prepare_folder.py my_xrays --output datasets/prepared --boxes boxes_nodule
+The folder's layout is described in datasets/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from fx_d2.data.annotations import load_spec
+from fx_d2.data.folder import FolderOptions, prepare_folder
+from fx_d2.data.summary import count_table
+from fx_d2.structures import LABEL_POLICIES, FXError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prepare one folder; returns 0, or 1 after one line on stderr about what is wrong."""
+    args = _parser().parse_args(argv)
+    try:
+        options = FolderOptions(
+            name=args.name,
+            tasks=_names(args.tasks),
+            boxes=args.boxes,
+            labels=_names(args.labels),
+            masks=_names(args.masks),
+            flip_pairs=None if args.flip_pairs is None else _pairs(args.flip_pairs),
+            uncertain=args.uncertain,
+            blank=args.blank,
+        )
+        target, splits = prepare_folder(args.source, args.output, options)
+        sys.stdout.write(count_table(load_spec(target), splits) + "\n")
+    except FXError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    first = next(iter(splits))
+    sys.stdout.write(f"written to {target}; use it as DATASETS.ROOT {args.output} and split {target.name}_{first}\n")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", metavar="SRC", help="the folder, with dataset.json")
+    parser.add_argument("--output", required=True, metavar="DIR", help="root of the prepared datasets (DATASETS.ROOT)")
+    parser.add_argument("--name", default="", help="name of the dataset (default: the one in dataset.json)")
+    parser.add_argument("--tasks", default="", help="some of cls,loc,seg (default: all that the folder has)")
+    parser.add_argument("--boxes", default="", metavar="KIND", help="kind of boxes, where the folder has several")
+    parser.add_argument("--labels", default="", metavar="COL,COL", help="label columns (default: all)")
+    parser.add_argument("--masks", default="", metavar="NAME,NAME", help="mask structures (default: all)")
+    parser.add_argument(
+        "--flip-pairs",
+        metavar="A:B,A:B",
+        help="classes that change places in a left-right flip (default: found by left/right in the names; '' for none)",
+    )
+    parser.add_argument("--uncertain", default="ignore", choices=LABEL_POLICIES, help="what a label of -1 becomes")
+    parser.add_argument("--blank", default="ignore", choices=("ignore", "zeros"), help="what a blank label becomes")
+    return parser
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _pairs(text: str) -> tuple[tuple[str, str], ...]:
+    pairs = []
+    for item in _names(text):
+        left, colon, right = item.partition(":")
+        if not colon:
+            raise FXError(f"--flip-pairs: {item!r} must be of the form left_lung:right_lung")
+        pairs.append((left.strip(), right.strip()))
+    return tuple(pairs)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""The one call that draws a film: kinds of findings in, image and findings with their masks and boxes out."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .anatomy import SIDES, build_scene
+from .canvas import Canvas
+from .film import FilmStyle, expose
+from .findings import KINDS
+from .patient import Patient, sample_patient
+
+FAINT = 0.4
+"""Strength of a finding that a reader would call uncertain."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One instance of a finding.
+
+    Attributes:
+        kind: key of findings.KINDS.
+        mask: bool (H, W), never empty.
+        box: x, y, width, height in pixels: the extent of the mask.
+    """
+
+    kind: str
+    mask: np.ndarray
+    box: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A film and the truth about it.
+
+    Attributes:
+        image: uint8 (H, W).
+        findings: every instance that was drawn, faint ones included.
+        patient: whose film it is, as drawn.
+        lungs: side (-1 the patient's right, on the left of the film; +1 left) -> bool (H, W), heart shadow included.
+        heart: bool (H, W), the silhouette.
+    """
+
+    image: np.ndarray
+    findings: tuple[Finding, ...]
+    patient: Patient
+    lungs: dict[int, np.ndarray]
+    heart: np.ndarray
+
+
+def draw(
+    kinds: Sequence[str],
+    seed: Sequence[int] | int,
+    size: int,
+    style: FilmStyle | None = None,
+    faint: Collection[str] = (),
+) -> Drawing:
+    """Draw one patient's chest film.
+
+    Args:
+        kinds: findings to draw, keys of findings.KINDS; empty for a healthy chest.
+        seed: what makes this film; the same arguments give the same pixels, the same seed with other `kinds` the same
+            patient and exposure.
+        size: height in pixels; the width follows from `style.aspect`.
+        style: how the film is taken; None for the default style.
+        faint: those of `kinds` that are drawn weakly.
+
+    Raises:
+        ValueError: a finding came out without a pixel, which the sizes from 64 pixels on should not allow.
+    """
+    style = style or FilmStyle()
+    streams = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(3))
+    body, rng, film = streams
+    patient = sample_patient(body)
+    ordered = [kind for kind in KINDS if kind in kinds]
+    for kind in ordered:
+        prepare = KINDS[kind].prepare
+        patient = prepare(patient, rng) if prepare else patient
+    width = round(size * style.aspect)
+    canvas = Canvas(size, width, patient.half_width, patient.apex, patient.span, patient.offset, patient.angle)
+    scene = build_scene(patient, canvas, body)
+    side = SIDES[int(rng.integers(2))]
+    drawn: list[tuple[str, np.ndarray]] = []
+    for kind in ordered:
+        masks = KINDS[kind].draw(scene, rng, side, FAINT if kind in faint else 1.0)
+        if KINDS[kind].replaces:
+            taken = np.any(masks, axis=0)
+            drawn = [(name, mask & ~taken if KINDS[name].group == "diffuse" else mask) for name, mask in drawn]
+            scene.fields = {lung: seen & ~taken for lung, seen in scene.fields.items()}
+        drawn += [(kind, mask) for mask in masks]
+        if KINDS[kind].sided:
+            scene.occupied |= np.any(masks, axis=0)
+            side = -side
+    image = expose(scene.attenuation(), canvas, style, film)
+    found = tuple(Finding(kind, mask, box_of(mask)) for kind, mask in drawn)
+    return Drawing(image, found, patient, scene.lungs, scene.heart)
+
+
+def box_of(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """Extent of a bool mask as x, y, width, height; ValueError for an empty mask."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        raise ValueError("a finding was drawn without a pixel: use larger films")
+    x, y = int(columns[0]), int(rows[0])
+    return x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1

@@ -1,0 +1,143 @@
+"""What each dataset calls the findings that are drawn, and how its films look: one recipe a row of the table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from .film import FilmStyle
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one dataset names what is drawn.
+
+    Attributes:
+        names: kind -> the class names it makes positive, in every task that has a class of that name.
+        others: kinds drawn without a class of their own: the "sick, but not with this" of a dataset.
+        normal: class that is positive on a film without findings; "" = none.
+        not_normal: class that is positive on a film with findings of `others` only; "" = none.
+        healthy_with: kinds that leave `normal` positive.
+        uncertain: kinds that are drawn faintly now and then and then labelled -1.
+        blank: probability that an absent class is left blank (null), per split.
+        style: how its films look.
+    """
+
+    names: Mapping[str, tuple[str, ...]]
+    others: tuple[str, ...] = ()
+    normal: str = ""
+    not_normal: str = ""
+    healthy_with: tuple[str, ...] = ()
+    uncertain: tuple[str, ...] = ()
+    blank: Mapping[str, float] = field(default_factory=dict)
+    style: FilmStyle = FilmStyle()
+
+
+_REPORTS = {
+    "wide_mediastinum": ("Enlarged Cardiomediastinum",),
+    "cardiomegaly": ("Cardiomegaly", "Enlarged Cardiomediastinum"),
+    "opacity": ("Lung Opacity",),
+    "nodule": ("Lung Lesion", "Lung Opacity"),
+    "mass": ("Lung Lesion", "Lung Opacity"),
+    "edema": ("Edema", "Lung Opacity"),
+    "consolidation": ("Consolidation", "Lung Opacity"),
+    "pneumonia": ("Pneumonia", "Lung Opacity"),
+    "atelectasis": ("Atelectasis", "Lung Opacity"),
+    "pneumothorax": ("Pneumothorax",),
+    "effusion": ("Pleural Effusion",),
+    "pleural_thickening": ("Pleural Other",),
+    "fracture": ("Fracture",),
+    "devices": ("Support Devices",),
+}
+"""The CheXpert labels; opacities carry their parent "Lung Opacity", as in the hierarchy of the CheXpert paper."""
+
+_DOUBTFUL = ("edema", "consolidation", "pneumonia", "atelectasis", "effusion", "opacity")
+
+RECIPES: dict[str, Recipe] = {
+    "chexpert": Recipe(
+        _REPORTS,
+        normal="No Finding",
+        healthy_with=("devices",),
+        uncertain=_DOUBTFUL,
+        blank={"train": 0.5},
+        style=FilmStyle(aspect=1.15, gamma=1.05),
+    ),
+    "nih_chestxray14": Recipe(
+        {
+            "atelectasis": ("Atelectasis",),
+            "cardiomegaly": ("Cardiomegaly",),
+            "effusion": ("Effusion",),
+            "infiltration": ("Infiltration",),
+            "mass": ("Mass",),
+            "nodule": ("Nodule",),
+            "pneumonia": ("Pneumonia",),
+            "pneumothorax": ("Pneumothorax",),
+            "consolidation": ("Consolidation",),
+            "edema": ("Edema",),
+            "emphysema": ("Emphysema",),
+            "fibrosis": ("Fibrosis",),
+            "pleural_thickening": ("Pleural_Thickening",),
+            "hernia": ("Hernia",),
+        },
+        others=("devices",),
+    ),
+    "vindr_cxr": Recipe(
+        {
+            "effusion": ("Pleural effusion",),
+            "mass": ("Lung tumor",),
+            "pneumonia": ("Pneumonia",),
+            "tuberculosis": ("Tuberculosis",),
+            "emphysema": ("Other diseases",),
+            "fibrosis": ("Other diseases",),
+            "cardiomegaly": ("Other diseases",),
+        },
+        normal="No finding",
+        style=FilmStyle(aspect=0.9, contrast=1.1),
+    ),
+    "nih_shenzhen": Recipe({"tuberculosis": ("Tuberculosis",)}, style=FilmStyle(contrast=1.08, marker=0.9)),
+    "mimic_cxr": Recipe(
+        _REPORTS,
+        normal="No Finding",
+        healthy_with=("devices",),
+        uncertain=_DOUBTFUL,
+        blank={"train": 0.5, "val": 0.2, "test": 0.1},
+        style=FilmStyle(aspect=0.85, gamma=0.92, noise=3.5),
+    ),
+    "tbx11k": Recipe(
+        {"tuberculosis": ("Tuberculosis",)},
+        others=("pneumonia", "effusion", "cardiomegaly", "mass"),
+        style=FilmStyle(gamma=1.1),
+    ),
+    "node21": Recipe(
+        {"nodule": ("Nodule",)}, others=("effusion", "cardiomegaly"), style=FilmStyle(marker=0.0, collimation=0.0)
+    ),
+    "candid_ptx": Recipe(
+        {"pneumothorax": ("Pneumothorax",)}, others=("devices", "fracture", "effusion"), style=FilmStyle(noise=1.8)
+    ),
+    "rsna_pneumonia": Recipe(
+        {"consolidation": ("Lung Opacity",), "pneumonia": ("Lung Opacity",), "opacity": ("Lung Opacity",)},
+        others=("cardiomegaly", "nodule", "emphysema", "pneumothorax", "pleural_thickening"),
+        normal="Normal",
+        not_normal="No Lung Opacity / Not Normal",
+        style=FilmStyle(gamma=0.95, noise=3.0),
+    ),
+    "chestx_det": Recipe(
+        {
+            "atelectasis": ("Atelectasis",),
+            "calcification": ("Calcification",),
+            "cardiomegaly": ("Cardiomegaly",),
+            "consolidation": ("Consolidation",),
+            "diffuse_nodules": ("Diffuse Nodule",),
+            "effusion": ("Effusion",),
+            "emphysema": ("Emphysema",),
+            "fibrosis": ("Fibrosis",),
+            "fracture": ("Fracture",),
+            "mass": ("Mass",),
+            "nodule": ("Nodule",),
+            "pleural_thickening": ("Pleural Thickening",),
+            "pneumothorax": ("Pneumothorax",),
+        }
+    ),
+    "siim_acr": Recipe({"pneumothorax": ("Pneumothorax",)}, others=("devices", "nodule", "atelectasis")),
+}
+"""One recipe a row of the table, by the row's name."""

@@ -1,0 +1,161 @@
+"""Every configuration key of fx_d2, once, under a sentence that says what it does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detectron2.config import CfgNode as CN
+
+PAPER_STRATEGY: list[dict[str, Any]] = [
+    {"task": "cls", "share": 1.0, "train": ["backbone", "cls_heads"]},
+    {"task": "loc", "share": 0.5, "train": ["loc_decoders"]},
+    {"task": "loc", "share": 1.0, "train": ["backbone", "loc_encoder", "loc_decoders"]},
+    {"task": "seg", "share": 0.5, "train": ["seg_heads"]},
+    {"task": "seg", "share": 1.0, "train": ["backbone", "seg_decoder", "seg_heads"]},
+]
+"""The paper's table of passes: one row a pass, in the order they run on a dataset."""
+
+
+def add_fx_config(cfg: CN) -> None:
+    """Add fx_d2's keys to Detectron2's default config, in place."""
+    _add_data(cfg)
+    _add_model(cfg)
+    _add_localization(cfg)
+    _add_training(cfg)
+    _add_evaluation(cfg)
+
+
+def _add_data(cfg: CN) -> None:
+    # Folder of prepared annotation files, <ROOT>/<name>/{train,val,test}.json. Empty: $DETECTRON2_DATASETS,
+    # else ./datasets/prepared. DATASETS.TRAIN and DATASETS.TEST hold names "<row>_<split>" as in Detectron2.
+    cfg.DATASETS.ROOT = ""
+    # Limit each dataset to its first N images per split, for a trial (0 = all).
+    cfg.DATASETS.LIMIT = 0
+
+    # Images are resized to this (height, width) in pixels, aspect ratio not kept, as in the reference recipe.
+    cfg.INPUT.SIZE = [224, 224]
+    # What the teacher sees: "same" tensor as the student, or its own "photometric" view (geometry must agree,
+    # because tokens and maps are compared position by position).
+    cfg.INPUT.TEACHER_VIEW = "photometric"
+    # Augmentation per task. FLIP: probability of a left-right flip (classes with a side are swapped);
+    # CROP: smallest side of a random crop relative to the image (1 = no crop); ROTATE: degrees;
+    # SCALE, SHIFT: relative range of a random affine window; BRIGHTNESS, CONTRAST: +- relative range.
+    for task, crop, rotate, scale, shift in (
+        ("CLS", 0.7, 7.0, 0.0, 0.0),
+        ("LOC", 1.0, 0.0, 0.0, 0.0),
+        ("SEG", 1.0, 10.0, 0.1, 0.0625),
+    ):
+        cfg.INPUT[task] = CN(
+            {"FLIP": 0.5, "CROP": crop, "ROTATE": rotate, "SCALE": scale, "SHIFT": shift}
+            | {"BRIGHTNESS": 0.2, "CONTRAST": 0.2}
+        )
+
+
+def _add_model(cfg: CN) -> None:
+    cfg.MODEL.META_ARCHITECTURE = "FoundationX"
+    cfg.MODEL.BACKBONE.NAME = "build_timm_backbone"
+    # Grey images: one value each. In units of [0, 255]; the model normalises, and only once.
+    # Mean .5056 and std .252 are the reference recipe's chest X-ray statistics (classification branch).
+    cfg.MODEL.PIXEL_MEAN = [0.5056 * 255]
+    cfg.MODEL.PIXEL_STD = [0.252 * 255]
+
+    # The trunk, any timm model that works with features_only. KWARGS go to timm.create_model as they are.
+    cfg.MODEL.TIMM = CN()
+    cfg.MODEL.TIMM.NAME = "swin_base_patch4_window7_224"
+    cfg.MODEL.TIMM.KWARGS = CN(new_allowed=True)
+    cfg.MODEL.TIMM.DROP_PATH = 0.2
+    # 3: the grey image is repeated, which fits ImageNet weights; 1: a one-channel stem.
+    cfg.MODEL.TIMM.IN_CHANS = 3
+    # Recompute activations in the backward pass: less memory, about 20 % slower.
+    cfg.MODEL.TIMM.GRAD_CHECKPOINTING = False
+
+    # Segmentation: pyramid pooling on the last stage, fused pyramid (shared), 3x3 head per dataset.
+    cfg.MODEL.SEG = CN()
+    cfg.MODEL.SEG.DIM = 128
+    cfg.MODEL.SEG.POOL_BINS = [1, 2, 4, 6]
+    cfg.MODEL.SEG.DROPOUT = 0.1
+    # Norm of the decoder's convolutions, a Detectron2 name: BN (reference), SyncBN, GN.
+    cfg.MODEL.SEG.NORM = "BN"
+    # Dice over the whole flattened batch ("batch", the reference) or per class, then averaged ("class").
+    cfg.MODEL.SEG.DICE = "class"
+
+    # EMA teacher. MOMENTUM is applied once at the end of each pass. CONSISTENCY = c in
+    # (1 - c) * task + c * consistency; 0 or ENABLED False switches the teacher and its cost off.
+    cfg.MODEL.TEACHER = CN()
+    cfg.MODEL.TEACHER.ENABLED = True
+    cfg.MODEL.TEACHER.MOMENTUM = 0.8
+    cfg.MODEL.TEACHER.CONSISTENCY = 0.5
+
+
+def _add_localization(cfg: CN) -> None:
+    # Localization: DINO-style encoder (shared) and decoders (one per dataset). Reference: 256, 8, 4, 2048, 6, 6, 900.
+    cfg.MODEL.LOC = CN()
+    cfg.MODEL.LOC.HIDDEN_DIM = 256
+    cfg.MODEL.LOC.NUM_HEADS = 8
+    cfg.MODEL.LOC.NUM_POINTS = 4
+    cfg.MODEL.LOC.FFN_DIM = 2048
+    cfg.MODEL.LOC.ENC_LAYERS = 6
+    cfg.MODEL.LOC.DEC_LAYERS = 6
+    cfg.MODEL.LOC.NUM_QUERIES = 300
+    # Trunk stages (0-based) that feed the encoder; one further level is made by a strided convolution.
+    cfg.MODEL.LOC.STAGES = [1, 2, 3]
+    # Temperatures of the sine position encodings of tokens and of boxes.
+    cfg.MODEL.LOC.TOKEN_TEMPERATURE = 20.0
+    cfg.MODEL.LOC.BOX_TEMPERATURE = 10000.0
+    # One box head for refinement and output (True, DINO) or two with separate weights (False, the reference's layout).
+    cfg.MODEL.LOC.TIE_BOX_HEADS = True
+    # Denoising: number of noised (positive + negative) pairs, label flip probability, box noise scale. 0 pairs = off.
+    cfg.MODEL.LOC.DN_NUMBER = 100
+    cfg.MODEL.LOC.DN_LABEL_NOISE = 0.5
+    cfg.MODEL.LOC.DN_BOX_NOISE = 1.0
+    # Losses and matching costs, from DINO. ENC weighs the loss on the encoder's proposals (reference: 0).
+    cfg.MODEL.LOC.LOSS = CN({"CLASS": 1.0, "L1": 5.0, "GIOU": 2.0, "ENC": 1.0})
+    cfg.MODEL.LOC.COST = CN({"CLASS": 2.0, "L1": 5.0, "GIOU": 2.0})
+    cfg.MODEL.LOC.FOCAL_ALPHA = 0.25
+    cfg.MODEL.LOC.FOCAL_GAMMA = 2.0
+    # Boxes kept per image at inference: the best of queries x classes (reference: 300).
+    cfg.MODEL.LOC.NUM_SELECT = 100
+
+
+def _add_training(cfg: CN) -> None:
+    # The cycle. STRATEGY: rows {task, share, train} as in PAPER_STRATEGY; the passes of every dataset follow from it.
+    cfg.SCHEDULE = CN()
+    cfg.SCHEDULE.STRATEGY = PAPER_STRATEGY
+    cfg.SCHEDULE.CYCLES = 150
+    # At most this many steps a pass (0 = no cap).
+    cfg.SCHEDULE.ITERS_PER_PASS = 0
+    # Images a step over all processes, per task.
+    cfg.SCHEDULE.BATCH_SIZE = CN({"CLS": 24, "LOC": 24, "SEG": 24})
+
+    cfg.SOLVER.OPTIMIZER = "adamw"
+    cfg.SOLVER.BASE_LR = 1e-4
+    cfg.SOLVER.WEIGHT_DECAY = 1e-4
+    cfg.SOLVER.WEIGHT_DECAY_NORM = 0.0
+    cfg.SOLVER.WEIGHT_DECAY_BIAS = 0.0
+    # LR of a component = BASE_LR times this.
+    cfg.SOLVER.LR_FACTOR = CN(
+        {"BACKBONE": 0.1, "CLS_HEADS": 0.1, "LOC_ENCODER": 1.0, "LOC_DECODERS": 1.0}
+        | {"SEG_DECODER": 1.0, "SEG_HEADS": 1.0}
+    )
+    # Linear warm-up over this many cycles (reference: 20 slots = one cycle), then half-cosine to FINAL_LR_FACTOR.
+    cfg.SOLVER.WARMUP_CYCLES = 1.0
+    cfg.SOLVER.FINAL_LR_FACTOR = 0.0
+    # Largest gradient norm of a step, per task; 0 = no clipping. Reference: localization only.
+    cfg.SOLVER.CLIP_NORM = CN({"CLS": 0.0, "LOC": 0.1, "SEG": 0.0})
+    # Autocast type when SOLVER.AMP.ENABLED: "bfloat16" (CPU or GPU) or "float16" (GPU, with loss scaling).
+    cfg.SOLVER.AMP.DTYPE = "bfloat16"
+    # Save a checkpoint at the end of every N-th cycle, and at the end.
+    cfg.SOLVER.CHECKPOINT_CYCLES = 1
+    cfg.SOLVER.CHECKPOINTS_TO_KEEP = 2
+
+
+def _add_evaluation(cfg: CN) -> None:
+    # Evaluate at the end of every N-th cycle (0: only at the end of training).
+    cfg.TEST.EVAL_CYCLES = 0
+    # Which models: "student", "teacher".
+    cfg.TEST.MODELS = ["student", "teacher"]
+    cfg.TEST.BATCH_SIZE = 16
+    # Keep predictions in <OUTPUT_DIR>/inference/predictions_<which>.json for tools/visualize_predictions.py:
+    # boxes above this score; masks as RLE.
+    cfg.TEST.SAVE_PREDICTIONS = True
+    cfg.TEST.SAVE_SCORE_THRESH = 0.05

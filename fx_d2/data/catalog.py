@@ -1,0 +1,182 @@
+"""Datasets in Detectron2's catalogs: names "<row>_<split>", rows from the table or from a folder's dataset.yaml."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from fx_d2.data.annotations import SPEC_FILE, load_spec, load_split
+from fx_d2.data.table import BY_NAME
+from fx_d2.structures import SPLITS, TASKS, DatasetSpec, FXError
+
+logger = logging.getLogger(__name__)
+
+ROOT_VARIABLE = "DETECTRON2_DATASETS"
+DEFAULT_ROOT = "datasets/prepared"
+_PREPARE = "prepare it: see datasets/README.md (a plain folder: python datasets/prepare_folder.py SRC --output {root})"
+
+
+def dataset_root(cfg: CfgNode) -> Path:
+    """The folder of prepared datasets: DATASETS.ROOT, else $DETECTRON2_DATASETS, else datasets/prepared.
+
+    Raises:
+        FXError: it does not exist.
+    """
+    root = Path(cfg.DATASETS.ROOT or os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT).expanduser()
+    if not root.is_dir():
+        raise FXError(
+            f"folder of prepared datasets {str(root)!r} not found: set DATASETS.ROOT or ${ROOT_VARIABLE}, "
+            "or prepare a dataset (datasets/README.md)"
+        )
+    return root
+
+
+def register_datasets(cfg: CfgNode) -> tuple[str, ...]:
+    """Register every split of the rows named in DATASETS.TRAIN and DATASETS.TEST, and return the names registered.
+
+    Annotation files are read when a split is asked for. Calling again, also with another root, replaces.
+
+    Raises:
+        FXError: a name that is not "<row>_<split>", an unknown row, a missing root or annotation file, a
+            dataset.yaml that redefines the classes of a row of the table.
+    """
+    wanted = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+    if not wanted:
+        raise FXError("DATASETS.TRAIN and DATASETS.TEST are empty: name splits such as 'chexpert_train'")
+    rows = [split_name(name)[0] for name in wanted]
+    root = dataset_root(cfg)
+    registered: list[str] = []
+    for row in dict.fromkeys(rows):
+        registered += _register(_find_spec(row, root), root)
+    for name in wanted:
+        file = Path(MetadataCatalog.get(name).json_file)
+        if not file.is_file():
+            raise FXError(f"{name}: annotation file {str(file)!r} not found; {_PREPARE.format(root=root)}")
+    return tuple(registered)
+
+
+def register_spec(spec: DatasetSpec, root: str | Path) -> tuple[str, ...]:
+    """Register a dataset of one's own whose files are <root>/<spec.name>/<split>.json; returns the splits' names.
+
+    Raises:
+        FXError: no annotation file there, or the name is a row of the table with other classes.
+    """
+    check_own_row(spec, f"dataset {spec.name!r}")
+    names = _register(spec, Path(root))
+    found = tuple(name for name in names if Path(MetadataCatalog.get(name).json_file).is_file())
+    if not found:
+        raise FXError(f"no annotation file in {str(Path(root) / spec.name)!r}; {_PREPARE.format(root=root)}")
+    return found
+
+
+def check_own_row(spec: DatasetSpec, where: str) -> None:
+    """FXError, beginning with `where`, when a row of the table has the same name and other classes."""
+    known = BY_NAME.get(spec.name, spec)
+    for task in TASKS:
+        if known.classes(task) != spec.classes(task):
+            raise FXError(
+                f"{where}: {spec.name!r} is a row of the table with other {task} classes {list(known.classes(task))}; "
+                "give the dataset another name (prepare_folder.py: --name)"
+            )
+
+
+def split_name(registered: str) -> tuple[str, str]:
+    """("jsrt", "train") of "jsrt_train"; FXError for another form."""
+    row, _, split = registered.rpartition("_")
+    if not row or split not in SPLITS:
+        raise FXError(f"dataset split {registered!r} must be '<row>_<split>' with a split of {list(SPLITS)}")
+    return row, split
+
+
+def get_dicts(name: str, limit: int = 0) -> list[dict[str, Any]]:
+    """The dicts of a registered split (format: `annotations.load_split`), at most the first `limit` (0 = all)."""
+    if name not in DatasetCatalog.list():
+        raise FXError(f"dataset split {name!r} is not registered: call fx_d2.data.register_datasets(cfg) first")
+    dicts = DatasetCatalog.get(name)
+    return dicts[:limit] if limit > 0 else dicts
+
+
+def check_images(dicts: Sequence[dict[str, Any]]) -> None:
+    """Check that the image files exist, reading each folder once rather than asking for each file.
+
+    Raises:
+        FXError: naming the first missing file and how many are missing.
+    """
+    folders: dict[str, list[str]] = defaultdict(list)
+    for record in dicts:
+        folder, _, name = record["file_name"].rpartition(os.sep)
+        folders[folder].append(name)
+    missing = []
+    for folder, names in folders.items():
+        if len(names) < 4:
+            missing += [os.path.join(folder, n) for n in names if not os.path.isfile(os.path.join(folder, n))]
+            continue
+        present = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        missing += [os.path.join(folder, name) for name in names if name not in present]
+    if missing:
+        raise FXError(
+            f"{missing[0]}: image file not found ({len(missing)} of {len(dicts)} images of {dicts[0]['dataset']!r} are "
+            "missing): check info.image_root in the annotation file, or prepare the dataset again"
+        )
+
+
+def _find_spec(row: str, root: Path) -> DatasetSpec:
+    """The row by name: a dataset.yaml in the folder may change policies of a row of the table, not its classes."""
+    file = root / row / SPEC_FILE
+    if not file.is_file():
+        if row in BY_NAME:
+            return BY_NAME[row]
+        raise FXError(
+            f"unknown dataset {row!r}: neither a row of the table ({', '.join(BY_NAME)}) nor found as {str(file)!r}"
+            f"{_own_rows(root)}; {_PREPARE.format(root=root)}"
+        )
+    spec = load_spec(file)
+    if spec.name != row:
+        raise FXError(f"{file}: its name is {spec.name!r}, its folder is {row!r}: they must agree")
+    check_own_row(spec, str(file))
+    known = BY_NAME.get(row, spec)
+    changed = [key for key in ("cls_kind", "uncertain", "blank", "soft_range", "reporting", "flip_pairs")
+               if getattr(known, key) != getattr(spec, key)]  # fmt: skip
+    if changed:
+        logger.warning("%s: %s differ from the table's row and are used as the file says", file, ", ".join(changed))
+    return spec
+
+
+def _own_rows(root: Path) -> str:
+    """", own datasets there: a, b" or ""."""
+    names = sorted(file.parent.name for file in root.glob(f"*/{SPEC_FILE}"))
+    return f"; datasets prepared there: {', '.join(names)}" if names else ""
+
+
+def _register(spec: DatasetSpec, root: Path) -> list[str]:
+    """Put the three splits of a row into both catalogs, replacing what was there."""
+    names = []
+    for split in SPLITS:
+        name = f"{spec.name}_{split}"
+        file = root.absolute() / spec.name / f"{split}.json"
+        _forget([name])
+        DatasetCatalog.register(name, functools.partial(load_split, file, spec, split))
+        MetadataCatalog.get(name).set(
+            spec=spec,
+            split=split,
+            json_file=str(file),
+            thing_classes=list(spec.loc_classes),
+            evaluator_type="fx",
+        )
+        names.append(name)
+    return names
+
+
+def _forget(names: Iterable[str]) -> None:
+    for name in names:
+        for catalog in (DatasetCatalog, MetadataCatalog):
+            if name in catalog.list():
+                catalog.pop(name)

@@ -1,0 +1,276 @@
+"""A plain folder of images, tables and masks, turned into the annotation format.
+
+The folder's layout is described in datasets/README.md. Everything is read and checked before anything is written.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from fx_d2.data.annotations import SplitRequest, check_patients, load_split, write_spec, write_splits
+from fx_d2.data.catalog import check_own_row
+from fx_d2.data.folder_tables import Boxes, read_boxes, read_description, read_names, read_table
+from fx_d2.data.image_io import read_image
+from fx_d2.data.masks import Rle, encode_mask
+from fx_d2.structures import SPLITS, TASKS, DatasetSpec, FXError
+
+logger = logging.getLogger(__name__)
+
+_META = ("sex", "age", "view")
+_NUMBERS = {"1": 1, "0": 0, "-1": -1, "1.0": 1, "0.0": 0, "-1.0": -1, "": None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderOptions:
+    """What to take from a folder; empty means everything it describes.
+
+    Attributes:
+        name: name of the dataset; empty: the folder's own.
+        tasks: of "cls", "loc", "seg".
+        boxes: the kind of boxes; needed when the folder has several.
+        labels: label columns, in the order of the head's logits.
+        masks: mask structures, in the order of the channels.
+        flip_pairs: classes that change places in a left-right flip; None: found by "left" and "right" in the names.
+        uncertain: policy of label -1.
+        blank: policy of a blank label.
+    """
+
+    name: str = ""
+    tasks: tuple[str, ...] = ()
+    boxes: str = ""
+    labels: tuple[str, ...] = ()
+    masks: tuple[str, ...] = ()
+    flip_pairs: tuple[tuple[str, str], ...] | None = None
+    uncertain: str = "ignore"
+    blank: str = "ignore"
+
+
+@dataclass
+class _Source:
+    """A folder, its description and what was chosen from it."""
+
+    root: Path
+    description: dict[str, Any]
+    options: FolderOptions
+    box_kind: str = ""
+    labels: tuple[str, ...] = ()
+    masks: tuple[str, ...] = ()
+    ignore: str = ""
+    table: dict[str, dict[str, str]] = field(default_factory=dict)
+    mask_index: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    @property
+    def table_file(self) -> Path:
+        """labels.csv."""
+        return self.root / (self.description.get("labels") or {}).get("file", "labels.csv")
+
+
+Prepared = tuple[Path, dict[str, list[dict[str, Any]]]]
+"""The folder that was written, and the Detectron2 dicts by split as `load_split` gives them."""
+
+
+def prepare_folder(source: str | Path, output: str | Path, options: FolderOptions) -> Prepared:
+    """Write `<output>/<name>/{train,val,test}.json` and dataset.yaml for a plain folder.
+
+    Images are referenced where they are: relative to the output when they lie inside it, else by absolute path.
+
+    Args:
+        source: the folder, with dataset.json.
+        output: root of the prepared datasets (DATASETS.ROOT).
+        options: what to take.
+
+    Returns:
+        the folder written, and the Detectron2 dicts by split.
+
+    Raises:
+        FXError: one clear line about the first thing that is wrong; nothing was written then.
+    """
+    src = _choose(Path(source), options)
+    spec = _build_spec(src)
+    check_own_row(spec, str(source))
+    target = Path(output) / spec.name
+    splits = {split: _read_split(src, split) for split in SPLITS if split in src.description["splits"]}
+    _check_splits(src, splits)
+    requests = [SplitRequest(target / f"{split}.json", split, images) for split, images in splits.items()]
+    write_splits(requests, spec=spec, image_root=_image_root(src, target))
+    write_spec(target, spec)
+    return target, {split: load_split(target / f"{split}.json", spec, split) for split in splits}
+
+
+def find_flip_pairs(names: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """Pairs among the names that differ only in "left" against "right" ("left_lung", "Right Lung")."""
+    known = dict.fromkeys(names)
+    pairs = []
+    for name in known:
+        other = re.sub("left", lambda m: "Right" if m[0][0] == "L" else "right", name, flags=re.IGNORECASE)
+        if other != name and other in known:
+            pairs.append((name, other))
+    return tuple(pairs)
+
+
+def _choose(root: Path, options: FolderOptions) -> _Source:
+    """Read the description and settle labels, boxes and masks; FXError for what the folder does not have."""
+    description = read_description(root)
+    where = str(root / "dataset.json")
+    boxes = description.get("boxes") or {}
+    masks = description.get("masks") or {}
+    columns = (description.get("labels") or {}).get("columns", [])
+    available = {"cls": bool(columns), "loc": bool(boxes), "seg": bool(masks)}
+    described = tuple(task for task in TASKS if available[task])
+    strange = [task for task in options.tasks if not available.get(task)]
+    if strange:
+        raise FXError(f"{where}: describes nothing for task {strange[0]!r}; it has {described}")
+    tasks = options.tasks or described
+    src = _Source(root, description, options)
+    if "cls" in tasks:
+        src.labels = tuple(options.labels or columns)
+    if "loc" in tasks:
+        src.box_kind = options.boxes or (next(iter(boxes)) if len(boxes) == 1 else "")
+        if src.box_kind not in boxes:
+            problem = f"no boxes {src.box_kind!r}" if src.box_kind else "several kinds of boxes"
+            raise FXError(f"{where}: {problem}; choose --boxes one of {list(boxes)}")
+    if "seg" in tasks:
+        src.masks, src.ignore = tuple(options.masks or masks["structures"]), masks.get("ignore") or ""
+        unknown = [name for name in src.masks if name not in masks["structures"]]
+        if unknown:
+            raise FXError(f"{where}: no mask structure {unknown[0]!r}; it has {masks['structures']}")
+    src.table = read_table(src.table_file, ["patient_id", *src.labels])
+    if src.masks:
+        wanted = [*src.masks, *([src.ignore] if src.ignore else [])]
+        src.mask_index = read_table(root / masks.get("index", "masks_index.csv"), wanted)
+    return src
+
+
+def _build_spec(src: _Source) -> DatasetSpec:
+    """The row of the dataset."""
+    options, name = src.options, src.options.name or str(src.description["name"])
+    loc = tuple(src.description["boxes"][src.box_kind]["categories"]) if src.box_kind else ()
+    pairs = find_flip_pairs((*src.labels, *loc, *src.masks)) if options.flip_pairs is None else options.flip_pairs
+    return DatasetSpec(
+        name=name,
+        title=str(src.description.get("title") or name),
+        cls_classes=src.labels,
+        loc_classes=loc,
+        seg_classes=src.masks,
+        uncertain=options.uncertain,
+        blank=options.blank,
+        flip_pairs=pairs,
+        source=str(src.description.get("source") or ""),
+        licence=str(src.description.get("licence") or ""),
+    )
+
+
+def _image_root(src: _Source, target: Path) -> str:
+    """How the annotation files name the folder of images."""
+    images = _image_folder(src).resolve()
+    inside = images.is_relative_to(target.parent.resolve())
+    return os.path.relpath(images, target.resolve()) if inside else str(images)
+
+
+def _image_folder(src: _Source) -> Path:
+    return src.root / str(src.description.get("images") or "images")
+
+
+def _read_split(src: _Source, split: str) -> list[dict[str, Any]]:
+    """The images of one split in `write_split`'s form."""
+    file = src.root / src.description["splits"][split]
+    names = read_names(file)
+    for name in names:
+        if name not in src.table:
+            raise FXError(f"{file}: image {name!r} is not in {src.table_file}")
+    boxes = None
+    if src.box_kind:
+        kind = src.description["boxes"][src.box_kind]
+        if split not in kind["files"]:
+            raise FXError(f"{src.root / 'dataset.json'}: boxes {src.box_kind!r} have no file for split {split!r}")
+        boxes = read_boxes(src.root / kind["files"][split], kind["categories"], set(names))
+    return [_read_image_row(src, name, boxes) for name in names]
+
+
+def _read_image_row(src: _Source, name: str, boxes: Boxes | None) -> dict[str, Any]:
+    """One image in `write_split`'s form."""
+    row = src.table[name]
+    width, height = _image_size(_image_folder(src) / name, row, src.table_file)
+    if not row["patient_id"]:
+        raise FXError(f"{src.table_file}: image {name!r}: patient_id is blank")
+    if boxes is not None and name in boxes and boxes[name].size != (width, height):
+        raise FXError(f"{boxes[name].file}: image {name!r}: size {boxes[name].size}, the image has {(width, height)}")
+    image: dict[str, Any] = {
+        "file_name": name,
+        "width": width,
+        "height": height,
+        "patient_id": row["patient_id"],
+        "labels": [_number(row[column], column, name, src.table_file) for column in src.labels] or None,
+        "boxes": boxes[name].boxes if boxes is not None and name in boxes else None,
+        "masks": None,
+        "meta": {key: row[key] for key in _META if row.get(key)},
+    }
+    if name in src.mask_index:
+        image["masks"] = [_mask(src, structure, name, (height, width)) for structure in src.masks]
+        image["ignore_mask"] = _mask(src, src.ignore, name, (height, width)) if src.ignore else None
+    return image
+
+
+def _image_size(file: Path, row: dict[str, str], table: Path) -> tuple[int, int]:
+    """(width, height) from the image's header, compared with the table where that states it."""
+    try:
+        with Image.open(file) as image:
+            size = (image.width, image.height)
+    except FileNotFoundError:
+        raise FXError(f"{file}: image file not found, but {table.name} and a split list it") from None
+    except (UnidentifiedImageError, OSError) as error:
+        raise FXError(f"{file}: not a readable image ({error})") from None
+    stated = (row.get("width", ""), row.get("height", ""))
+    if all(stated) and stated != (str(size[0]), str(size[1])):
+        raise FXError(f"{file}: the image is {size[0]} x {size[1]}, {table.name} says {stated[0]} x {stated[1]}")
+    return size
+
+
+def _number(text: str, column: str, name: str, file: Path) -> int | None:
+    """1, 0, -1 or None of a cell; FXError for anything else."""
+    if text not in _NUMBERS:
+        raise FXError(f"{file}: image {name!r}, column {column!r}: {text!r} is not 1, 0, -1 or blank")
+    return _NUMBERS[text]
+
+
+def _mask(src: _Source, structure: str, name: str, shape: tuple[int, int]) -> Rle | None:
+    """One mask: from its file (index 1), empty (0), or None (blank: unknown)."""
+    masks = src.description["masks"]
+    file = src.root / masks.get("folder", "masks") / structure / f"{Path(name).stem}.png"
+    index = src.root / masks.get("index", "masks_index.csv")
+    present = _number(src.mask_index[name][structure], structure, name, index)
+    if present == -1:
+        raise FXError(f"{index}: image {name!r}, column {structure!r}: -1 has no meaning for a mask")
+    if not present:
+        return None if present is None else encode_mask(np.zeros(shape, dtype=bool))
+    mask = read_image(file)
+    if mask.shape != shape:
+        raise FXError(f"{file}: the mask is {mask.shape[1]} x {mask.shape[0]}, its image {shape[1]} x {shape[0]}")
+    return encode_mask(mask > 127)
+
+
+def _check_splits(src: _Source, splits: Mapping[str, Sequence[dict[str, Any]]]) -> None:
+    """No image and no patient in two splits; images in none are reported."""
+    owner: dict[str, str] = {}
+    for split, images in splits.items():
+        for image in images:
+            name = image["file_name"]
+            if name in owner:
+                raise FXError(f"{src.root}: image {name!r} is in {owner[name]} and in {split}")
+            owner[name] = split
+    try:
+        check_patients(splits)
+    except FXError as error:
+        raise FXError(f"{src.root}: {error}") from None
+    left = len(set(src.table) - set(owner))
+    if left:
+        logger.warning("%s: %d of %d images are in no split", src.table_file, left, len(src.table))

@@ -1,0 +1,219 @@
+"""Loaders: one for the whole training run, one per test split."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import DatasetFromList, build_detection_test_loader
+from detectron2.data.samplers import InferenceSampler
+from detectron2.utils import comm
+from torch.utils.data import DataLoader, Dataset
+
+from fx_d2.data.annotations import check_patients
+from fx_d2.data.catalog import check_images, get_dicts, split_name
+from fx_d2.data.mapper import EvalMapper, TrainMapper
+from fx_d2.data.sampler import PassBatchSampler, SampleKey, Schedule, Slot, check_batch_sizes
+from fx_d2.structures import FXError, spec_of
+
+logger = logging.getLogger(__name__)
+
+Batch = list[dict[str, Any]]
+
+
+class Loader:
+    """A DataLoader that raises a worker's FXError as the one clear line it is, without the worker's traceback."""
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        """loader: yields lists of samples, in which an FXError may stand for a sample."""
+        self.loader = loader
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches, each a list of samples."""
+        for batch in self.loader:
+            for sample in batch:
+                if isinstance(sample, FXError):
+                    raise sample
+            yield batch
+
+
+class _Guarded:
+    """A mapper that returns an FXError instead of raising it, so that it crosses the process boundary whole."""
+
+    def __init__(self, mapper: Callable[..., dict[str, Any]]) -> None:
+        self._mapper = mapper
+
+    def __call__(self, *args: Any) -> dict[str, Any] | FXError:
+        try:
+            return self._mapper(*args)
+        except FXError as error:
+            return error
+
+
+class _SlotDataset(Dataset[dict[str, Any] | FXError]):
+    """Samples by SampleKey; records are stored once a dataset, serialized, and shared with the workers."""
+
+    def __init__(
+        self,
+        records: dict[str, DatasetFromList],
+        annotated: dict[Slot, np.ndarray],
+        mappers: dict[Slot, Callable[..., dict[str, Any]]],
+    ) -> None:
+        self._records, self._annotated = records, annotated
+        self._mappers = {slot: _Guarded(mapper) for slot, mapper in mappers.items()}
+
+    def __len__(self) -> int:
+        return sum(map(len, self._annotated.values()))
+
+    def __getitem__(self, key: SampleKey) -> dict[str, Any] | FXError:
+        record = self._records[key.slot[0]][int(self._annotated[key.slot][key.image])]
+        return self._mappers[key.slot](record, key.seed)
+
+
+class TrainData:
+    """The training images of all datasets.
+
+    Attributes:
+        sizes: number of annotated training images by (dataset, task).
+    """
+
+    def __init__(
+        self,
+        *,
+        records: dict[str, DatasetFromList],
+        annotated: dict[Slot, np.ndarray],
+        mappers: dict[Slot, Callable[..., dict[str, Any]]],
+        batch_sizes: dict[str, int],
+        num_workers: int,
+    ) -> None:
+        """See `build_train_data`.
+
+        Args:
+            records: dataset dicts by dataset.
+            annotated: per slot the indices of the dicts annotated for its task, int64 (N,).
+            mappers: per slot mapper(record, seed).
+            batch_sizes: images a step over all processes, by task.
+            num_workers: processes that read images.
+        """
+        self.sizes: dict[Slot, int] = {slot: len(indices) for slot, indices in annotated.items()}
+        self._dataset = _SlotDataset(records, annotated, mappers)
+        self._batch_sizes, self._num_workers = batch_sizes, num_workers
+
+    def loader(
+        self, schedule: Schedule, start_iter: int, rank: int, world_size: int, num_iters: int, seed: int
+    ) -> Loader:
+        """One loader for iterations [start_iter, start_iter + num_iters) of this process; `seed` is the run's.
+
+        A batch is a list of `TrainMapper` samples of one dataset and one task; all processes get equally many.
+
+        Raises:
+            FXError: a batch size that the processes cannot share evenly; while iterating, an unreadable image.
+        """
+        sampler = PassBatchSampler(
+            schedule=schedule,
+            sizes=self.sizes,
+            batch_sizes=self._batch_sizes,
+            seed=seed,
+            start_iter=start_iter,
+            num_iters=num_iters,
+            rank=rank,
+            world_size=world_size,
+        )
+        return Loader(
+            DataLoader(
+                self._dataset,
+                batch_sampler=sampler,
+                num_workers=self._num_workers,
+                collate_fn=_as_list,
+                prefetch_factor=4 if self._num_workers else None,
+            )
+        )
+
+
+def build_train_data(cfg: CfgNode) -> TrainData:
+    """The training images of DATASETS.TRAIN for the tasks that SCHEDULE.STRATEGY trains, checked.
+
+    Raises:
+        FXError: no or repeated training rows, a split without images annotated for one of its tasks, missing image
+            files, a patient of a training split also in a test split of DATASETS.TEST, a batch size that the
+            processes cannot share evenly.
+    """
+    rows = [split_name(name)[0] for name in cfg.DATASETS.TRAIN]
+    repeated = sorted({row for row in rows if rows.count(row) > 1})
+    if repeated or not rows:
+        raise FXError(f"DATASETS.TRAIN must name each dataset once, and at least one; repeated: {repeated}")
+    cv2.setNumThreads(0)  # Threads of the parent would not survive the fork of the workers.
+    trained = {row["task"] for row in cfg.SCHEDULE.STRATEGY}
+    records: dict[str, DatasetFromList] = {}
+    annotated: dict[Slot, np.ndarray] = {}
+    mappers: dict[Slot, Callable[..., dict[str, Any]]] = {}
+    for name in cfg.DATASETS.TRAIN:
+        spec = spec_of(name)
+        dicts = get_dicts(name, cfg.DATASETS.LIMIT)
+        check_images(dicts)
+        _check_test_patients(cfg, name, dicts)
+        records[spec.name] = DatasetFromList(dicts, copy=False)
+        for task in (task for task in spec.tasks if task in trained):
+            annotated[spec.name, task] = _annotated(name, task, dicts)
+            mappers[spec.name, task] = TrainMapper(cfg, spec, task)
+    if not annotated:
+        raise FXError(f"SCHEDULE.STRATEGY trains {sorted(trained)}, which no dataset of DATASETS.TRAIN offers")
+    batch_sizes = {task: cfg.SCHEDULE.BATCH_SIZE[task.upper()] for _, task in annotated}
+    check_batch_sizes(batch_sizes, comm.get_world_size())
+    return TrainData(
+        records=records,
+        annotated=annotated,
+        mappers=mappers,
+        batch_sizes=batch_sizes,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )
+
+
+def build_test_loader(cfg: CfgNode, registered: str) -> Loader:
+    """The evaluation loader of a registered split: `EvalMapper` samples in the file's order, shared over processes.
+
+    Raises:
+        FXError: a split that is not registered, missing image files; while iterating, an unreadable image.
+    """
+    spec = spec_of(registered)
+    dicts = get_dicts(registered, cfg.DATASETS.LIMIT)
+    check_images(dicts)
+    cv2.setNumThreads(0)
+    return Loader(
+        build_detection_test_loader(
+            dicts,
+            mapper=_Guarded(EvalMapper(cfg, spec)),
+            sampler=InferenceSampler(len(dicts)),
+            batch_size=cfg.TEST.BATCH_SIZE,
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+        )
+    )
+
+
+def _as_list(batch: Batch) -> Batch:
+    return batch
+
+
+def _annotated(name: str, task: str, dicts: Sequence[dict[str, Any]]) -> np.ndarray:
+    """Indices of the images annotated for a task; FXError when there are none."""
+    indices = np.array([i for i, record in enumerate(dicts) if record["annotated"][task]], dtype=np.int64)
+    if not len(indices):
+        raise FXError(f"{name}: none of its {len(dicts)} images is annotated for {task!r} (DATASETS.LIMIT too small?)")
+    logger.info("%s: %d of %d images annotated for %s", name, len(indices), len(dicts), task)
+    return indices
+
+
+def _check_test_patients(cfg: CfgNode, name: str, dicts: Sequence[dict[str, Any]]) -> None:
+    """Refuse patients of a training split in the same dataset's other splits that DATASETS.TEST names."""
+    row = split_name(name)[0]
+    others = [other for other in cfg.DATASETS.TEST if split_name(other)[0] == row and other != name]
+    if others:
+        check_patients({name: dicts} | {other: get_dicts(other, cfg.DATASETS.LIMIT) for other in others})

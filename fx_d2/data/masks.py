@@ -1,0 +1,68 @@
+"""Masks as compressed COCO run-length codes (RLE)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as mask_api
+
+from fx_d2.structures import FXError
+
+Rle = dict[str, Any]
+"""A compressed COCO run-length mask: {"size": [height, width], "counts": str}."""
+
+
+def encode_mask(mask: np.ndarray) -> Rle:
+    """The compressed COCO RLE of a mask (H, W), any dtype, nonzero = inside; `counts` is a str fit for json."""
+    if mask.ndim != 2:
+        raise FXError(f"a mask must be an array (height, width), not of shape {mask.shape}")
+    rle = mask_api.encode(np.asfortranarray(mask != 0, dtype=np.uint8))
+    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
+
+
+def decode_masks(rles: Sequence[Rle], where: str) -> np.ndarray:
+    """The masks of one image as uint8 0/1 (H, W, N), N >= 1; FXError naming `where` for counts that do not decode."""
+    try:
+        return mask_api.decode(list(rles))
+    except (ValueError, TypeError, KeyError) as error:
+        raise FXError(f"{where}: a mask's run-length code is broken ({error}); prepare the dataset again") from error
+
+
+def rle_problem(rle: object, height: int, width: int) -> str:
+    """Why an object is not a compressed RLE of a mask (height, width), or "".
+
+    The runs are added up: pycocotools decodes a code that is too short into whatever the memory held.
+    """
+    if not isinstance(rle, dict) or not isinstance(rle.get("counts"), str):
+        return "is not a compressed RLE {size, counts}"
+    if rle.get("size") != [height, width]:
+        return f"is of size {rle.get('size')}, its image of [height, width] {[height, width]}"
+    runs = _runs(rle["counts"])
+    if runs is None or (runs < 0).any() or runs.sum() != height * width:
+        return "has a broken run-length code: its runs do not fill the image"
+    return ""
+
+
+def _runs(counts: str) -> np.ndarray | None:
+    """Run lengths int64 (N,) of a compressed code, or None where it is no such code.
+
+    COCO's text code: 5 bits a character from chr(48) on, bit 6 = more follow, the last one's top bit the sign; from the
+    fourth number on, a number is the difference to the one two places before.
+    """
+    if not counts.isascii():
+        return None
+    chars = np.frombuffer(counts.encode(), dtype=np.uint8).astype(np.int64) - 48
+    if not len(chars) or chars.min() < 0 or chars.max() > 63 or chars[-1] & 32:
+        return None
+    last = (chars & 32) == 0
+    starts = np.concatenate([[0], np.flatnonzero(last)[:-1] + 1])
+    place = 5 * (np.arange(len(chars)) - np.repeat(starts, np.diff([*starts, len(chars)])))
+    if place.max() > 50:
+        return None
+    numbers = np.add.reduceat((chars & 31) << place, starts)
+    numbers -= np.where(chars[last] & 16, 32 << place[last], 0)
+    numbers[1::2] = np.cumsum(numbers[1::2])
+    numbers[2::2] = np.cumsum(numbers[2::2])
+    return numbers

@@ -1,0 +1,182 @@
+"""From a parsed annotation document to Detectron2 dicts, checking every image and every box on the way.
+
+Boxes are checked as one array and images in one plain loop: 112,000 images take about a second.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from typing import Any
+
+import numpy as np
+from detectron2.structures import BoxMode
+
+from fx_d2.data.masks import rle_problem
+from fx_d2.structures import DatasetSpec, FXError
+
+LABEL_VALUES = frozenset((0, 1, -1, None))
+BOX_SLACK = 0.5
+"""Pixels by which a box may leave its image: rounding of rescaled coordinates. The mapper clips."""
+
+
+def read_records(document: dict[str, Any], spec: DatasetSpec, where: str, image_root: str) -> list[dict[str, Any]]:
+    """The Detectron2 dicts of a document whose head was checked (see `annotations.load_split`).
+
+    Args:
+        document: the parsed json.
+        spec: the row it must fit.
+        where: the file, named in errors.
+        image_root: absolute folder of the images.
+
+    Raises:
+        FXError: no images, or an image or box with wrong content, naming it.
+    """
+    if not document["images"]:
+        raise FXError(f"{where}: has no images; an empty split is not registered: remove the file or prepare it again")
+    enabled = gc.isenabled()
+    gc.disable()  # Only long-lived objects are made here; collecting doubles the time.
+    try:
+        records = _image_records(document["images"], spec, where, image_root)
+        _attach_boxes(records, document["annotations"], spec, where)
+    finally:
+        if enabled:
+            gc.enable()
+    return list(records.values())
+
+
+def _image_records(
+    images: list[dict[str, Any]], spec: DatasetSpec, where: str, image_root: str
+) -> dict[int, dict[str, Any]]:
+    """Records by image id, without boxes."""
+    unknown: set[int | None] = {None} if spec.blank == "ignore" else set()
+    unknown |= {-1} if spec.uncertain == "ignore" else set()
+    prefix = os.path.join(image_root, "")
+    records: dict[int, dict[str, Any]] = {}
+    for image in images:
+        try:
+            labels, masks = image["labels"], image["masks"]
+            label_set = set(labels) if labels is not None else None
+            record = {
+                "dataset": spec.name,
+                "file_name": prefix + image["file_name"],
+                "image_id": image["id"],
+                "height": image["height"],
+                "width": image["width"],
+                "patient_id": image["patient_id"],
+                "labels": labels,
+                "annotated": {
+                    "cls": bool(label_set and label_set - unknown),
+                    "loc": image["boxes_annotated"] and bool(spec.loc_classes),
+                    "seg": masks is not None and any(mask is not None for mask in masks),
+                },
+                "annotations": [],
+                "masks": masks,
+                "ignore_mask": image.get("ignore_mask"),
+                "meta": image.get("meta", {}),
+            }
+        except (KeyError, TypeError) as error:
+            raise FXError(f"{where}: image {_name(image)}: malformed or incomplete row ({error!r})") from None
+        problem = _image_problem(record, label_set, spec)
+        if not problem and image["id"] in records:
+            problem = f"its id {image['id']} occurs twice"
+        if problem:
+            raise FXError(f"{where}: image {_name(image)}: {problem}")
+        records[image["id"]] = record
+    _check_unique_names(records, where, len(prefix))
+    return records
+
+
+def _image_problem(record: dict[str, Any], label_set: set[Any] | None, spec: DatasetSpec) -> str:
+    """What is wrong with one record, or ""."""
+    height, width, labels, masks = record["height"], record["width"], record["labels"], record["masks"]
+    if type(height) is not int or type(width) is not int or height <= 0 or width <= 0:
+        return f"size {width} x {height} is not two positive whole numbers"
+    if label_set is not None:
+        if len(labels) != len(spec.cls_classes):
+            return f"{len(labels)} labels for {len(spec.cls_classes)} classes of {spec.name!r}"
+        if not label_set <= LABEL_VALUES:
+            strange = next(value for value in labels if value not in LABEL_VALUES)
+            return f"label {strange!r} is not 1, 0, -1 (uncertain) or null (blank)"
+        if spec.cls_kind == "softmax" and not label_set & {-1, None} and labels.count(1) != 1:
+            return f"labels {labels} of a softmax dataset must hold exactly one 1"
+    if masks is not None:
+        if not spec.seg_classes or len(masks) != len(spec.seg_classes):
+            return f"{len(masks)} masks for {len(spec.seg_classes)} seg classes of {spec.name!r}"
+    named = [*zip(spec.seg_classes, masks or (), strict=False), ("ignore_mask", record["ignore_mask"])]
+    for name, mask in named:
+        problem = rle_problem(mask, height, width) if mask is not None else ""
+        if problem:
+            return f"mask {name!r} {problem}"
+    return ""
+
+
+def _name(image: Any) -> str:
+    return repr(image.get("file_name", image.get("id")) if isinstance(image, dict) else image)
+
+
+def _check_unique_names(records: dict[int, dict[str, Any]], where: str, skip: int) -> None:
+    """FXError for a file name that two images share; `skip` characters of root are not shown."""
+    names = [record["file_name"] for record in records.values()]
+    if len(set(names)) == len(names):
+        return
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise FXError(f"{where}: image {name[skip:]!r} is listed twice")
+        seen.add(name)
+
+
+def _attach_boxes(
+    records: dict[int, dict[str, Any]], annotations: list[dict[str, Any]], spec: DatasetSpec, where: str
+) -> None:
+    """Check the boxes as one array and put them into their records."""
+    if not annotations:
+        return
+    try:
+        owners = [records[row["image_id"]] for row in annotations]
+        boxes = np.array([row["bbox"] for row in annotations], dtype=np.float64)
+        classes = [row["category_id"] for row in annotations]
+        crowd = [row for row in annotations if row.get("iscrowd")]
+    except (KeyError, TypeError, ValueError):
+        raise FXError(_first_malformed(records, annotations, where)) from None
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise FXError(_first_malformed(records, annotations, where))
+    if crowd:
+        raise FXError(f"{where}: annotation {crowd[0].get('id')}: crowd boxes (iscrowd 1) are not supported")
+    sizes = np.array([(owner["width"], owner["height"]) for owner in owners], dtype=np.float64)
+    with np.errstate(invalid="ignore"):
+        outside = (boxes[:, :2] < -BOX_SLACK).any(1) | (boxes[:, :2] + boxes[:, 2:] > sizes + BOX_SLACK).any(1)
+    known_ids = range(1, len(spec.loc_classes) + 1)
+    faults = (
+        (~np.isfinite(boxes).all(1), "has a coordinate that is not a finite number"),
+        ((boxes[:, 2:] <= 0).any(1), "has no area"),
+        (outside, "leaves its image"),
+        (np.array([c not in known_ids for c in classes]), f"has an unknown category_id (1..{len(known_ids)})"),
+        (np.array([not owner["annotated"]["loc"] for owner in owners]), "is on an image with boxes_annotated false"),
+    )
+    for wrong, text in faults:
+        if wrong.any():
+            i = int(np.argmax(wrong))
+            row, owner = annotations[i], owners[i]
+            name = os.path.basename(owner["file_name"])
+            raise FXError(
+                f"{where}: image {name!r} ({owner['width']} x {owner['height']}): annotation {row.get('id')}, "
+                f"bbox {row['bbox']}, category_id {row['category_id']}, {text}"
+            )
+    for owner, row in zip(owners, annotations, strict=True):
+        box = {"bbox": row["bbox"], "bbox_mode": BoxMode.XYWH_ABS, "category_id": row["category_id"] - 1}
+        owner["annotations"].append(box)
+
+
+def _first_malformed(records: dict[int, dict[str, Any]], annotations: list[Any], where: str) -> str:
+    """The message for the first annotation row that cannot be read."""
+    for position, row in enumerate(annotations):
+        if not isinstance(row, dict) or not {"image_id", "category_id", "bbox"} <= set(row):
+            return f"{where}: annotation number {position} must have image_id, category_id and bbox"
+        if not isinstance(row["image_id"], int) or row["image_id"] not in records:
+            return f"{where}: annotation {row.get('id')}: there is no image with id {row['image_id']!r}"
+        box = row["bbox"]
+        if not isinstance(box, list) or len(box) != 4 or not all(isinstance(v, int | float) for v in box):
+            return f"{where}: annotation {row.get('id')}: bbox must be four numbers [x, y, w, h], not {box!r}"
+    return f"{where}: the annotations cannot be read"

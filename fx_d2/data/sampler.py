@@ -1,0 +1,148 @@
+"""Which image is read at which step: a pure function of schedule, seed and iteration.
+
+One sampler serves the whole run, over all phases, so that workers persist and prefetch across phase boundaries.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from fx_d2.structures import FXError, Phase
+
+Slot = tuple[str, str]
+"""(dataset, task)."""
+
+
+class ScheduleState(Protocol):
+    """Where an iteration stands in the cycle of passes."""
+
+    @property
+    def phase(self) -> Phase:
+        """What is trained."""
+
+    @property
+    def cycle(self) -> int:
+        """Number of the cycle, from 0."""
+
+    @property
+    def pass_index(self) -> int:
+        """Number of the pass, from 0; with `cycle` it identifies a pass of the run."""
+
+    @property
+    def step(self) -> int:
+        """Step within the pass, from 0."""
+
+
+class Schedule(Protocol):
+    """What the sampler asks of the engine's PhaseSchedule."""
+
+    def at(self, iteration: int) -> ScheduleState:
+        """The state of an iteration; must be a pure function."""
+
+
+class SampleKey(NamedTuple):
+    """One training sample: image counts the slot's annotated images, seed fixes the sample's randomness."""
+
+    slot: Slot
+    image: int
+    seed: int
+
+
+def images_in_pass(num_images: int, share: float) -> int:
+    """Images drawn for a pass over `share` of a slot's annotated images: rounded, at least one."""
+    return max(1, round(num_images * share))
+
+
+def steps_in_pass(num_images: int, share: float, batch: int) -> int:
+    """Steps of such a pass in batches of `batch` images over all processes; every batch is full."""
+    return math.ceil(images_in_pass(num_images, share) / batch)
+
+
+def check_batch_sizes(batch_sizes: Mapping[str, int], world_size: int) -> None:
+    """FXError for a batch that does not divide evenly over the processes, naming the key of the config."""
+    for task, batch in batch_sizes.items():
+        if batch < 1 or batch % world_size:
+            raise FXError(
+                f"SCHEDULE.BATCH_SIZE.{task.upper()} is {batch}: it must be a positive multiple of the "
+                f"{world_size} processes"
+            )
+
+
+class PassBatchSampler(Sampler[list[SampleKey]]):
+    """Yields, per iteration, the list of SampleKey of one process.
+
+    The images of a pass are a random draw of `share` of the slot's images, seeded by (seed, cycle, pass). Step k takes
+    the k-th batch; the last batch is filled up from the pass's start, and a pass with fewer images than a batch repeats
+    them in a new order. Processes take contiguous parts of each batch. A sample's seed follows from (seed, iteration,
+    place in the batch), so neither workers nor the number of processes change what is seen.
+    """
+
+    def __init__(
+        self,
+        *,
+        schedule: Schedule,
+        sizes: Mapping[Slot, int],
+        batch_sizes: Mapping[str, int],
+        seed: int,
+        start_iter: int,
+        num_iters: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """Set the range of iterations [start_iter, start_iter + num_iters).
+
+        Args:
+            schedule: phases by iteration.
+            sizes: annotated training images by slot.
+            batch_sizes: images a step over all processes, by task.
+            seed: of the run, the same on all processes, >= 0.
+            start_iter: first iteration; starting anywhere continues exactly.
+            num_iters: number of iterations.
+            rank: this process.
+            world_size: number of processes.
+
+        Raises:
+            FXError: a batch size that the processes cannot share evenly.
+        """
+        check_batch_sizes(batch_sizes, world_size)
+        self._schedule, self._sizes, self._batch_sizes, self._seed = schedule, sizes, batch_sizes, seed
+        self._start_iter, self._num_iters = start_iter, num_iters
+        self._rank, self._world_size = rank, world_size
+
+    def __len__(self) -> int:
+        """Number of iterations."""
+        return self._num_iters
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        """The batches of this process, in order."""
+        current: tuple[int, int] | None = None
+        order = np.empty(0, dtype=np.int64)
+        for iteration in range(self._start_iter, self._start_iter + self._num_iters):
+            state = self._schedule.at(iteration)
+            slot = (state.phase.dataset, state.phase.task)
+            if slot not in self._sizes:
+                raise FXError(f"the schedule trains {slot[0]!r} for {slot[1]!r}, which DATASETS.TRAIN does not provide")
+            batch = self._batch_sizes[slot[1]]
+            if current != (state.cycle, state.pass_index):
+                current = (state.cycle, state.pass_index)
+                order = self._draw(current, self._sizes[slot], state.phase.share, batch)
+            places = np.arange(state.step * batch, (state.step + 1) * batch) % len(order)
+            seeds = np.random.SeedSequence((self._seed, iteration)).generate_state(batch)
+            part = batch // self._world_size
+            mine = slice(self._rank * part, (self._rank + 1) * part)
+            pairs = zip(order[places[mine]].tolist(), seeds[mine].tolist(), strict=True)
+            yield [SampleKey(slot, index, seed) for index, seed in pairs]
+
+    def _draw(self, which: tuple[int, int], num_images: int, share: float, batch: int) -> np.ndarray:
+        """The order of images of a pass, int64, at least one batch long."""
+        rng = np.random.default_rng((self._seed, *which))
+        chosen = rng.permutation(num_images)[: images_in_pass(num_images, share)]
+        parts = [chosen]
+        while sum(map(len, parts)) < batch:
+            parts.append(rng.permutation(chosen))
+        return np.concatenate(parts)[: max(batch, len(chosen))]

@@ -1,0 +1,184 @@
+"""The table of datasets: the eleven pretraining rows in the paper's order, Foundation X's Table 1.
+
+A row binds labels by *name*: a preparation module looks its columns up by header and never by position
+(the public code paired MIMIC's alphabetical columns with CheXpert's order, so its "5 classes" were others).
+Where a release publishes no split, `expected` gives the number of images as ("total", n).
+"""
+
+from __future__ import annotations
+
+from fx_d2.structures import DatasetSpec
+
+COMPETITION_CLASSES = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
+"""The five classes of the CheXpert competition, whose mean AUROC the paper reports for CheXpert and MIMIC."""
+
+CHEXPERT_CLASSES = (
+    "No Finding",
+    "Enlarged Cardiomediastinum",
+    "Cardiomegaly",
+    "Lung Opacity",
+    "Lung Lesion",
+    "Edema",
+    "Consolidation",
+    "Pneumonia",
+    "Atelectasis",
+    "Pneumothorax",
+    "Pleural Effusion",
+    "Pleural Other",
+    "Fracture",
+    "Support Devices",
+)
+"""The 14 labels of the CheXpert labeller, in the order of CheXpert's own csv header."""
+
+NIH14_CLASSES = (
+    "Atelectasis",
+    "Cardiomegaly",
+    "Effusion",
+    "Infiltration",
+    "Mass",
+    "Nodule",
+    "Pneumonia",
+    "Pneumothorax",
+    "Consolidation",
+    "Edema",
+    "Emphysema",
+    "Fibrosis",
+    "Pleural_Thickening",
+    "Hernia",
+)
+"""The 14 findings of ChestX-ray14, spelled as in Data_Entry_2017.csv."""
+
+CHESTX_DET_CLASSES = (
+    "Atelectasis",
+    "Calcification",
+    "Cardiomegaly",
+    "Consolidation",
+    "Diffuse Nodule",
+    "Effusion",
+    "Emphysema",
+    "Fibrosis",
+    "Fracture",
+    "Mass",
+    "Nodule",
+    "Pleural Thickening",
+    "Pneumothorax",
+)
+"""The 13 diseases of ChestX-Det; the same list serves labels, boxes and masks."""
+
+PRETRAINING: tuple[DatasetSpec, ...] = (
+    DatasetSpec(
+        name="chexpert",
+        title="CheXpert",
+        cls_classes=CHEXPERT_CLASSES,
+        uncertain="soft",
+        blank="zeros",
+        reporting=COMPETITION_CLASSES,
+        source="Stanford AIMI, CheXpert-v1.0",
+        licence="Stanford University Dataset Research Use Agreement; registration",
+        expected=(("train", 223414), ("val", 234), ("test", 668)),
+    ),
+    DatasetSpec(
+        name="nih_chestxray14",
+        title="NIH ChestX-ray14",
+        cls_classes=NIH14_CLASSES,
+        source="NIH Clinical Center, ChestX-ray14 (2017), official split",
+        licence="open; cite Wang et al., CVPR 2017, and acknowledge the NIH Clinical Center",
+        expected=(("train", 75312), ("val", 11212), ("test", 25596)),
+    ),
+    DatasetSpec(
+        name="vindr_cxr",
+        title="VinDr-CXR",
+        cls_classes=(
+            "Pleural effusion",
+            "Lung tumor",
+            "Pneumonia",
+            "Tuberculosis",
+            "Other diseases",
+            "No finding",
+        ),
+        source="PhysioNet, VinDr-CXR 1.0.0; train label = OR of the three readers",
+        licence="PhysioNet credentialed access, data use agreement",
+        expected=(("train", 15000), ("test", 3000)),
+    ),
+    DatasetSpec(
+        name="nih_shenzhen",
+        title="NIH Shenzhen CXR",
+        cls_classes=("Tuberculosis",),
+        source="U.S. National Library of Medicine, Shenzhen chest X-ray set (ChinaSet_AllFiles)",
+        licence="open for research; cite Jaeger et al. 2014",
+        expected=(("train", 463), ("val", 65), ("test", 134)),
+    ),
+    DatasetSpec(
+        name="mimic_cxr",
+        title="MIMIC-II (MIMIC-CXR)",
+        cls_classes=tuple(sorted(CHEXPERT_CLASSES)),
+        uncertain="ones",
+        blank="zeros",
+        reporting=COMPETITION_CLASSES,
+        source="PhysioNet, MIMIC-CXR-JPG 2.0.0, CheXpert labels, official split",
+        licence="PhysioNet credentialed access, data use agreement",
+        expected=(("train", 368960), ("val", 2991), ("test", 5159)),
+    ),
+    DatasetSpec(
+        name="tbx11k",
+        title="TBX11K",
+        cls_classes=("Tuberculosis",),
+        loc_classes=("Tuberculosis",),
+        source="TBX11K (Liu et al., CVPR 2020), TBX11K_{train,val}.json, all TB categories as one class",
+        licence="non-commercial research; the authors' code is CC BY-NC-SA 4.0",
+        expected=(("train", 6600), ("val", 1800)),
+    ),
+    DatasetSpec(
+        name="node21",
+        title="NODE21",
+        cls_classes=("Nodule",),
+        loc_classes=("Nodule",),
+        source="Zenodo, NODE21 training set",
+        licence="see the Zenodo record",
+        expected=(("total", 4882),),
+    ),
+    DatasetSpec(
+        name="candid_ptx",
+        title="CANDID-PTX",
+        cls_classes=("Pneumothorax",),
+        loc_classes=("Pneumothorax",),
+        seg_classes=("Pneumothorax",),
+        source="figshare, CANDID-PTX; boxes derived from the masks",
+        licence="data use agreement with the owners",
+        expected=(("total", 19237),),
+    ),
+    DatasetSpec(
+        name="rsna_pneumonia",
+        title="RSNA Pneumonia",
+        cls_classes=("Normal", "No Lung Opacity / Not Normal", "Lung Opacity"),
+        loc_classes=("Lung Opacity",),
+        cls_kind="softmax",
+        source="Kaggle, RSNA Pneumonia Detection Challenge 2018, stage 2 training images",
+        licence="Kaggle competition rules",
+        expected=(("train", 21295), ("val", 2680), ("test", 2709)),
+    ),
+    DatasetSpec(
+        name="chestx_det",
+        title="ChestX-Det",
+        cls_classes=CHESTX_DET_CLASSES,
+        loc_classes=CHESTX_DET_CLASSES,
+        seg_classes=CHESTX_DET_CLASSES,
+        source="Deepwise AI Lab, ChestX-Det (images of ChestX-ray14)",
+        licence="research use; see the release",
+        expected=(("train", 3025), ("test", 553)),
+    ),
+    DatasetSpec(
+        name="siim_acr",
+        title="SIIM-ACR",
+        cls_classes=("Pneumothorax",),
+        loc_classes=("Pneumothorax",),
+        seg_classes=("Pneumothorax",),
+        source="SIIM-ACR Pneumothorax Segmentation 2019; boxes derived from the masks",
+        licence="competition rules",
+        expected=(("total", 12047),),
+    ),
+)
+"""The rows of pretraining; their order is the order of a cycle."""
+
+BY_NAME: dict[str, DatasetSpec] = {spec.name: spec for spec in PRETRAINING}
+"""The same rows by name."""

@@ -1,0 +1,164 @@
+"""What happens around a step: phases, teacher, learning rate, progress, checkpoints, evaluation."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import os
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from detectron2.engine import HookBase, hooks
+from detectron2.utils import comm
+from detectron2.utils.events import JSONWriter, TensorboardXWriter
+from fvcore.common.checkpoint import PeriodicCheckpointer
+
+from .checkpoint import class_lists
+from .lock import count_parameters
+
+if TYPE_CHECKING:
+    from .trainer import FXTrainer
+
+logger = logging.getLogger(__name__)
+
+_QUIET_SECONDS = 30.0
+"""Longest silence inside a pass before a line says where it stands."""
+
+
+class PhaseHook(HookBase):
+    """Enters each phase at its first step and moves the teacher at its last."""
+
+    trainer: FXTrainer
+
+    def before_train(self) -> None:
+        """A resumed run may start in the middle of a pass."""
+        self.trainer.enter_phase(self.trainer.schedule.at(self.trainer.start_iter))
+
+    def before_step(self) -> None:
+        """Lock and release at the boundary."""
+        state = self.trainer.schedule.at(self.trainer.iter)
+        if state.first:
+            self.trainer.enter_phase(state)
+
+    def after_step(self) -> None:
+        """The teacher follows at the end of each pass."""
+        if self.trainer.teacher is not None and self.trainer.schedule.at(self.trainer.iter).last:
+            self.trainer.teacher.update(self.trainer.model)
+
+
+class ProgressHook(HookBase):
+    """A line at the end of each pass: dataset, task, lock or release, steps, losses, time, time left."""
+
+    trainer: FXTrainer
+
+    def __init__(self) -> None:
+        self._losses: list[float] = []
+        self._pass_started = self._run_started = self._last_line = 0.0
+
+    def before_train(self) -> None:
+        """Start the clocks."""
+        self._run_started = self._last_line = self._pass_started = time.perf_counter()
+
+    def before_step(self) -> None:
+        """Start the pass's clock and say what learns."""
+        state = self.trainer.schedule.at(self.trainer.iter)
+        if state.first:
+            self._pass_started, self._losses = time.perf_counter(), []
+            learning, frozen = count_parameters(self.trainer.model, state.phase)
+            logger.debug("%s: %s learn (%d), frozen %d", state.phase, state.phase.trainable, learning, frozen)
+
+    def after_step(self) -> None:
+        """Print at the end of the pass, and inside a long one every half minute."""
+        if not comm.is_main_process():
+            return
+        state = self.trainer.schedule.at(self.trainer.iter)
+        self._losses.append(self.trainer.storage.latest()["total_loss"][0])
+        now = time.perf_counter()
+        if not state.last and now - self._last_line < _QUIET_SECONDS:
+            return
+        self._last_line = now
+        done = self.trainer.iter - self.trainer.start_iter + 1
+        left = (now - self._run_started) / done * (self.trainer.max_iter - self.trainer.iter - 1)
+        logger.info(
+            "cycle %d/%d pass %2d/%d %-18s %s %-7s step %3d/%d  loss %8.4f  %5.1fs  left %s",
+            state.cycle + 1,
+            self.trainer.schedule.cycles,
+            state.pass_index + 1,
+            len(self.trainer.schedule.phases),
+            state.phase.dataset,
+            state.phase.task,
+            state.phase.mode,
+            state.step + 1,
+            state.steps,
+            sum(self._losses) / len(self._losses),
+            now - self._pass_started,
+            datetime.timedelta(seconds=round(left)),
+        )
+
+
+class CheckpointHook(HookBase):
+    """Saves at the end of every N-th cycle and at the end of the run, keeping the last few."""
+
+    trainer: FXTrainer
+
+    def before_train(self) -> None:
+        """Period in iterations."""
+        cfg = self.trainer.cfg.SOLVER
+        self._saver = PeriodicCheckpointer(
+            self.trainer.checkpointer,
+            period=cfg.CHECKPOINT_CYCLES * self.trainer.schedule.cycle_length,
+            max_iter=self.trainer.max_iter,
+            max_to_keep=cfg.CHECKPOINTS_TO_KEEP,
+        )
+
+    def after_step(self) -> None:
+        """Save when due; the file says which classes its heads stand for."""
+        extra = {
+            "classes": class_lists(self.trainer.model),
+            "config": self.trainer.cfg.dump(),
+            "seed": self.trainer.seed,
+        }
+        self._saver.step(self.trainer.iter, **extra)
+
+
+class EvaluationHook(HookBase):
+    """Evaluates at the end of every N-th cycle, and at the end of the run."""
+
+    trainer: FXTrainer
+
+    def after_step(self) -> None:
+        """In between; the phase's modes are put back by the evaluation itself."""
+        period = self.trainer.cfg.TEST.EVAL_CYCLES * self.trainer.schedule.cycle_length
+        step = self.trainer.iter + 1
+        if period and step % period == 0 and step < self.trainer.max_iter:
+            self._evaluate()
+
+    def after_train(self) -> None:
+        """At the end, unless the run broke off."""
+        if self.trainer.iter + 1 >= self.trainer.max_iter:
+            self._evaluate()
+
+    def _evaluate(self) -> None:
+        if self.trainer.evaluate is None:
+            return
+        metrics = self.trainer.evaluate(self.trainer.models())
+        if comm.is_main_process():
+            self.trainer.storage.put_scalars(**metrics, smoothing_hint=False)
+
+
+def build_hooks(trainer: FXTrainer) -> Sequence[HookBase]:
+    """The hooks in the order in which they must run: the teacher moves before anything is saved or evaluated."""
+    built: list[HookBase] = [
+        hooks.IterationTimer(),
+        PhaseHook(),
+        hooks.LRScheduler(trainer.optimizer, trainer.lr_schedule),
+        ProgressHook(),
+        CheckpointHook(),
+        EvaluationHook(),
+    ]
+    if comm.is_main_process():
+        folder = trainer.cfg.OUTPUT_DIR
+        writers = [JSONWriter(os.path.join(folder, "metrics.json")), TensorboardXWriter(folder)]
+        built.append(hooks.PeriodicWriter(writers, period=20))
+    return built

@@ -1,0 +1,39 @@
+"""Freezing and releasing components at a phase's boundary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from ..modeling import FoundationX
+from ..structures import Phase
+
+
+def apply_phase(model: FoundationX, phase: Phase) -> None:
+    """Put the model into a phase: only the phase's trainable modules learn and are in training mode.
+
+    Everything else is in evaluation mode without gradients: no drop path, no running statistics, no graph. The
+    model's own flag stays in training, because it decides between losses and results.
+    """
+    model.eval()
+    model.requires_grad_(False)
+    model.training = True
+    for module in trainable_modules(model, phase):
+        module.train()
+        module.requires_grad_(True)
+
+
+def trainable_modules(model: FoundationX, phase: Phase) -> Iterator[nn.Module]:
+    """The modules that learn in a phase: of the trainable components, what the phase's task runs through."""
+    for component, modules in model.modules_of(phase.dataset, phase.task).items():
+        if component in phase.trainable:
+            yield from modules
+
+
+def count_parameters(model: FoundationX, phase: Phase) -> tuple[int, int]:
+    """(learning, frozen) parameters that take part in a phase."""
+    parts = model.modules_of(phase.dataset, phase.task)
+    sizes = {c: sum(p.numel() for m in modules for p in m.parameters()) for c, modules in parts.items()}
+    learning = sum(n for c, n in sizes.items() if c in phase.trainable)
+    return learning, sum(sizes.values()) - learning

@@ -1,0 +1,71 @@
+"""From the command line to a frozen config."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+
+import torch
+import yaml
+from detectron2.config import CfgNode, get_cfg
+from detectron2.engine import default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from .. import modeling  # noqa: F401  registers the model
+from ..config import add_fx_config
+from ..data import register_datasets
+from ..structures import FXError
+
+
+def build_cfg(config_file: str, opts: list[str]) -> CfgNode:
+    """Defaults, then the file, then `KEY VALUE` pairs.
+
+    Raises:
+        FXError: the file is missing or no yaml, or a key or value does not fit.
+    """
+    cfg = get_cfg()
+    add_fx_config(cfg)
+    if config_file and not os.path.isfile(config_file):
+        raise FXError(f"config file {config_file} does not exist")
+    try:
+        if config_file:
+            cfg.merge_from_file(config_file)
+        cfg.merge_from_list(opts)
+    except KeyError as error:
+        raise FXError(f"{config_file or 'command line'}: {error.args[0]}. The keys are listed in fx_d2/config.py") from error
+    except (ValueError, AssertionError, yaml.YAMLError) as error:
+        raise FXError(f"{config_file or 'command line'}: {' '.join(str(error).split())}") from error
+    return cfg
+
+
+def setup_cfg(args: argparse.Namespace) -> CfgNode:
+    """The frozen config of a command, with its datasets registered and its device checked.
+
+    Args:
+        args: with `config_file` and `opts`, as Detectron2's `default_argument_parser` gives.
+    """
+    cfg = build_cfg(args.config_file, list(args.opts))
+    check_device(cfg.MODEL.DEVICE)
+    register_datasets(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def setup_run(args: argparse.Namespace) -> CfgNode:
+    """`setup_cfg`, then Detectron2's `default_setup`: output folder, logger, environment, seed."""
+    cfg = setup_cfg(args)
+    try:
+        default_setup(cfg, args)
+    except OSError as error:
+        raise FXError(f"OUTPUT_DIR {cfg.OUTPUT_DIR} cannot be written: {error.strerror}") from error
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="fx_d2")
+    logging.getLogger("detectron2.data.common").setLevel(logging.WARNING)  # three lines for every dataset
+    return cfg
+
+
+def check_device(device: str) -> None:
+    """FXError when the device is not there."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise FXError(f"MODEL.DEVICE is {device}, but torch sees no GPU here: add `MODEL.DEVICE cpu`")

@@ -1,0 +1,187 @@
+"""The training loop: one step of whatever phase the schedule says, with student, teacher and one optimizer."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import TrainerBase
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.file_io import PathManager
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..data import build_train_data, steps_in_pass
+from ..modeling import EMATeacher, FoundationX
+from ..modeling.meta_arch import check_components
+from ..structures import FXError, specs_of
+from .checkpoint import FXCheckpointer, initialize
+from .hooks import build_hooks
+from .lock import apply_phase
+from .optimizer import build_lr_schedule, build_optimizer
+from .schedule import PhaseSchedule, PhaseState, build_cycle
+
+logger = logging.getLogger(__name__)
+
+Evaluate = Callable[[Mapping[str, nn.Module]], Mapping[str, float]]
+
+AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def build_schedule(cfg: CfgNode, sizes: Mapping[tuple[str, str], int]) -> PhaseSchedule:
+    """The run's schedule from SCHEDULE and the number of annotated training images per (dataset, task)."""
+    node = cfg.SCHEDULE
+    phases = build_cycle(specs_of(cfg.DATASETS.TRAIN), node.STRATEGY)
+    steps = [steps_in_pass(sizes[p.dataset, p.task], p.share, node.BATCH_SIZE[p.task.upper()]) for p in phases]
+    if node.ITERS_PER_PASS > 0:
+        steps = [min(count, node.ITERS_PER_PASS) for count in steps]
+    return PhaseSchedule(phases, steps, node.CYCLES)
+
+
+class FXTrainer(TrainerBase):
+    """Cyclic Lock-Release training on Detectron2's loop and hooks.
+
+    Args:
+        cfg: frozen.
+        evaluate: called with {"student": ..., "teacher": ...} where TEST.EVAL_CYCLES says, and at the end.
+    """
+
+    def __init__(self, cfg: CfgNode, evaluate: Evaluate | None = None) -> None:
+        super().__init__()
+        PathManager.mkdirs(cfg.OUTPUT_DIR)
+        self.cfg, self.evaluate = cfg, evaluate
+        self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+        self.data = build_train_data(cfg)
+        self.schedule = build_schedule(cfg, self.data.sizes)
+        self.start_iter, self.max_iter = 0, self.schedule.total
+        # Every rank draws the same first weights, so that the teachers, which no gradient joins, start equal.
+        seed_all_rng(self.seed)
+        self.model: FoundationX = build_model(cfg)
+        check_components(self.model)
+        self.optimizer = build_optimizer(cfg, self.model)
+        self.lr_schedule = build_lr_schedule(cfg, self.optimizer, self.max_iter, self.schedule.cycle_length)
+        self.teacher = (
+            EMATeacher(self.model, cfg.MODEL.TEACHER.MOMENTUM) if self.model.consistency > 0 else None
+        )
+        self.amp_dtype = _amp_dtype(cfg)
+        device = self.model.device.type
+        self.scaler = torch.amp.GradScaler(device, enabled=self.amp_dtype == torch.float16)
+        state = {"optimizer": self.optimizer, "scheduler": self.lr_schedule, "scaler": self.scaler}
+        if self.teacher is not None:
+            state["teacher"] = self.teacher
+        self.checkpointer = FXCheckpointer(
+            self.model, cfg.OUTPUT_DIR, save_to_disk=comm.is_main_process(), **state
+        )
+        self._wrapped: nn.Module = self.model
+        self._batches: Iterator[list[dict[str, Any]]] = iter(())
+        self.register_hooks(build_hooks(self))
+
+    def resume_or_load(self, resume: bool) -> None:
+        """Continue OUTPUT_DIR's last checkpoint exactly, or start from MODEL.WEIGHTS, or from random weights.
+
+        Raises:
+            FXError: `resume` without a checkpoint, or a checkpoint that does not fit.
+        """
+        if resume:
+            if not self.checkpointer.has_checkpoint():
+                raise FXError(f"--resume: {self.cfg.OUTPUT_DIR} holds no checkpoint; start without --resume")
+            rest = self.checkpointer.load(self.checkpointer.get_checkpoint_file())
+            self.start_iter, self.seed = rest["iteration"] + 1, rest["seed"]
+            logger.info("resuming at iteration %d of %d", self.start_iter, self.max_iter)
+        elif self.cfg.MODEL.WEIGHTS:
+            initialize(self.model, self.cfg.MODEL.WEIGHTS)
+            if self.teacher is not None:
+                self.teacher.model.load_state_dict(self.model.state_dict())
+
+    def models(self) -> dict[str, nn.Module]:
+        """Student and teacher, those that TEST.MODELS names."""
+        present: dict[str, nn.Module] = {"student": self.model}
+        if self.teacher is not None:
+            present["teacher"] = self.teacher.model
+        return {name: model for name, model in present.items() if name in self.cfg.TEST.MODELS}
+
+    def train(self) -> None:  # type: ignore[override]
+        """Run from `start_iter` to the end of the schedule."""
+        loader = self.data.loader(
+            self.schedule,
+            start_iter=self.start_iter,
+            num_iters=self.max_iter - self.start_iter,
+            rank=comm.get_rank(),
+            world_size=comm.get_world_size(),
+            seed=self.seed,
+        )
+        self._batches = iter(loader)
+        super().train(self.start_iter, self.max_iter)
+
+    def enter_phase(self, state: PhaseState) -> None:
+        """Lock and release for the pass that begins (or, after a resume, goes on) here."""
+        apply_phase(self.model, state.phase)
+        if comm.get_world_size() > 1:
+            # A reducer knows only the parameters that learned when it was built: keeping it over a release
+            # would let the ranks drift apart silently.
+            device = self.model.device
+            self._wrapped = DistributedDataParallel(self.model, device_ids=[device] if device.type == "cuda" else None)
+
+    def run_step(self) -> None:
+        """Forward, backward, clip, step."""
+        state = self.schedule.at(self.iter)
+        started = time.perf_counter()
+        batch = next(self._batches)
+        data_time = time.perf_counter() - started
+        # Randomness is a function of (seed, rank, iteration), so that a resumed run draws what it would have drawn.
+        words = np.random.SeedSequence((self.seed, comm.get_rank(), self.iter)).generate_state(2)
+        torch.manual_seed(int(words[0]) << 32 | int(words[1]))
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(self.model.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
+            guide = self.teacher.guide(batch, state.phase) if self.teacher is not None else {}
+            losses = self._wrapped(batch, guide)
+        self.scaler.scale(torch.stack(list(losses.values())).sum()).backward()
+        norm = self._clip(state.phase.task)
+        self._record(losses, norm, data_time, state, batch)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def _clip(self, task: str) -> Tensor:
+        """Gradient norm of this step, clipped to SOLVER.CLIP_NORM of the task if that is not 0."""
+        self.scaler.unscale_(self.optimizer)
+        limit = self.cfg.SOLVER.CLIP_NORM[task.upper()]
+        learning = [p for p in self.model.parameters() if p.grad is not None]
+        return nn.utils.clip_grad_norm_(learning, limit if limit > 0 else math.inf)
+
+    def _record(
+        self, losses: dict[str, Tensor], norm: Tensor, data_time: float, state: PhaseState, batch: list[dict[str, Any]]
+    ) -> None:
+        """Write the step's numbers; stop on a loss that is not finite, before it reaches the weights."""
+        values = torch.stack([x.detach().float() for x in (*losses.values(), norm)]).tolist()
+        scalars = dict(zip(losses, values[:-1], strict=True))
+        total = sum(scalars.values())
+        if not math.isfinite(total):
+            files = ", ".join(x["file_name"] for x in batch)
+            raise FXError(f"the loss is not finite at iteration {self.iter} in {state.phase}: {scalars}; images: {files}")
+        scalars = comm.reduce_dict({k: torch.tensor(v) for k, v in scalars.items()}) if comm.get_world_size() > 1 else scalars
+        if comm.is_main_process():
+            prefix = f"{state.phase.dataset}/{state.phase.task}"
+            self.storage.put_scalars(**{k: float(v) for k, v in scalars.items()}, smoothing_hint=False)
+            self.storage.put_scalar("total_loss", float(sum(scalars.values())), smoothing_hint=False)
+            self.storage.put_scalar(f"{prefix}/total_loss", float(sum(scalars.values())), smoothing_hint=False)
+            self.storage.put_scalar(f"{prefix}/grad_norm", values[-1], smoothing_hint=False)
+            self.storage.put_scalar("data_time", data_time, smoothing_hint=False)
+
+
+def _amp_dtype(cfg: CfgNode) -> torch.dtype | None:
+    if not cfg.SOLVER.AMP.ENABLED:
+        return None
+    name = cfg.SOLVER.AMP.DTYPE
+    if name not in AMP_DTYPES:
+        raise FXError(f"SOLVER.AMP.DTYPE is {name!r}: choose one of {sorted(AMP_DTYPES)}")
+    if name == "float16" and not cfg.MODEL.DEVICE.startswith("cuda"):
+        raise FXError("SOLVER.AMP.DTYPE float16 needs a GPU: use bfloat16 on the CPU")
+    return AMP_DTYPES[name]

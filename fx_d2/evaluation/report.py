@@ -1,0 +1,169 @@
+"""One table of results for people, one json for programs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate  # type: ignore[import-untyped]
+
+from fx_d2.evaluation.common import write_atomic
+from fx_d2.structures import SPLITS, TASKS, DatasetSpec
+
+HEADLINES = {"cls": ("auroc",), "loc": ("AP40", "AP50", "AP"), "seg": ("dice", "dice_positives")}
+"""Metrics of the table of results, per task; the first one is also given per class."""
+
+LABELS = {
+    "auroc": "AUROC",
+    "AP40": "AP40",
+    "AP50": "AP50",
+    "AP": "AP (.50:.95)",
+    "dice": "Dice",
+    "dice_positives": "Dice, positives",
+}
+
+WHICH = ("student", "teacher")
+
+REASONS = {
+    "cls": "labels of both values are needed",
+    "loc": "no truth box",
+    "seg": "no annotated image",
+}
+
+NOTICE = "Research use only; not for clinical decisions."
+
+
+def results_table(metrics: Mapping[str, float], specs: Iterable[DatasetSpec]) -> str:
+    """The table of results: a row per dataset, task and headline metric, a column per model, in percent.
+
+    A missing or undefined value is blank; footnotes name the undefined classes, which no mean includes.
+
+    Args:
+        metrics: flat "{which}/{dataset}/{task}/{metric}" -> fraction, as `evaluate_model` gives.
+        specs: rows in the order of the table; a dataset of the metrics that is not among them comes last.
+    """
+    specs = tuple(specs)
+    which = _models(metrics)
+    rows = []
+    for dataset, task in _slots(metrics, specs):
+        for name in HEADLINES[task]:
+            values = [metrics.get(f"{w}/{dataset}/{task}/{name}") for w in which]
+            if any(v is not None for v in values):
+                images = _first(metrics.get(f"{w}/{dataset}/{task}/images") for w in which)
+                count = "" if images is None else f"{images:.0f}"
+                rows.append([_title(dataset, specs), task, count, LABELS[name], *map(_percent, values)])
+    table = _render(rows, ["dataset", "task", "images", "metric", *which], len(which))
+    notes = _footnotes(metrics, specs)
+    return "\n".join([table, "", *notes]) if notes else table
+
+
+def per_class_table(metrics: Mapping[str, float], specs: Iterable[DatasetSpec]) -> str:
+    """The first headline metric of each task per class, in percent; blank = undefined. Arguments as above."""
+    specs = tuple(specs)
+    which = _models(metrics)
+    rows = []
+    for dataset, task in _slots(metrics, specs):
+        name = HEADLINES[task][0]
+        for label in _classes(metrics, dataset, task):
+            values = [metrics.get(f"{w}/{dataset}/{task}/{name}/{label}") for w in which]
+            rows.append([_title(dataset, specs), task, LABELS[name], label, *map(_percent, values)])
+    return _render(rows, ["dataset", "task", "metric", "class", *which], len(which))
+
+
+def write_results(
+    path: str | Path,
+    metrics: Mapping[str, float],
+    meta: Mapping[str, Any],
+    specs: Iterable[DatasetSpec] = (),
+) -> Path:
+    """Write the metrics as json (NaN as null) and, beside it with suffix .md, the report; both atomically.
+
+    Args:
+        path: the json file; its folder is made.
+        metrics: flat metrics as `evaluate_model` gives.
+        meta: what produced them, as plain data: config hash, command, seed, time, versions.
+        specs: rows for titles and order in the report.
+
+    Returns:
+        The path of the report.
+    """
+    path, specs = Path(path), tuple(specs)
+    plain = {key: None if math.isnan(value) else float(value) for key, value in metrics.items()}
+    content = {"format": "fx_d2_results", "meta": dict(meta), "metrics": plain}
+    write_atomic(path, json.dumps(content, indent=1, allow_nan=False, default=str) + "\n")
+    report = path.with_suffix(".md")
+    write_atomic(report, _markdown(metrics, meta, specs))
+    return report
+
+
+def _markdown(metrics: Mapping[str, float], meta: Mapping[str, Any], specs: tuple[DatasetSpec, ...]) -> str:
+    origin = [[key, str(value).replace("\n", " ")] for key, value in meta.items()]
+    parts = [
+        "# Results",
+        f"{NOTICE} Values in percent.",
+        results_table(metrics, specs),
+        "## Per class",
+        per_class_table(metrics, specs),
+        "## Origin",
+        _render(origin, ["", "value"], 0),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _render(rows: list[list[str]], headers: list[str], numeric: int) -> str:
+    """A table that reads well as plain text and as Markdown; the last `numeric` columns are right-aligned."""
+    align = ["left"] * (len(headers) - numeric) + ["right"] * numeric
+    return tabulate(rows, headers=headers, tablefmt="pipe", disable_numparse=True, colalign=align if rows else None)
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None or math.isnan(value) else f"{100 * value:.2f}"
+
+
+def _first(values: Iterable[float | None]) -> float | None:
+    return next((v for v in values if v is not None), None)
+
+
+def _models(metrics: Mapping[str, float]) -> list[str]:
+    """The models that the metrics speak of, student first."""
+    found = list(dict.fromkeys(key.split("/", 1)[0] for key in metrics))
+    return sorted(found, key=lambda w: WHICH.index(w) if w in WHICH else len(WHICH))
+
+
+def _slots(metrics: Mapping[str, float], specs: tuple[DatasetSpec, ...]) -> list[tuple[str, str]]:
+    """The pairs (dataset, task) of the metrics, in the order of the rows and of TASKS."""
+    order = [name for spec in specs for name in (spec.name, *(f"{spec.name}_{split}" for split in SPLITS))]
+    found = {(key.split("/")[1], key.split("/")[2]) for key in metrics}
+    strangers = sorted({dataset for dataset, _ in found} - set(order))
+    return [(d, t) for d in [*order, *strangers] for t in TASKS if (d, t) in found]
+
+
+def _title(dataset: str, specs: tuple[DatasetSpec, ...]) -> str:
+    """How a report writes a dataset, or one split of it."""
+    for spec in specs:
+        for key, title in [(spec.name, spec.title), *((f"{spec.name}_{s}", f"{spec.title} ({s})") for s in SPLITS)]:
+            if key == dataset:
+                return title
+    return dataset
+
+
+def _classes(metrics: Mapping[str, float], dataset: str, task: str) -> list[str]:
+    """Classes that have a value of the task's first metric, in the order in which they were evaluated."""
+    tail = f"/{dataset}/{task}/{HEADLINES[task][0]}/"
+    return list(dict.fromkeys(key.split(tail, 1)[1] for key in metrics if tail in key))
+
+
+def _footnotes(metrics: Mapping[str, float], specs: tuple[DatasetSpec, ...]) -> list[str]:
+    """One line per dataset and task with undefined classes."""
+    notes = []
+    for dataset, task in _slots(metrics, specs):
+        name = HEADLINES[task][0]
+        keys = {c: [f"{w}/{dataset}/{task}/{name}/{c}" for w in WHICH] for c in _classes(metrics, dataset, task)}
+        undefined = [c for c, ks in keys.items() if any(math.isnan(metrics.get(k, 0.0)) for k in ks)]
+        if undefined:
+            listed = ", ".join(undefined)
+            notes.append(f"- {_title(dataset, specs)}, {task}: undefined ({REASONS[task]}), not in the mean: {listed}")
+    return notes

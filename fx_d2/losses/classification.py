@@ -1,0 +1,25 @@
+"""Binary cross-entropy that leaves unknown labels out."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..layers.precision import at_least_float32
+
+
+def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean binary cross-entropy over the known labels.
+
+    Args:
+        logits: (B, C).
+        labels: (B, C) in [0, 1]; NaN = unknown.
+
+    Returns:
+        Scalar; zero, still attached to the graph, when no label is known.
+    """
+    known = ~labels.isnan()
+    logits = at_least_float32(logits)
+    truth = labels.nan_to_num().to(logits.dtype)
+    terms = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    return (terms * known).sum() / known.sum().clamp(min=1)

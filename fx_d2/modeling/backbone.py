@@ -1,0 +1,148 @@
+"""The shared trunk: any timm model that yields features of several scales, as a Detectron2 Backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from timm.layers import Format
+from torch import Tensor, nn
+
+from ..structures import FXError
+
+
+class TimmBackbone(Backbone):
+    """A timm trunk and the norms through which classification and localization read it.
+
+    Args:
+        name: timm model name, such as "swin_base_patch4_window7_224".
+        kwargs: further arguments of `timm.create_model`.
+        size: (height, width) of the images, for trunks that fix it at construction.
+        in_chans: channels of the stem, 1 or 3; a grey image is repeated to 3.
+        drop_path: stochastic depth rate of the last block.
+        grad_checkpointing: recompute activations in the backward pass.
+        loc_stages: stages (0-based) read by localization.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        name: str,
+        kwargs: dict[str, Any],
+        size: Sequence[int],
+        in_chans: int,
+        drop_path: float,
+        grad_checkpointing: bool,
+        loc_stages: Sequence[int],
+    ) -> None:
+        super().__init__()
+        trunk = _create_trunk(name, size, {"in_chans": in_chans, "drop_path_rate": drop_path} | kwargs)
+        if grad_checkpointing:
+            trunk.set_grad_checkpointing(True)
+        self.trunk = trunk
+        self.in_chans = in_chans
+        self.channels: list[int] = trunk.feature_info.channels()
+        self.strides: list[int] = trunk.feature_info.reduction()
+        self.loc_stages = tuple(loc_stages)
+        last = len(self.channels) - 1
+        if max(self.loc_stages, default=-1) != last or min(self.loc_stages) < 0:
+            # The last stage is needed, or in localization the end of the trunk would wait for a gradient.
+            raise FXError(f"MODEL.LOC.STAGES {list(loc_stages)}: {name} has stages 0 to {last}, {last} must be used")
+        self._channels_last = getattr(trunk, "output_fmt", Format.NCHW) == Format.NHWC
+        self.cls_norm = nn.LayerNorm(self.channels[-1])
+        self.loc_norms = nn.ModuleList(nn.LayerNorm(self.channels[i]) for i in self.loc_stages)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Constructor arguments from MODEL.TIMM, MODEL.LOC.STAGES and INPUT.SIZE."""
+        node = cfg.MODEL.TIMM
+        return {
+            "name": node.NAME,
+            "kwargs": {key: value for key, value in node.KWARGS.items()},
+            "size": cfg.INPUT.SIZE,
+            "in_chans": node.IN_CHANS,
+            "drop_path": node.DROP_PATH,
+            "grad_checkpointing": node.GRAD_CHECKPOINTING,
+            "loc_stages": cfg.MODEL.LOC.STAGES,
+        }
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """(B, 1, H, W) normalised grey images -> {"stage0": (B, C0, H/s0, W/s0), ...}, raw stage outputs."""
+        if self.in_chans != images.shape[1]:
+            images = images.expand(-1, self.in_chans, -1, -1)
+        stages = self.trunk(images)
+        if self._channels_last:
+            stages = [x.permute(0, 3, 1, 2) for x in stages]
+        return {f"stage{i}": x for i, x in enumerate(stages)}
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """Channels and stride of each stage."""
+        pairs = zip(self.channels, self.strides, strict=True)
+        return {f"stage{i}": ShapeSpec(channels=c, stride=s) for i, (c, s) in enumerate(pairs)}
+
+    def pooled(self, features: dict[str, Tensor]) -> Tensor:
+        """The image's feature for classification: norm, then mean over positions of the last stage, (B, C)."""
+        tokens = features[f"stage{len(self.channels) - 1}"].flatten(2).transpose(1, 2)
+        return self.cls_norm(tokens).mean(1)
+
+    def levels(self, features: dict[str, Tensor]) -> list[Tensor]:
+        """The stages read by localization, each through its own norm over channels: (B, C_i, H_i, W_i)."""
+        return [
+            norm(features[f"stage{i}"].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            for i, norm in zip(self.loc_stages, self.loc_norms, strict=True)
+        ]
+
+    def modules_for(self, task: str) -> list[nn.Module]:
+        """The parts a task runs through: a norm that a task does not use must not wait for a gradient."""
+        norms: dict[str, list[nn.Module]] = {"cls": [self.cls_norm], "loc": [self.loc_norms], "seg": []}
+        return [self.trunk, *norms[task]]
+
+
+def _create_trunk(name: str, size: Sequence[int], kwargs: dict[str, Any]) -> Any:
+    if not timm.is_model(name):
+        close = timm.list_models(f"{name.split('_')[0]}*") or timm.list_models("swin*")
+        raise FXError(f"MODEL.TIMM.NAME {name!r} is not a timm model; for example {close[:8]}")
+    try:
+        try:
+            return timm.create_model(name, features_only=True, **{"img_size": tuple(size)} | kwargs)
+        except TypeError as error:
+            if "img_size" not in str(error):
+                raise
+        # Convolutional trunks take any size and have no such argument.
+        return timm.create_model(name, features_only=True, **kwargs)
+    except Exception as error:  # wrong arguments surface as any type, from deep inside timm
+        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise FXError(f"MODEL.TIMM: timm cannot build {name} as a trunk with {kwargs}: {what}") from error
+
+
+@BACKBONE_REGISTRY.register()
+def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec | None = None) -> TimmBackbone:
+    """Detectron2's entry: the trunk that MODEL.TIMM describes; `input_shape` is not used, images are grey."""
+    del input_shape
+    return TimmBackbone(cfg)
+
+
+def normalize_images(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """uint8 or float grey values in [0, 255] -> zero mean, unit deviation, in the dtype of `mean`."""
+    return (images.to(mean.dtype) - mean) / std
+
+
+def stack_images(images: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Stack (1, H, W) images, padding at the right and bottom; also (B, H, W) bool padding, None if none is needed."""
+    sizes = {tuple(image.shape[-2:]) for image in images}
+    if len(sizes) == 1:
+        return torch.stack(tuple(images)), None
+    height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
+    batch = images[0].new_zeros(len(images), images[0].shape[0], height, width)
+    padding = torch.ones(len(images), height, width, dtype=torch.bool, device=batch.device)
+    for i, image in enumerate(images):
+        h, w = image.shape[-2:]
+        batch[i, :, :h, :w] = image
+        padding[i, :h, :w] = False
+    return batch, padding

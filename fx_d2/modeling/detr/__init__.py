@@ -1,0 +1,1 @@
+"""DINO-style detection: a shared encoder and one decoder per dataset."""

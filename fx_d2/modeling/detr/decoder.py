@@ -1,0 +1,187 @@
+"""One dataset's localization decoder: query selection, refinement layer by layer, class and box heads."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import MLP
+
+from ...layers.boxes import inverse_sigmoid
+from ...layers.deformable_attention import DeformableAttention
+from ...layers.position_encoding import encode_boxes
+from .denoising import NoisedQueries
+from .encoder import FeedForward, Memory, token_centres
+
+_PRIOR = -math.log((1 - 0.01) / 0.01)
+"""Bias at which every class starts with probability 0.01 (focal loss, Lin et al., 2017)."""
+
+
+@dataclass(frozen=True)
+class DecoderOutput:
+    """What a decoder says.
+
+    Attributes:
+        logits: (layers, B, P + Q, K); the P denoising queries come first.
+        boxes: (layers, B, P + Q, 4) (cx, cy, w, h) in [0, 1].
+        proposal_logits: (B, Q, K) of the selected tokens.
+        proposal_boxes: (B, Q, 4) of the selected tokens.
+        selected: (B, Q) int64, the tokens chosen as queries, best first.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    proposal_logits: Tensor
+    proposal_boxes: Tensor
+    selected: Tensor
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention among queries, deformable attention to the memory, feed-forward; norms come last."""
+
+    def __init__(self, *, dim: int, heads: int, levels: int, points: int, ffn_dim: int) -> None:
+        super().__init__()
+        self.self_attention = nn.MultiheadAttention(dim, heads, batch_first=True)
+        self.self_norm = nn.LayerNorm(dim)
+        self.cross_attention = DeformableAttention(dim=dim, heads=heads, levels=levels, points=points)
+        self.cross_norm = nn.LayerNorm(dim)
+        self.ffn = FeedForward(dim, ffn_dim)
+
+    def forward(
+        self, x: Tensor, positions: Tensor, references: Tensor, tokens: Tensor, memory: Memory, blocked: Tensor | None
+    ) -> Tensor:
+        """(B, Q, C) queries and positions, (B, Q, levels, 4) references, (B, N, C) tokens -> (B, Q, C)."""
+        query = x + positions
+        # need_weights=False lets torch use fused attention.
+        seen, _ = self.self_attention(query, query, x, attn_mask=blocked, need_weights=False)
+        x = self.self_norm(x + seen)
+        seen = self.cross_attention(x + positions, references, tokens, memory.shapes, memory.padding)
+        return self.ffn(self.cross_norm(x + seen))
+
+
+class LocDecoder(nn.Module):
+    """Localization decoder of one dataset.
+
+    Args:
+        num_classes: the dataset's box classes; logits have no background slot.
+        num_queries: queries selected from the tokens (all tokens, if there are fewer).
+        dim: token size.
+        heads: attention heads.
+        levels: levels of the memory.
+        points: sampling points per head and level.
+        ffn_dim: hidden size of the feed-forward blocks.
+        layers: number of decoder layers.
+        box_temperature: of the sine encoding of query boxes.
+        tie_box_heads: one head refines the references and gives the output boxes (DINO);
+            False: two heads with separate weights, the refining one before the norm (the reference's layout).
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        num_queries: int,
+        dim: int,
+        heads: int,
+        levels: int,
+        points: int,
+        ffn_dim: int,
+        layers: int,
+        box_temperature: float,
+        tie_box_heads: bool,
+    ) -> None:
+        super().__init__()
+        self.dim, self.num_classes, self.num_queries = dim, num_classes, num_queries
+        self.box_temperature = box_temperature
+        self.memory_proj = nn.Linear(dim, dim)
+        self.proposal_proj = nn.Linear(dim, dim)
+        self.proposal_norm = nn.LayerNorm(dim)
+        self.proposal_class = _class_head(dim, num_classes)
+        self.proposal_box = _box_head(dim)
+        self.query_embed = nn.Embedding(num_queries, dim)
+        self.label_embed = nn.Embedding(num_classes, dim)
+        self.layers = nn.ModuleList(
+            DecoderLayer(dim=dim, heads=heads, levels=levels, points=points, ffn_dim=ffn_dim) for _ in range(layers)
+        )
+        self.norm = nn.LayerNorm(dim)
+        self.position_head = MLP(2 * dim, [dim, dim])
+        self.class_head = _class_head(dim, num_classes)
+        self.box_head = _box_head(dim)
+        # What refines only matters to a next layer.
+        self.refine_head = None if tie_box_heads or layers == 1 else _box_head(dim)
+
+    def forward(self, memory: Memory, noised: NoisedQueries | None = None) -> DecoderOutput:
+        """Select queries from the memory and refine them; `noised` adds denoising queries in front."""
+        tokens = self.memory_proj(memory.tokens)
+        logits, boxes, selected = self._propose(tokens, memory)
+        references = boxes.detach().sigmoid()
+        content = self.query_embed.weight[: selected.shape[1]].expand(len(tokens), -1, -1)
+        blocked = None
+        if noised is not None:
+            known = self.label_embed(noised.labels) * noised.real[..., None]
+            content = torch.cat((known, content), dim=1)
+            references = torch.cat((noised.references.sigmoid(), references), dim=1)
+            blocked = noised.blocked
+        stack = self._refine(content, references, tokens, memory, blocked)
+        return DecoderOutput(*stack, logits, boxes.sigmoid(), selected)
+
+    def _propose(self, tokens: Tensor, memory: Memory) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores every token as a box; logits, boxes before the sigmoid, and indices of the best."""
+        anchors, usable = _anchors(memory)
+        x = self.proposal_norm(self.proposal_proj(tokens * usable[..., None]))
+        scores = self.proposal_class(x)
+        # Unusable tokens are taken only when there are too few others; their infinite anchors give box (1, 1, 1, 1).
+        rank = scores.max(-1).values.masked_fill(~usable, -torch.inf)
+        selected = rank.topk(min(self.num_queries, x.shape[1]), dim=1).indices
+        rows = torch.arange(len(x), device=x.device)[:, None]
+        return scores[rows, selected], self.proposal_box(x[rows, selected]) + anchors[rows, selected], selected
+
+    def _refine(
+        self, x: Tensor, references: Tensor, tokens: Tensor, memory: Memory, blocked: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        ratios = memory.valid_ratios.repeat(1, 1, 2)[:, None]
+        logits, boxes = [], []
+        trail = references  # the references with their graph: each layer's box also trains the layer before it
+        for layer in self.layers:
+            scaled = references[:, :, None] * ratios
+            positions = self.position_head(encode_boxes(scaled[:, :, 0], self.dim, self.box_temperature))
+            x = layer(x, positions, scaled, tokens, memory, blocked)
+            normed = self.norm(x)
+            delta = self.box_head(normed)
+            logits.append(self.class_head(normed))
+            boxes.append((delta + inverse_sigmoid(trail)).sigmoid())
+            step = delta if self.refine_head is None else self.refine_head(x)
+            trail = (step + inverse_sigmoid(references)).sigmoid()
+            references = trail.detach()
+        return torch.stack(logits), torch.stack(boxes)
+
+
+def _class_head(dim: int, num_classes: int) -> nn.Linear:
+    head = nn.Linear(dim, num_classes)
+    nn.init.constant_(head.bias, _PRIOR)
+    return head
+
+
+def _box_head(dim: int) -> MLP:
+    """Three layers; starts at "no change"."""
+    head = MLP(dim, [dim, dim, 4])
+    last = [m for m in head if isinstance(m, nn.Linear)][-1]
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return head
+
+
+def _anchors(memory: Memory) -> tuple[Tensor, Tensor]:
+    """Initial box of every token before the sigmoid, (B, N, 4), and (B, N) bool which tokens may propose.
+
+    Sides are 0.05 * 2^level of the image; centres outside (0.01, 0.99) and padding cannot propose.
+    """
+    centres = token_centres(memory.shapes, memory.valid_ratios)
+    sides = torch.cat([centres.new_full((h * w,), 0.05 * 2.0**level) for level, (h, w) in enumerate(memory.shapes)])
+    anchors = torch.cat((centres, sides[None, :, None].expand(len(centres), -1, 2)), dim=-1)
+    usable = ((anchors > 0.01) & (anchors < 0.99)).all(-1)
+    if memory.padding is not None:
+        usable &= ~memory.padding
+    return torch.log(anchors / (1 - anchors)).masked_fill(~usable[..., None], torch.inf), usable

@@ -1,0 +1,103 @@
+"""Contrastive denoising (DINO): noised truth as extra queries, built without a loop over images.
+
+Queries are laid out as (groups, 2, T): in each group T positives, then T negatives, T being the largest
+number of boxes in the batch. A batch without boxes still gets one dummy group, so that on every rank the
+same parameters take part in the backward pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...layers.boxes import inverse_sigmoid, to_centre_size, to_corners
+from ...losses.set_prediction import Match, Targets
+
+
+@dataclass(frozen=True)
+class NoisedQueries:
+    """Extra queries in front of the learned ones.
+
+    Attributes:
+        labels: (B, P) int64 noised class of each query.
+        references: (B, P, 4) noised boxes before the sigmoid.
+        real: (B, P) bool, False on padding.
+        blocked: (P + Q, P + Q) bool attention mask, True = may not look.
+        groups: number of groups; the losses' normalizer grows by it.
+    """
+
+    labels: Tensor
+    references: Tensor
+    real: Tensor
+    blocked: Tensor
+    groups: int
+
+
+def noise_targets(
+    targets: Targets, *, num_queries: int, num_classes: int, pairs: int, label_noise: float, box_noise: float
+) -> NoisedQueries:
+    """Draw noised copies of the truth.
+
+    Args:
+        targets: the batch's boxes.
+        num_queries: learned queries that follow, for the attention mask.
+        num_classes: flipped labels are uniform over these.
+        pairs: about how many positive + negative pairs an image gets; groups = pairs // T, at least 1.
+            0 = no denoising: no group and no query, but the label embedding still takes part in the backward pass.
+        label_noise: half of it is the probability that a label is redrawn.
+        box_noise: positives move each side by up to this part of half the box, negatives by one to two parts.
+    """
+    device = targets.labels.device
+    batch, width = targets.labels.shape
+    groups = max(pairs // width, 1) if pairs > 0 else 0
+    image, slot = _real_positions(targets)
+    layout = (groups, 2, len(image))
+    labels = targets.labels[image, slot].expand(layout)
+    redraw = torch.rand(layout, device=device) < label_noise * 0.5
+    labels = torch.where(redraw, torch.randint(0, num_classes, layout, device=device), labels)
+    boxes = targets.boxes[image, slot]
+    half = (boxes[:, 2:] / 2).repeat(1, 2)
+    sign = torch.randint(0, 2, (*layout, 4), device=device).to(boxes.dtype) * 2 - 1
+    reach = torch.rand((*layout, 4), device=device).to(boxes.dtype)
+    reach[:, 1] += 1
+    corners = (to_corners(boxes) + sign * reach * half * box_noise).clamp(0, 1)
+
+    padded_labels = labels.new_zeros(batch, groups, 2, width)
+    padded_boxes = boxes.new_zeros(batch, groups, 2, width, 4)
+    real = torch.zeros(batch, groups, 2, width, dtype=torch.bool, device=device)
+    padded_labels[image, :, :, slot] = labels.permute(2, 0, 1)
+    padded_boxes[image, :, :, slot] = inverse_sigmoid(to_centre_size(corners)).permute(2, 0, 1, 3)
+    real[image, :, :, slot] = True
+    blocked = _attention_mask(groups, 2 * width, num_queries, device)
+    return NoisedQueries(padded_labels.flatten(1), padded_boxes.flatten(1, 3), real.flatten(1), blocked, groups)
+
+
+def denoising_match(targets: Targets, noised: NoisedQueries, layers: int) -> Match:
+    """The known assignment: each positive answers for the box it came from, in every group and layer."""
+    image, slot = _real_positions(targets)
+    width = targets.labels.shape[1]
+    layer, group, box = torch.meshgrid(
+        torch.arange(layers, device=image.device),
+        torch.arange(noised.groups, device=image.device),
+        torch.arange(len(image), device=image.device),
+        indexing="ij",
+    )
+    layer, group, box = layer.flatten(), group.flatten(), box.flatten()
+    return Match(layer, image[box], group * 2 * width + slot[box], slot[box])
+
+
+def _real_positions(targets: Targets) -> tuple[Tensor, Tensor]:
+    """Image and slot of every real box, image by image; from host-side counts, so without a synchronisation."""
+    image = [i for i, count in enumerate(targets.counts) for _ in range(count)]
+    slot = [k for count in targets.counts for k in range(count)]
+    pair = torch.tensor([image, slot], dtype=torch.int64).to(targets.labels.device, non_blocking=True)
+    return pair[0], pair[1]
+
+
+def _attention_mask(groups: int, size: int, num_queries: int, device: torch.device) -> Tensor:
+    """Groups see themselves and the learned queries; learned queries see no group."""
+    owner = torch.arange(groups * size, device=device) // size
+    owner = torch.cat((owner, owner.new_full((num_queries,), -1)))
+    return (owner[:, None] != owner[None, :]) & (owner[None, :] >= 0)

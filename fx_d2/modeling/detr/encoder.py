@@ -1,0 +1,152 @@
+"""The shared localization encoder: pyramid levels as tokens that attend to each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...layers.deformable_attention import DeformableAttention
+from ...layers.position_encoding import encode_positions
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The encoder's output.
+
+    Attributes:
+        tokens: (B, N, C), all levels one after the other, each row by row.
+        shapes: (H, W) of each level; N = sum of H * W.
+        padding: (B, N) bool, True on padding, or None when no image of the batch is padded.
+        valid_ratios: (B, levels, 2): share of (width, height) of each level that is image.
+    """
+
+    tokens: Tensor
+    shapes: tuple[tuple[int, int], ...]
+    padding: Tensor | None
+    valid_ratios: Tensor
+
+
+class FeedForward(nn.Module):
+    """Linear, ReLU, Linear, with the residual and the norm after it."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.linear1, self.linear2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        return self.norm(x + self.linear2(F.relu(self.linear1(x))))
+
+
+class EncoderLayer(nn.Module):
+    """Deformable self-attention over all levels, then a feed-forward block; norms come last."""
+
+    def __init__(self, *, dim: int, heads: int, levels: int, points: int, ffn_dim: int) -> None:
+        super().__init__()
+        self.attention = DeformableAttention(dim=dim, heads=heads, levels=levels, points=points)
+        self.norm = nn.LayerNorm(dim)
+        self.ffn = FeedForward(dim, ffn_dim)
+
+    def forward(self, tokens: Tensor, positions: Tensor, references: Tensor, memory: Memory) -> Tensor:
+        """(B, N, C) tokens and positions, (B, N, levels, 2) references -> (B, N, C)."""
+        seen = self.attention(tokens + positions, references, tokens, memory.shapes, memory.padding)
+        return self.ffn(self.norm(tokens + seen))
+
+
+class LocEncoder(nn.Module):
+    """Projects the trunk's levels to one width, adds a coarser level, and encodes all tokens.
+
+    Args:
+        in_channels: channels of the trunk's levels, fine to coarse.
+        dim: token size.
+        heads: attention heads.
+        points: sampling points per head and level.
+        ffn_dim: hidden size of the feed-forward blocks.
+        layers: number of encoder layers.
+        temperature: of the sine positions.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: Sequence[int],
+        dim: int,
+        heads: int,
+        points: int,
+        ffn_dim: int,
+        layers: int,
+        temperature: float,
+    ) -> None:
+        super().__init__()
+        self.dim, self.temperature = dim, temperature
+        self.num_levels = len(in_channels) + 1
+        projections = [nn.Conv2d(c, dim, 1) for c in in_channels]
+        projections.append(nn.Conv2d(in_channels[-1], dim, 3, stride=2, padding=1))
+        self.input_proj = nn.ModuleList(nn.Sequential(conv, nn.GroupNorm(32, dim)) for conv in projections)
+        for conv in projections:
+            nn.init.xavier_uniform_(conv.weight)
+            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]  # a convolution may have none
+        self.level_embed = nn.Parameter(torch.empty(self.num_levels, dim).normal_())
+        self.layers = nn.ModuleList(
+            EncoderLayer(dim=dim, heads=heads, levels=self.num_levels, points=points, ffn_dim=ffn_dim)
+            for _ in range(layers)
+        )
+
+    def forward(self, features: Sequence[Tensor], padding: Tensor | None) -> Memory:
+        """Encode.
+
+        Args:
+            features: the trunk's levels, (B, C_i, H_i, W_i), fine to coarse.
+            padding: (B, H, W) bool at image size, True on padding, or None.
+        """
+        levels = [proj(x) for proj, x in zip(self.input_proj, features, strict=False)]
+        levels.append(self.input_proj[-1](features[-1]))
+        valid = [self._valid(x, padding) for x in levels]
+        shapes = tuple((x.shape[2], x.shape[3]) for x in levels)
+        tokens = torch.cat([x.flatten(2).transpose(1, 2) for x in levels], dim=1)
+        positions = torch.cat(
+            [
+                encode_positions(mask, self.dim, self.temperature, self.level_embed.dtype).flatten(1, 2) + embed
+                for mask, embed in zip(valid, self.level_embed, strict=True)
+            ],
+            dim=1,
+        )
+        # In the parameters' type, not the tokens': positions need more than bfloat16's 8 bits.
+        ratios = torch.stack([_valid_ratio(mask, self.level_embed.dtype) for mask in valid], dim=1)
+        flat = None if padding is None else torch.cat([~mask.flatten(1) for mask in valid], dim=1)
+        memory = Memory(tokens, shapes, flat, ratios)
+        references = token_centres(shapes, ratios)[:, :, None] * ratios[:, None]
+        for layer in self.layers:
+            tokens = layer(tokens, positions, references, memory)
+        return Memory(tokens, shapes, flat, ratios)
+
+    @staticmethod
+    def _valid(feature: Tensor, padding: Tensor | None) -> Tensor:
+        size = feature.shape[-2:]
+        if padding is None:
+            return torch.ones(feature.shape[0], *size, dtype=torch.bool, device=feature.device)
+        return ~F.interpolate(padding[:, None].float(), size=size)[:, 0].bool()
+
+
+def _valid_ratio(valid: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, H, W) bool -> (B, 2): share of columns and of rows that hold image."""
+    height = valid[:, :, 0].sum(1).to(dtype) / valid.shape[1]
+    width = valid[:, 0, :].sum(1).to(dtype) / valid.shape[2]
+    return torch.stack((width, height), dim=-1)
+
+
+def token_centres(shapes: Sequence[tuple[int, int]], valid_ratios: Tensor) -> Tensor:
+    """Centre (x, y) of every token relative to the image's valid part: (B, N, 2)."""
+    centres = []
+    for level, (h, w) in enumerate(shapes):
+        y = torch.arange(h, dtype=valid_ratios.dtype, device=valid_ratios.device) + 0.5
+        x = torch.arange(w, dtype=valid_ratios.dtype, device=valid_ratios.device) + 0.5
+        grid = torch.stack((x.expand(h, w), y[:, None].expand(h, w)), dim=-1).view(1, -1, 2)
+        size = valid_ratios.new_tensor((w, h))
+        centres.append(grid / (valid_ratios[:, None, level] * size))
+    return torch.cat(centres, dim=1)

@@ -1,0 +1,301 @@
+"""Foundation X: one trunk, shared localization encoder and segmentation decoder, and heads per dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..layers.precision import at_least_float32
+from ..losses import classification_loss, consistency_loss, dice_loss
+from ..structures import COMPONENTS, SHARED_COMPONENTS, TASK_COMPONENTS, DatasetSpec, FXError, Phase, specs_of
+from .backbone import TimmBackbone, normalize_images, stack_images
+from .detr.decoder import LocDecoder
+from .detr.encoder import LocEncoder, Memory
+from .localization import (
+    LocSettings,
+    build_decoder,
+    build_encoder,
+    build_settings,
+    localization_losses,
+    select_boxes,
+)
+from .segmentation import SegDecoder, segmentation_head
+
+Batch = Sequence[dict[str, Any]]
+
+
+@META_ARCH_REGISTRY.register()
+class FoundationX(nn.Module):
+    """The student. Its children are exactly COMPONENTS; heads and decoders are keyed by dataset name.
+
+    A frozen part needs no switch here: its parameters ask for no gradient (`engine.lock`), so autograd records
+    nothing for it unless something before it learns.
+
+    Args:
+        specs: rows whose heads are built.
+        backbone: the trunk.
+        cls_heads: dataset name -> Linear.
+        loc_encoder: shared encoder, or None when no dataset has boxes.
+        loc_decoders: dataset name -> LocDecoder.
+        seg_decoder: shared decoder, or None when no dataset has masks.
+        seg_heads: dataset name -> convolution.
+        loc: numbers of the localization branch.
+        dice_per_class: see `losses.dice_loss`.
+        consistency: c in (1 - c) * task + c * consistency; 0 without a teacher.
+        pixel_mean: grey mean, in [0, 255].
+        pixel_std: grey deviation, in [0, 255].
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        specs: Sequence[DatasetSpec],
+        backbone: TimmBackbone,
+        cls_heads: Mapping[str, nn.Module],
+        loc_encoder: LocEncoder | None,
+        loc_decoders: Mapping[str, nn.Module],
+        seg_decoder: SegDecoder | None,
+        seg_heads: Mapping[str, nn.Module],
+        loc: LocSettings,
+        dice_per_class: bool,
+        consistency: float,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+    ) -> None:
+        super().__init__()
+        self.specs = {spec.name: spec for spec in specs}
+        self.backbone = backbone
+        self.cls_heads = nn.ModuleDict(cls_heads)
+        self.loc_encoder = loc_encoder
+        self.loc_decoders = nn.ModuleDict(loc_decoders)
+        self.seg_decoder = seg_decoder
+        self.seg_heads = nn.ModuleDict(seg_heads)
+        self.loc = loc
+        self.dice_per_class = dice_per_class
+        self.consistency = consistency
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Constructor arguments; heads follow from the rows behind DATASETS.TRAIN."""
+        specs = specs_of(cfg.DATASETS.TRAIN)
+        backbone = build_backbone(cfg)
+        of = {task: [s for s in specs if task in s.tasks] for task in TASK_COMPONENTS}
+        channels = backbone.channels
+        encoder = build_encoder(cfg, [channels[i] for i in cfg.MODEL.LOC.STAGES]) if of["loc"] else None
+        levels = encoder.num_levels if encoder is not None else 0
+        seg = cfg.MODEL.SEG
+        decoder = SegDecoder(
+            in_channels=channels, dim=seg.DIM, bins=seg.POOL_BINS, norm=seg.NORM, dropout=seg.DROPOUT
+        )
+        if seg.DICE not in ("batch", "class"):
+            raise FXError(f"MODEL.SEG.DICE is {seg.DICE!r}: choose batch or class")
+        return {
+            "specs": specs,
+            "backbone": backbone,
+            "cls_heads": {s.name: nn.Linear(channels[-1], len(s.cls_classes)) for s in of["cls"]},
+            "loc_encoder": encoder,
+            "loc_decoders": {s.name: build_decoder(cfg, len(s.loc_classes), levels) for s in of["loc"]},
+            "seg_decoder": decoder if of["seg"] else None,
+            "seg_heads": {s.name: segmentation_head(seg.DIM, len(s.seg_classes)) for s in of["seg"]},
+            "loc": build_settings(cfg),
+            "dice_per_class": seg.DICE == "class",
+            "consistency": cfg.MODEL.TEACHER.CONSISTENCY if cfg.MODEL.TEACHER.ENABLED else 0.0,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return self.pixel_mean.device
+
+    def forward(self, batch: Batch, guide: Mapping[str, Tensor] | None = None) -> Any:
+        """Losses in training, results in evaluation.
+
+        Args:
+            batch: samples of one dataset; in training also of one task. Keys as the mappers give them:
+                "dataset", "task" (training), "image" uint8 (1, H, W), "height", "width", and per task
+                "labels" (C,) with NaN unknown; "instances"; "masks" (C, H, W), "mask_known" (C,), "mask_valid" (H, W).
+                In evaluation an optional list "tasks" limits what is computed.
+            guide: from `EMATeacher.guide`; adds the consistency losses.
+
+        Returns:
+            Training: {"loss_{task}_{term}": scalar}. Evaluation: one dict per image with "cls" (C,) probabilities;
+            "instances" in original pixels; "seg" (C, H, W) probabilities at network size and "masks" bool
+            (C, height, width) at original size, for the dataset's tasks.
+        """
+        if not self.training:
+            return self.inference(batch)
+        dataset, task = self._one(batch, "dataset"), self._one(batch, "task")
+        losses = self._task_losses(batch, dataset, task)
+        outputs = losses.pop("outputs")
+        losses = {f"loss_{task}_{key}": (1 - self.consistency) * value for key, value in losses.items()}
+        if guide:
+            weight = self.consistency / len(guide)
+            for component, target in guide.items():
+                name = f"loss_{task}_consistency_{component}"
+                losses[name] = weight * consistency_loss(outputs[component], target)
+        return losses
+
+    def _task_losses(self, batch: Batch, dataset: str, task: str) -> dict[str, Any]:
+        """Unweighted losses of the task, and "outputs": what the shared parts gave, for consistency."""
+        features, padding = self._features(batch, "image")
+        if task == "cls":
+            pooled = self.backbone.pooled(features)
+            labels = torch.stack([x["labels"] for x in batch]).to(self.device, non_blocking=True)
+            return {
+                "bce": classification_loss(self.cls_heads[dataset](pooled), labels),
+                "outputs": {"backbone": pooled},
+            }
+        if task == "loc":
+            levels, memory = self._encode(features, padding)
+            losses = localization_losses(
+                cast(LocDecoder, self.loc_decoders[dataset]), memory, [x["instances"] for x in batch], self.loc
+            )
+            return losses | {"outputs": {"backbone": _flat(levels), "loc_encoder": memory.tokens}}
+        fused = self._fuse(features)
+        logits = self._upsample(self.seg_heads[dataset](fused), batch[0]["image"].shape[-2:])
+        masks, known, valid = (
+            torch.stack([x[key] for x in batch]).to(self.device, non_blocking=True)
+            for key in ("masks", "mask_known", "mask_valid")
+        )
+        loss = dice_loss(logits, masks, known, valid, self.dice_per_class)
+        return {"dice": loss, "outputs": {"backbone": _unit(self._last(features)), "seg_decoder": _unit(fused)}}
+
+    def shared_outputs(self, batch: Batch, task: str, wanted: Iterable[str], view: str) -> dict[str, Tensor]:
+        """What the shared components give for a batch: the teacher's side of the consistency losses.
+
+        Args:
+            batch: as in `forward`.
+            task: decides which tensor stands for a component, as in `_task_losses`.
+            wanted: components; nothing beyond the last one runs.
+            view: key of the image to read; falls back to "image" where a sample has no own view.
+        """
+        features, padding = self._features(batch, view)
+        wanted = set(wanted)
+        outputs: dict[str, Tensor] = {}
+        if task == "cls":
+            outputs["backbone"] = self.backbone.pooled(features)
+        elif task == "loc":
+            if "loc_encoder" in wanted:
+                levels, memory = self._encode(features, padding)
+                outputs["loc_encoder"] = memory.tokens
+            else:
+                levels = self.backbone.levels(features)
+            outputs["backbone"] = _flat(levels)
+        else:
+            outputs["backbone"] = _unit(self._last(features))
+            if "seg_decoder" in wanted:
+                outputs["seg_decoder"] = _unit(self._fuse(features))
+        return {key: value for key, value in outputs.items() if key in wanted}
+
+    @torch.no_grad()
+    def inference(self, batch: Batch) -> list[dict[str, Any]]:
+        """Results of all tasks asked for, from one pass of the trunk; see `forward`."""
+        dataset = self._one(batch, "dataset")
+        if dataset not in self.specs:
+            raise FXError(f"the model has no heads for dataset {dataset!r}; it has {sorted(self.specs)}")
+        spec = self.specs[dataset]
+        tasks = set(batch[0].get("tasks", spec.tasks)) & set(spec.tasks)
+        features, padding = self._features(batch, "image")
+        results: list[dict[str, Any]] = [{} for _ in batch]
+        if "cls" in tasks:
+            logits = self.cls_heads[dataset](self.backbone.pooled(features)).float()
+            scores = logits.softmax(-1) if spec.cls_kind == "softmax" else logits.sigmoid()
+            for result, row in zip(results, scores, strict=True):
+                result["cls"] = row
+        if "loc" in tasks:
+            _, memory = self._encode(features, padding)
+            sizes = [(x["height"], x["width"]) for x in batch]
+            found = select_boxes(self.loc_decoders[dataset](memory), sizes, self.loc.num_select)
+            for result, instances in zip(results, found, strict=True):
+                result["instances"] = instances
+        if "seg" in tasks:
+            self._segment(batch, dataset, features, padding, results)
+        return results
+
+    def _segment(
+        self, batch: Batch, dataset: str, features: dict[str, Tensor], padding: Tensor | None, results: list[dict]
+    ) -> None:
+        size = batch[0]["image"].shape[-2:] if padding is None else padding.shape[-2:]
+        logits = self._upsample(self.seg_heads[dataset](self._fuse(features)), size)
+        for x, result, maps in zip(batch, results, logits.float().sigmoid(), strict=True):
+            height, width = x["image"].shape[-2:]
+            result["seg"] = maps[:, :height, :width]
+            full = F.interpolate(
+                result["seg"][None], size=(x["height"], x["width"]), mode="bilinear", align_corners=False
+            )
+            result["masks"] = full[0] > 0.5
+
+    def modules_of(self, dataset: str, task: str) -> dict[str, list[nn.Module]]:
+        """The modules each component contributes to one dataset's task; nothing else runs in such a step."""
+        heads = {"cls_heads": self.cls_heads, "loc_decoders": self.loc_decoders, "seg_heads": self.seg_heads}
+        modules: dict[str, list[nn.Module]] = {}
+        for component in TASK_COMPONENTS[task]:
+            if component == "backbone":
+                modules[component] = self.backbone.modules_for(task)
+            else:
+                modules[component] = [heads[component][dataset] if component in heads else getattr(self, component)]
+        return modules
+
+    def shared_components(self, phase: Phase) -> list[str]:
+        """Shared components that learn in a phase, none without consistency: those of frozen parts are constant."""
+        if self.consistency == 0:
+            return []
+        return [c for c in SHARED_COMPONENTS if c in TASK_COMPONENTS[phase.task] and c in phase.trainable]
+
+    def _features(self, batch: Batch, view: str) -> tuple[dict[str, Tensor], Tensor | None]:
+        images = [x[view if view in x else "image"].to(self.device, non_blocking=True) for x in batch]
+        stacked, padding = stack_images([normalize_images(x, self.pixel_mean, self.pixel_std) for x in images])
+        return self.backbone(stacked), padding
+
+    def _encode(self, features: dict[str, Tensor], padding: Tensor | None) -> tuple[list[Tensor], Memory]:
+        levels = self.backbone.levels(features)
+        return levels, cast(LocEncoder, self.loc_encoder)(levels, padding)
+
+    def _fuse(self, features: dict[str, Tensor]) -> Tensor:
+        return cast(SegDecoder, self.seg_decoder)(list(features.values()))
+
+    @staticmethod
+    def _last(features: dict[str, Tensor]) -> Tensor:
+        return features[f"stage{len(features) - 1}"]
+
+    @staticmethod
+    def _upsample(logits: Tensor, size: Sequence[int]) -> Tensor:
+        return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
+
+    @staticmethod
+    def _one(batch: Batch, key: str) -> str:
+        values = {x[key] for x in batch}
+        if len(values) != 1:
+            raise ValueError(f"a batch holds one {key}, not {sorted(values)}")
+        return values.pop()
+
+
+def _flat(levels: Sequence[Tensor]) -> Tensor:
+    """Maps (B, C_i, H_i, W_i) as one (B, sum of C_i * H_i * W_i): positions and channels in a fixed order."""
+    return torch.cat([x.flatten(1) for x in levels], dim=1)
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Each position's channel vector scaled to length 1, so that the maps' magnitude does not matter."""
+    return F.normalize(at_least_float32(x), dim=1)
+
+
+def check_components(model: nn.Module) -> None:
+    """Raise when a child of the model is no component the lock table could name."""
+    strange = [name for name, _ in model.named_children() if name not in COMPONENTS]
+    if strange:
+        raise ValueError(f"children {strange} are not among COMPONENTS {COMPONENTS}: they could not be locked")

@@ -1,0 +1,179 @@
+"""The words the whole package speaks: tasks, components, a dataset's row, a phase of training.
+
+Everything here is plain frozen data without torch; every other module imports from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any
+
+from detectron2.data import MetadataCatalog
+
+TASKS = ("cls", "loc", "seg")
+"""Classification, localization, segmentation: the order in which a dataset's tasks are visited."""
+
+SPLITS = ("train", "val", "test")
+
+COMPONENTS = ("backbone", "cls_heads", "loc_encoder", "loc_decoders", "seg_decoder", "seg_heads")
+"""The parts a phase can train or freeze. `*_heads` and `loc_decoders` hold one module per dataset."""
+
+SHARED_COMPONENTS = ("backbone", "loc_encoder", "seg_decoder")
+"""Parts shared by all datasets: what the teacher keeps steady through the consistency losses."""
+
+TASK_COMPONENTS = {
+    "cls": ("backbone", "cls_heads"),
+    "loc": ("backbone", "loc_encoder", "loc_decoders"),
+    "seg": ("backbone", "seg_decoder", "seg_heads"),
+}
+
+LABEL_POLICIES = ("ignore", "zeros", "ones", "soft")
+
+
+class FXError(ValueError):
+    """An error of the user's input: its message names the thing and the fix, and is shown without a traceback."""
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """One row of the table of datasets; heads, loaders, phases, evaluators and report rows follow from it.
+
+    Attributes:
+        name: the key of its heads and of its registered splits `{name}_{split}`.
+        title: how reports write it.
+        cls_classes: image-level classes, in the order of the head's logits; empty = no classification.
+        loc_classes: box classes; class i of the head is `category_id` i + 1 in the annotation file.
+        seg_classes: mask channels, each an independent binary mask.
+        cls_kind: "multilabel" (sigmoid per class) or "softmax" (one class per image; softmax at test,
+            binary cross-entropy in training as in the reference recipe).
+        uncertain: what a label of -1 becomes: "ignore" (unknown), "zeros", "ones", or "soft" (uniform in
+            `soft_range`, redrawn each time an image is read; unknown in evaluation).
+        blank: what a missing label (null) becomes: "ignore" (unknown, left out of loss and metric) or "zeros".
+        soft_range: the interval of "soft".
+        reporting: classes whose mean is the headline AUROC; empty = all.
+        flip_pairs: pairs of class names, of any task, that change places in a left-right flip.
+        source: where the data comes from.
+        licence: its terms.
+        expected: published number of images per split as pairs (split, count); shown beside the counted ones.
+    """
+
+    name: str
+    title: str
+    cls_classes: tuple[str, ...] = ()
+    loc_classes: tuple[str, ...] = ()
+    seg_classes: tuple[str, ...] = ()
+    cls_kind: str = "multilabel"
+    uncertain: str = "ignore"
+    blank: str = "ignore"
+    soft_range: tuple[float, float] = (0.55, 0.85)
+    reporting: tuple[str, ...] = ()
+    flip_pairs: tuple[tuple[str, str], ...] = ()
+    source: str = ""
+    licence: str = ""
+    expected: tuple[tuple[str, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check the row; raises FXError naming the dataset and the field."""
+        if not self.name.isidentifier():
+            raise FXError(f"dataset name {self.name!r} must be a Python identifier: it names checkpoint keys")
+        if not self.tasks:
+            raise FXError(f"dataset {self.name!r} has no classes: give cls_classes, loc_classes or seg_classes")
+        for task in self.tasks:
+            names = self.classes(task)
+            if len(set(names)) != len(names):
+                raise FXError(f"dataset {self.name!r}: {task}_classes holds a name twice: {names}")
+        if self.cls_kind not in ("multilabel", "softmax"):
+            raise FXError(f"dataset {self.name!r}: cls_kind must be multilabel or softmax, not {self.cls_kind!r}")
+        if self.uncertain not in LABEL_POLICIES or self.blank not in ("ignore", "zeros"):
+            raise FXError(f"dataset {self.name!r}: uncertain must be one of {LABEL_POLICIES}, blank ignore or zeros")
+        known = set(self.cls_classes) | set(self.loc_classes) | set(self.seg_classes)
+        if not set(self.reporting) <= set(self.cls_classes):
+            raise FXError(f"dataset {self.name!r}: reporting names classes that are not in cls_classes")
+        strange = {name for pair in self.flip_pairs for name in pair} - known
+        if strange:
+            raise FXError(f"dataset {self.name!r}: flip_pairs names unknown classes {sorted(strange)}")
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks this dataset is annotated for, in the order of TASKS."""
+        return tuple(task for task in TASKS if self.classes(task))
+
+    def classes(self, task: str) -> tuple[str, ...]:
+        """Class names of one task (empty when the dataset lacks it)."""
+        return {"cls": self.cls_classes, "loc": self.loc_classes, "seg": self.seg_classes}[task]
+
+    def flip_permutation(self, task: str) -> list[int]:
+        """Index list p such that class i of a task becomes class p[i] in the mirrored image."""
+        names = self.classes(task)
+        partner = {a: b for pair in self.flip_pairs for a, b in (pair, pair[::-1])}
+        return [names.index(partner[n]) if partner.get(n) in names else i for i, n in enumerate(names)]
+
+    @classmethod
+    def from_dict(cls, row: dict[str, Any], where: str) -> DatasetSpec:
+        """A row from plain data such as a yaml file; `where` names the source in the FXError of a wrong key."""
+        known = {f.name for f in fields(cls)}
+        if not isinstance(row, dict) or "name" not in row:
+            raise FXError(f"{where}: a dataset row is a mapping with at least `name` and one list of classes")
+        strange = sorted(set(row) - known)
+        if strange:
+            raise FXError(f"{where}: unknown keys {strange}; a dataset row has {sorted(known)}")
+        frozen = {key: _freeze(value) for key, value in row.items()}
+        frozen.setdefault("title", row["name"])
+        return cls(**frozen)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data (lists, strings, numbers) that `from_dict` reads back."""
+        return {f.name: _thaw(getattr(self, f.name)) for f in fields(self)}
+
+
+def _freeze(value: Any) -> Any:
+    return tuple(_freeze(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+def _thaw(value: Any) -> Any:
+    return [_thaw(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One pass over one dataset for one task: "RSNA, localization, locked".
+
+    Attributes:
+        dataset: name of the DatasetSpec.
+        task: one of TASKS.
+        trainable: components that learn; the task's other components run frozen, the rest do not run.
+        share: part of the annotated training images, drawn afresh in every cycle, in (0, 1].
+    """
+
+    dataset: str
+    task: str
+    trainable: tuple[str, ...]
+    share: float = 1.0
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Components that take part in the forward pass but do not learn."""
+        return tuple(c for c in TASK_COMPONENTS[self.task] if c not in self.trainable)
+
+    @property
+    def mode(self) -> str:
+        """"lock" when a shared component of the task is frozen, else "release"."""
+        return "lock" if any(c in SHARED_COMPONENTS for c in self.frozen) else "release"
+
+    def __str__(self) -> str:
+        return f"{self.dataset}/{self.task}/{self.mode}"
+
+
+def spec_of(registered: str) -> DatasetSpec:
+    """The row behind a registered split such as "jsrt_train"; raises FXError when it is not registered."""
+    metadata = MetadataCatalog.get(registered) if registered in MetadataCatalog.list() else None
+    spec = metadata.get("spec") if metadata is not None else None
+    if spec is None:
+        raise FXError(f"dataset split {registered!r} is not registered: call fx_d2.data.register_datasets(cfg) first")
+    return spec
+
+
+def specs_of(registered: Iterable[str]) -> tuple[DatasetSpec, ...]:
+    """The distinct rows behind registered splits, in order of first appearance."""
+    return tuple({spec.name: spec for spec in map(spec_of, registered)}.values())

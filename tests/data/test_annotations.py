@@ -1,0 +1,113 @@
+"""The annotation format: what is written is read back, and every fault has one clear error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+
+from fx_d2.data.annotations import check_patients, load_spec, load_split, write_spec, write_split
+from fx_d2.data.masks import decode_masks
+from fx_d2.structures import DatasetSpec, FXError
+
+
+def test_round_trip(make_dataset: Callable[..., Path], spec: DatasetSpec, images: list[dict[str, Any]]) -> None:
+    """Labels, boxes, masks and what is unknown survive."""
+    first, second = load_split(make_dataset() / "toy" / "train.json", spec, "train")
+    assert first["labels"] == [1, 0, None] and second["labels"] == [-1, 1, 0]
+    assert first["annotated"] == {"cls": True, "loc": True, "seg": True}
+    assert second["annotated"] == {"cls": True, "loc": False, "seg": False}
+    assert [row["category_id"] for row in first["annotations"]] == [0, 1]
+    assert first["masks"][2] is None
+    np.testing.assert_array_equal(decode_masks([first["masks"][0]], "")[:, :, 0], images[0]["masks"][0])
+    assert Path(first["file_name"]).is_file()
+
+
+def test_pycocotools_opens_it(make_dataset: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    """The file is COCO detection json too."""
+    coco = COCO(str(make_dataset() / "toy" / "train.json"))
+    assert len(coco.getImgIds()) == 2
+    assert [row["name"] for row in coco.loadCats(coco.getCatIds())] == ["left_lung", "right_lung"]
+
+
+def test_all_unknown_labels_are_no_annotation(tmp_path: Path, spec: DatasetSpec, images: list[dict[str, Any]]) -> None:
+    """Under "ignore", an image of blanks and uncertains has nothing to teach; under "zeros" it has."""
+    images[1]["labels"] = [None, -1, None]
+    for row, annotated in ((spec, False), (replace(spec, blank="zeros"), True)):
+        write_split(tmp_path / "train.json", spec=row, split="train", image_root=".", images=images)
+        assert load_split(tmp_path / "train.json", row, "train")[1]["annotated"]["cls"] is annotated
+
+
+def test_spec_round_trip(tmp_path: Path, spec: DatasetSpec) -> None:
+    """dataset.yaml gives the same row."""
+    write_spec(tmp_path, spec)
+    assert load_spec(tmp_path) == spec
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [", "not readable yaml"),
+        ("name: x\nfoo: 1", "unknown keys"),
+        ("name: x", "no classes"),
+        ("[1]", "a mapping"),
+        ("name: 3", "wrong type"),
+        ("name: x\ncls_classes: 5", "wrong type"),
+    ],
+)
+def test_bad_spec(tmp_path: Path, text: str, message: str) -> None:
+    """A broken dataset.yaml is named."""
+    (tmp_path / "dataset.yaml").write_text(text)
+    with pytest.raises(FXError, match=message) as caught:
+        load_spec(tmp_path)
+    assert "dataset.yaml" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_missing_and_broken_json(tmp_path: Path, spec: DatasetSpec) -> None:
+    """No file, half a file."""
+    with pytest.raises(FXError, match="not found; prepare"):
+        load_split(tmp_path / "train.json", spec, "train")
+    (tmp_path / "train.json").write_text('{"info":')
+    with pytest.raises(FXError, match="not a readable json"):
+        load_split(tmp_path / "train.json", spec, "train")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("boxes", [("heart", [1, 1, 5, 5])], "box class 'heart'"),
+        ("boxes", [("left_lung", [50, 1, 20, 5])], "leaves its image"),
+        ("labels", [0.5, 0, 0], "label 0.5"),
+        ("labels", [1, 0], "2 labels for 3"),
+        ("masks", [np.zeros((3, 3)), None, None], "mask .left_lung. is of size"),
+    ],
+)
+def test_writer_refuses_and_leaves_nothing(
+    tmp_path: Path, spec: DatasetSpec, images: list[dict[str, Any]], key: str, value: Any, message: str
+) -> None:
+    """What the loader would refuse is not written."""
+    images[0][key] = value
+    with pytest.raises(FXError, match=message):
+        write_split(tmp_path / "toy" / "train.json", spec=spec, split="train", image_root=".", images=images)
+    assert not (tmp_path / "toy").exists()
+
+
+def test_softmax_needs_one_class(tmp_path: Path, spec: DatasetSpec, images: list[dict[str, Any]]) -> None:
+    """A softmax row has exactly one positive."""
+    images[1]["labels"] = [1, 1, 0]
+    with pytest.raises(FXError, match="exactly one 1"):
+        write_split(
+            tmp_path / "t.json", spec=replace(spec, cls_kind="softmax"), split="t", image_root=".", images=images
+        )
+
+
+def test_patient_in_two_splits() -> None:
+    """A shared patient is named with both splits."""
+    check_patients({"train": [{"patient_id": "a"}], "test": [{"patient_id": "b"}]})
+    with pytest.raises(FXError, match="'a' is in train and in test"):
+        check_patients({"train": [{"patient_id": "a"}], "test": [{"patient_id": "a"}]})

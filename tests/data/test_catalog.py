@@ -1,0 +1,94 @@
+"""Registration of rows and splits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from fx_d2.data.annotations import write_spec
+from fx_d2.data.catalog import check_images, dataset_root, get_dicts, register_datasets, register_spec
+from fx_d2.data.table import BY_NAME
+from fx_d2.structures import DatasetSpec, FXError, spec_of
+
+
+def test_register_own_row_and_again_elsewhere(
+    cfg: CfgNode, make_dataset: Callable[..., Path], tmp_path: Path, spec: DatasetSpec
+) -> None:
+    """Registering is idempotent, and another root replaces."""
+    make_dataset(splits=("train", "test"))
+    assert register_datasets(cfg) == register_datasets(cfg) == ("toy_train", "toy_val", "toy_test")
+    metadata = MetadataCatalog.get("toy_train")
+    assert spec_of("toy_train") == spec and metadata.evaluator_type == "fx" and metadata.split == "train"
+    assert metadata.thing_classes == ["left_lung", "right_lung"]
+    make_dataset(root=tmp_path / "second", splits=("train", "test"))
+    cfg.DATASETS.ROOT = str(tmp_path / "second")
+    register_datasets(cfg)
+    assert "second" in get_dicts("toy_train")[0]["file_name"]
+    assert len(get_dicts("toy_train")) == 2 and len(get_dicts("toy_train", limit=1)) == 1
+
+
+def test_root_from_the_environment(cfg: CfgNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DATASETS.ROOT first, then the variable; a missing root is named."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "absent"))
+    assert dataset_root(cfg) == tmp_path
+    cfg.DATASETS.ROOT = ""
+    with pytest.raises(FXError, match="absent"):
+        dataset_root(cfg)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("heart_train", "unknown dataset 'heart'.*chexpert.*prepare_folder"),
+        ("toy", "'<row>_<split>'"),
+        ("chexpert_train", "chexpert_train: annotation file .* not found"),
+        ("toy_val", "toy_val: annotation file"),
+    ],
+)
+def test_bad_names(cfg: CfgNode, make_dataset: Callable[..., Path], name: str, message: str) -> None:
+    """Unknown rows, names without a split, splits that were not prepared."""
+    make_dataset()
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (name,), ()
+    with pytest.raises(FXError, match=message):
+        register_datasets(cfg)
+
+
+def test_row_of_the_table_keeps_its_classes(cfg: CfgNode, tmp_path: Path, make_dataset: Callable[..., Path]) -> None:
+    """A dataset.yaml may change a policy of a row of the table, not its classes."""
+    table = BY_NAME["nih_shenzhen"]
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("nih_shenzhen_train",), ()
+    write_spec(tmp_path / table.name, replace(table, cls_classes=("TB",)))
+    with pytest.raises(FXError, match="row of the table with other cls classes"):
+        register_datasets(cfg)
+    write_spec(tmp_path / table.name, replace(table, uncertain="ones"))
+    (tmp_path / table.name / "train.json").write_text("{}")
+    register_datasets(cfg)
+    assert spec_of("nih_shenzhen_train").uncertain == "ones"
+    with pytest.raises(FXError, match="other cls classes"):
+        register_spec(replace(table, cls_classes=("TB",)), tmp_path)
+
+
+def test_register_spec(tmp_path: Path, make_dataset: Callable[..., Path], spec: DatasetSpec) -> None:
+    """One call registers a dataset of one's own; without files it is refused."""
+    row = replace(spec, name="mine")
+    with pytest.raises(FXError, match="no annotation file"):
+        register_spec(row, tmp_path)
+    assert register_spec(row, make_dataset(row=row)) == ("mine_train",)
+    assert len(DatasetCatalog.get("mine_train")) == 2
+
+
+def test_check_images(cfg: CfgNode, make_dataset: Callable[..., Path], tmp_path: Path) -> None:
+    """Missing images are counted and the first is named."""
+    make_dataset(splits=("train", "test"))
+    register_datasets(cfg)
+    dicts = get_dicts("toy_train")
+    check_images(dicts * 3)
+    Path(dicts[1]["file_name"]).unlink()
+    for records, count in ((dicts, "1 of 2"), (dicts * 3, "3 of 6")):
+        with pytest.raises(FXError, match=f"train_b.png: image file not found \\({count}"):
+            check_images(records)

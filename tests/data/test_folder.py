@@ -1,0 +1,202 @@
+"""A plain folder becomes a dataset; each wrong input has one clear line and leaves nothing behind."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import cv2
+import numpy as np
+import pytest
+
+from fx_d2.data.annotations import load_spec, load_split
+from fx_d2.data.folder import find_flip_pairs
+
+PROJECT = Path(__file__).parents[2]
+REAL = PROJECT.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    """datasets/prepare_folder.py as a module."""
+    found = importlib.util.spec_from_file_location("prepare_folder", PROJECT / "datasets" / "prepare_folder.py")
+    assert found is not None and found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A folder with every kind of annotation: images 0, 1 in train, 2 in test."""
+    root = tmp_path / "src"
+    for part in ("images", "splits", "masks/left_lung", "masks/right_lung", "masks/ignore"):
+        (root / part).mkdir(parents=True)
+    for i in range(3):
+        cv2.imwrite(str(root / "images" / f"{i}.png"), np.full((20, 30), 40 * i, dtype=np.uint8))
+        cv2.imwrite(str(root / "masks" / "left_lung" / f"{i}.png"), np.full((20, 30), 255, dtype=np.uint8))
+        cv2.imwrite(str(root / "masks" / "ignore" / f"{i}.png"), np.full((20, 30), 255, dtype=np.uint8))
+    (root / "labels.csv").write_bytes(
+        "\ufeffimage,patient_id,sex,tb,other\r\n0.png,a,F,1,0\r\n1.png,b,,0,\r\n2.png,c,M,-1,1\r\n".encode()
+    )
+    (root / "masks_index.csv").write_text(
+        "image,left_lung,right_lung,ignore\n0.png,1,0,1\n1.png,,,\n2.png,1,,0\n"
+    )
+    (root / "splits" / "train.txt").write_bytes(b"\xef\xbb\xbf0.png\r\n1.png\r\n")
+    (root / "splits" / "test.txt").write_text("2.png\n")
+    categories = [{"id": 7, "name": "tb"}]
+    rows = [{"id": 5, "file_name": "0.png", "width": 30, "height": 20}]
+    boxes = [{"id": 1, "image_id": 5, "category_id": 7, "bbox": [2, 3, 10, 9], "area": 90, "iscrowd": 0}]
+    train = {"images": rows, "annotations": boxes, "categories": categories}
+    (root / "boxes_train.json").write_text(json.dumps(train))
+    rows = [{"id": 1, "file_name": "2.png", "width": 30, "height": 20}]
+    (root / "boxes_test.json").write_text(json.dumps({"images": rows, "annotations": [], "categories": categories}))
+    description = {
+        "name": "tiny",
+        "splits": {"train": "splits/train.txt", "test": "splits/test.txt"},
+        "labels": {"file": "labels.csv", "columns": ["tb", "other"]},
+        "boxes": {"drawn": {"files": {s: f"boxes_{s}.json" for s in ("train", "test")}, "categories": ["tb"]}},
+        "masks": {"structures": ["left_lung", "right_lung"], "ignore": "ignore"},
+    }
+    (root / "dataset.json").write_text(json.dumps(description))
+    return root
+
+
+def test_prepare(script: ModuleType, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Labels with blanks, boxes, masks, ignore regions, sides; BOM and CRLF do no harm."""
+    assert script.main([str(source), "--output", str(tmp_path / "out"), "--uncertain", "ones"]) == 0
+    spec = load_spec(tmp_path / "out" / "tiny")
+    assert spec.tasks == ("cls", "loc", "seg") and spec.uncertain == "ones"
+    assert spec.flip_pairs == (("left_lung", "right_lung"),)
+    first, second = load_split(tmp_path / "out" / "tiny" / "train.json", spec, "train")
+    assert first["labels"] == [1, 0] and second["labels"] == [0, None] and first["meta"] == {"sex": "F"}
+    assert first["annotated"] == {"cls": True, "loc": True, "seg": True}
+    assert second["annotated"] == {"cls": True, "loc": False, "seg": False}
+    assert first["annotations"][0]["bbox"] == [2, 3, 10, 9] and None not in first["masks"] and first["ignore_mask"]
+    (test,) = load_split(tmp_path / "out" / "tiny" / "test.json", spec, "test")
+    assert test["annotated"]["loc"] and not test["annotations"] and test["masks"][1] is None
+    assert Path(test["file_name"]).samefile(source / "images" / "2.png")
+    table = capsys.readouterr().out
+    assert "label tb" in table and "mask left_lung" in table and "tiny_train" in table
+
+
+def test_choices(script: ModuleType, source: Path, tmp_path: Path) -> None:
+    """Name, tasks, columns and pairs can be chosen; images inside the output are named relatively."""
+    argv = [str(source), "--output", str(tmp_path), "--name", "mine", "--tasks", "cls,seg", "--labels", "other"]
+    assert script.main([*argv, "--masks", "right_lung", "--flip-pairs", ""]) == 0
+    spec = load_spec(tmp_path / "mine")
+    assert (spec.cls_classes, spec.loc_classes, spec.seg_classes) == (("other",), (), ("right_lung",))
+    document = json.loads((tmp_path / "mine" / "train.json").read_text())
+    assert document["info"]["image_root"] == "../src/images"
+    assert Path(load_split(tmp_path / "mine" / "train.json", spec, "train")[0]["file_name"]).is_file()
+
+
+def _replace(file: str, old: str, new: str) -> Callable[[Path], None]:
+    def change(root: Path) -> None:
+        text = (root / file).read_text(encoding="utf-8-sig")
+        assert old in text
+        (root / file).write_text(text.replace(old, new))
+
+    return change
+
+
+def _big_mask(root: Path) -> None:
+    cv2.imwrite(str(root / "masks" / "left_lung" / "0.png"), np.zeros((5, 5), dtype=np.uint8))
+
+
+def _bad_test_box(root: Path) -> None:
+    box = {"id": 1, "image_id": 1, "category_id": 7, "bbox": [25, 1, 9, 9]}
+    document = json.loads((root / "boxes_test.json").read_text()) | {"annotations": [box]}
+    (root / "boxes_test.json").write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize(
+    ("change", "argv", "message"),
+    [
+        (lambda root: (root / "dataset.json").unlink(), [], "dataset.json: not found"),
+        (_replace("dataset.json", '"name"', '"nam"'), [], "lacks `name`"),
+        (_replace("dataset.json", "{", "", ), [], "not readable json"),
+        (_replace("dataset.json", '"columns"', '"cols"'), [], "`labels` lacks `columns`"),
+        (_replace("dataset.json", '"test": "splits', '"exam": "splits'), [], "unknown: ['exam']"),
+        (lambda root: (root / "labels.csv").unlink(), [], "labels.csv: cannot be read"),
+        (lambda root: None, ["--labels", "cough"], "no column 'cough'; it has ['image', 'patient_id', 'sex', 'tb'"),
+        (lambda root: None, ["--boxes", "dots"], "no boxes 'dots'; choose --boxes one of ['drawn']"),
+        (lambda root: None, ["--masks", "heart"], "no mask structure 'heart'"),
+        (lambda root: None, ["--tasks", "dance"], "nothing for task 'dance'"),
+        (lambda root: None, ["--flip-pairs", "a-b"], "--flip-pairs: 'a-b'"),
+        (lambda root: None, ["--flip-pairs", "a:b"], "flip_pairs names unknown classes"),
+        (lambda root: None, ["--name", "chexpert"], "row of the table with other"),
+        (_replace("labels.csv", "a,F,1,0", "a,F,2,0"), [], "image '0.png', column 'tb': '2' is not 1, 0, -1 or blank"),
+        (_replace("labels.csv", "a,F,1,0", "a,F,1"), [], "line 2 has 4 cells"),
+        (_replace("labels.csv", "1.png", "0.png"), [], "image '0.png' occurs twice"),
+        (_replace("labels.csv", "2.png,c", "2.png,a"), [], "patient 'a' is in train and in test"),
+        (_replace("labels.csv", "2.png,c", "2.png,"), [], "patient_id is blank"),
+        (_replace("splits/test.txt", "2.png", "9.png"), [], "image '9.png' is not in"),
+        (_replace("splits/test.txt", "2.png", ""), [], "the split is empty"),
+        (_replace("splits/test.txt", "2.png", "2.png\n2.png"), [], "'2.png' occurs twice"),
+        (_replace("splits/train.txt", "1.png", "2.png"), ["--tasks", "cls"], "'2.png' is in train and in test"),
+        (lambda root: (root / "images" / "1.png").unlink(), [], "1.png: image file not found"),
+        (lambda root: (root / "images" / "1.png").write_text("x"), [], "1.png: not a readable image"),
+        (_big_mask, [], "the mask is 5 x 5, its image 30 x 20"),
+        (lambda root: (root / "masks" / "left_lung" / "0.png").unlink(), [], "0.png: image file cannot be read"),
+        (_replace("boxes_train.json", "0.png", "8.png"), [], "image '8.png' is not in this split"),
+        (_replace("boxes_train.json", '"width": 30', '"width": 31'), [], "size (31, 20)"),
+        (_replace("boxes_train.json", "[2, 3, 10, 9]", "[25, 3, 10, 9]"), [], "leaves its image"),
+        (_bad_test_box, [], "leaves its image"),
+        (_replace("boxes_train.json", "[2, 3, 10, 9]", "[2, 3]"), [], "bbox must be four numbers"),
+        (_replace("boxes_train.json", '"category_id": 7', '"category_id": 8'), [], "no category with id 8"),
+        (_replace("boxes_train.json", '"image_id": 5', '"image_id": 6'), [], "no image with id 6"),
+        (_replace("boxes_train.json", '"name": "tb"', '"name": "flu"'), [], "categories ['flu'] are not those"),
+    ],
+)
+def test_bad_folder(
+    script: ModuleType,
+    source: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: Callable[[Path], None],
+    argv: list[str],
+    message: str,
+) -> None:
+    """One line on stderr, exit code 1, nothing written."""
+    change(source)
+    assert script.main([str(source), "--output", str(tmp_path / "out"), *argv]) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_several_kinds_of_boxes(script: ModuleType, source: Path, tmp_path: Path) -> None:
+    """With two kinds of boxes, one must be chosen."""
+    _replace("dataset.json", '"drawn":', '"second": {"files": {}, "categories": []}, "drawn":')(source)
+    assert script.main([str(source), "--output", str(tmp_path / "out")]) == 1
+    assert script.main([str(source), "--output", str(tmp_path / "out"), "--boxes", "drawn"]) == 0
+
+
+def test_find_flip_pairs() -> None:
+    """Sides are found in the usual spellings."""
+    assert find_flip_pairs(["left_lung", "heart", "right_lung", "Right Rib", "Left Rib", "left_only"]) == (
+        ("left_lung", "right_lung"),
+        ("Left Rib", "Right Rib"),
+    )
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real chest X-ray folders are not on this machine")
+@pytest.mark.parametrize(
+    ("name", "train", "argv"),
+    [
+        ("jsrt", 134, ["--boxes", "boxes_nodule"]),
+        ("nih14", 491, []),
+        ("tbx11k", 315, ["--name", "tbx_small"]),
+        ("covid_seg", 47, []),
+        ("covid_cxr", 101, []),
+    ],
+)
+def test_real_folders(script: ModuleType, tmp_path: Path, name: str, train: int, argv: list[str]) -> None:
+    """The five real folders prepare, with the published number of training images."""
+    assert script.main([str(REAL / name), "--output", str(tmp_path), *argv]) == 0
+    (folder,) = tmp_path.iterdir()
+    assert len(load_split(folder / "train.json", load_spec(folder), "train")) == train

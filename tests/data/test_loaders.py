@@ -1,0 +1,118 @@
+"""The loaders on the toy dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+
+from fx_d2.data.annotations import write_split
+from fx_d2.data.catalog import register_datasets
+from fx_d2.data.loaders import build_test_loader, build_train_data
+from fx_d2.structures import DatasetSpec, FXError, Phase
+
+
+@dataclass(frozen=True)
+class _State:
+    phase: Phase
+    cycle: int
+    pass_index: int
+    step: int
+
+
+class _Schedule:
+    """One step each of the three tasks."""
+
+    def at(self, iteration: int) -> _State:
+        task = ("cls", "loc", "seg")[iteration % 3]
+        return _State(Phase("toy", task, ("backbone",)), iteration // 3, iteration % 3, 0)
+
+
+@pytest.fixture
+def registered(cfg: CfgNode, make_dataset: Callable[..., Path]) -> CfgNode:
+    """The config with its datasets prepared and registered."""
+    make_dataset(splits=("train", "test"))
+    register_datasets(cfg)
+    return cfg
+
+
+def _run(cfg: CfgNode, start: int = 0, count: int = 3, rank: int = 0, world: int = 1) -> list[list[dict[str, Any]]]:
+    return list(build_train_data(cfg).loader(_Schedule(), start, rank, world, count, seed=7))
+
+
+def test_sizes_and_batches(registered: CfgNode) -> None:
+    """Only annotated images count; a batch is of one dataset and one task."""
+    assert build_train_data(registered).sizes == {("toy", "cls"): 2, ("toy", "loc"): 1, ("toy", "seg"): 1}
+    batches = _run(registered)
+    assert [{sample["task"] for sample in batch} for batch in batches] == [{"cls"}, {"loc"}, {"seg"}]
+    assert {len(batch) for batch in batches} == {4}
+
+
+def test_workers_and_resume_do_not_change_samples(registered: CfgNode) -> None:
+    """Bit-equal images with 0 and 2 workers, and when starting in the middle."""
+    plain = _run(registered, count=6)
+    registered.DATALOADER.NUM_WORKERS = 2
+    for batches, wanted in ((_run(registered, count=6), plain), (_run(registered, start=2, count=2), plain[2:4])):
+        for batch, other in zip(batches, wanted, strict=True):
+            assert all(torch.equal(a["image"], b["image"]) for a, b in zip(batch, other, strict=True))
+
+
+def test_ranks_split_the_batch(registered: CfgNode) -> None:
+    """Two ranks hold the halves of one process's batch."""
+    whole, halves = _run(registered)[0], [_run(registered, rank=r, world=2)[0] for r in range(2)]
+    assert [s["image"].sum().item() for half in halves for s in half] == [s["image"].sum().item() for s in whole]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_unreadable_image_is_one_line(registered: CfgNode, workers: int) -> None:
+    """A worker's error arrives without its traceback."""
+    registered.DATALOADER.NUM_WORKERS = workers
+    data, loader = build_train_data(registered), build_test_loader(registered, "toy_test")
+    for path in (Path(registered.DATASETS.ROOT) / "toy" / "images").iterdir():
+        path.write_bytes(b"")
+    for batches in (data.loader(_Schedule(), 0, 0, 1, 1, seed=0), loader):
+        with pytest.raises(FXError, match=r"\.png: empty file$"):
+            list(batches)
+
+
+def test_test_loader(registered: CfgNode) -> None:
+    """All images in order, batched; the limit holds."""
+    loader = build_test_loader(registered, "toy_test")
+    assert len(loader) == 1 and [s["image_id"] for batch in loader for s in batch] == [1, 2]
+    registered.DATASETS.LIMIT = 1
+    assert [len(batch) for batch in build_test_loader(registered, "toy_test")] == [1]
+
+
+def test_no_annotated_image(registered: CfgNode, spec: DatasetSpec, images: list[dict[str, Any]]) -> None:
+    """A split without images for a trained task is named; a task that is not trained does not matter."""
+    folder = Path(registered.DATASETS.ROOT) / "toy"
+    poor = [image | {"file_name": f"train_{image['file_name']}", "masks": None} for image in images]
+    write_split(folder / "train.json", spec=spec, split="train", image_root="images", images=poor)
+    with pytest.raises(FXError, match="toy_train: none of its 2 images is annotated for 'seg'"):
+        build_train_data(registered)
+    registered.SCHEDULE.STRATEGY = [{"task": "cls", "share": 1.0, "train": ["backbone", "cls_heads"]}]
+    assert build_train_data(registered).sizes == {("toy", "cls"): 2}
+
+
+def test_patient_in_train_and_test(registered: CfgNode, spec: DatasetSpec, images: list[dict[str, Any]]) -> None:
+    """A leak between the split trained on and the split tested on is refused."""
+    leak = [image | {"file_name": f"test_{image['file_name']}", "patient_id": "train_p0"} for image in images]
+    folder = Path(registered.DATASETS.ROOT) / "toy"
+    write_split(folder / "test.json", spec=spec, split="test", image_root="images", images=leak)
+    with pytest.raises(FXError, match="patient 'train_p0' is in toy_train and in toy_test"):
+        build_train_data(registered)
+
+
+def test_faulty_configs(registered: CfgNode) -> None:
+    """A row named twice, and a batch that two processes cannot share."""
+    registered.SCHEDULE.BATCH_SIZE.CLS = 3
+    with pytest.raises(FXError, match="BATCH_SIZE.CLS is 3"):
+        build_train_data(registered).loader(_Schedule(), 0, 0, 2, 1, seed=0)
+    registered.DATASETS.TRAIN = ("toy_train", "toy_test")
+    with pytest.raises(FXError, match=r"repeated: \['toy'\]"):
+        build_train_data(registered)

@@ -1,0 +1,144 @@
+"""The mappers: shapes, policies, sides, and equal seeds giving equal samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.config import CfgNode
+
+from fx_d2.data.annotations import load_split
+from fx_d2.data.mapper import EvalMapper, TrainMapper, apply_label_policy
+from fx_d2.data.masks import encode_mask
+from fx_d2.structures import DatasetSpec, FXError
+
+
+@pytest.fixture
+def records(make_dataset: Callable[..., Path], spec: DatasetSpec) -> list[dict[str, Any]]:
+    """The toy training split."""
+    return load_split(make_dataset() / "toy" / "train.json", spec, "train")
+
+
+def _flat(sample: dict[str, Any]) -> dict[str, torch.Tensor]:
+    tensors = {key: value for key, value in sample.items() if isinstance(value, torch.Tensor)}
+    if "instances" in sample:
+        tensors |= {"boxes": sample["instances"].gt_boxes.tensor, "classes": sample["instances"].gt_classes}
+    return tensors
+
+
+@pytest.mark.parametrize("task", ["cls", "loc", "seg"])
+def test_same_seed_same_sample(cfg: CfgNode, spec: DatasetSpec, records: list[dict[str, Any]], task: str) -> None:
+    """A sample is a function of record and seed, and numpy's own state is left alone."""
+    mapper = TrainMapper(cfg, spec, task)
+    np.random.seed(3)
+    state = np.random.get_state()[1].copy()
+    first = mapper(records[0], 11)
+    np.testing.assert_array_equal(np.random.get_state()[1], state)
+    np.random.seed(4)
+    second, third = mapper(records[0], 11), mapper(records[0], 12)
+    for key, tensor in _flat(first).items():
+        torch.testing.assert_close(tensor, _flat(second)[key], rtol=0, atol=0, equal_nan=True)
+    assert not torch.equal(first["image"], third["image"])
+    assert first["image"].shape == first["teacher_image"].shape == (1, 32, 48)
+    assert not torch.equal(first["image"], first["teacher_image"])
+
+
+def test_flip_swaps_sides(cfg: CfgNode, spec: DatasetSpec, records: list[dict[str, Any]]) -> None:
+    """The patient's left stays left: labels, boxes and masks change names together."""
+    for task in ("CLS", "LOC", "SEG"):
+        cfg.INPUT[task].merge_from_list(["FLIP", 1.0, "CROP", 1.0, "ROTATE", 0.0, "SCALE", 0.0, "SHIFT", 0.0])
+    labels = TrainMapper(cfg, spec, "cls")(records[0], 0)["labels"]
+    assert labels[:2].tolist() == [0.0, 1.0] and labels[2].isnan()
+    instances = TrainMapper(cfg, spec, "loc")(records[0], 0)["instances"]
+    assert instances.gt_classes.tolist() == [1, 0]
+    torch.testing.assert_close(instances.gt_boxes.tensor[0], torch.tensor([3.2, 8.0, 16.0, 24.0]))
+    sample = TrainMapper(cfg, spec, "seg")(records[0], 0)
+    assert sample["mask_known"].tolist() == [True, True, False]
+    assert sample["masks"][0, :, 24:].sum() > 0 and sample["masks"][0, :, :24].sum() == 0
+
+
+def test_segmentation_sample(cfg: CfgNode, spec: DatasetSpec, records: list[dict[str, Any]]) -> None:
+    """Binary float masks, unknown channels flagged, ignored pixels invalid."""
+    ignore = np.zeros((40, 60), dtype=bool)
+    ignore[:, :30] = True
+    records[0]["ignore_mask"] = encode_mask(ignore)
+    cfg.INPUT.SEG.merge_from_list(["FLIP", 0.0, "ROTATE", 0.0, "SCALE", 0.0, "SHIFT", 0.0])
+    sample = TrainMapper(cfg, spec, "seg")(records[0], 0)
+    assert sample["masks"].dtype == torch.float32 and set(sample["masks"].unique().tolist()) == {0.0, 1.0}
+    assert sample["mask_valid"].dtype == torch.bool and not sample["mask_valid"][:, :24].any()
+    assert sample["mask_valid"][:, 24:].all()
+
+
+def test_more_than_eight_masks(cfg: CfgNode, records: list[dict[str, Any]]) -> None:
+    """Masks travel eight to a byte; the ninth and tenth arrive in their places."""
+    names = tuple(f"m{i}" for i in range(10))
+    masks = [np.zeros((40, 60), dtype=bool) for _ in names]
+    for i, mask in enumerate(masks):
+        mask[:, 6 * i : 6 * i + 6] = True
+    records[0]["masks"] = [encode_mask(mask) for mask in masks]
+    cfg.INPUT.SEG.merge_from_list(["FLIP", 0.0, "ROTATE", 0.0, "SCALE", 0.0, "SHIFT", 0.0])
+    cfg.INPUT.SIZE = [40, 60]
+    sample = TrainMapper(cfg, DatasetSpec(name="many", title="", seg_classes=names), "seg")(records[0], 0)
+    np.testing.assert_array_equal(sample["masks"].numpy(), np.stack(masks).astype(np.float32))
+
+
+def test_cut_boxes(cfg: CfgNode, spec: DatasetSpec, records: list[dict[str, Any]]) -> None:
+    """Boxes stay in the picture and have an area, whatever the crop."""
+    cfg.INPUT.LOC.merge_from_list(["CROP", 0.3, "SHIFT", 0.3])
+    mapper = TrainMapper(cfg, spec, "loc")
+    for seed in range(20):
+        boxes = mapper(records[0], seed)["instances"].gt_boxes
+        assert boxes.nonempty().all() and (boxes.tensor[:, 2] <= 48).all() and (boxes.tensor >= 0).all()
+
+
+def test_image_without_boxes(cfg: CfgNode, spec: DatasetSpec, records: list[dict[str, Any]]) -> None:
+    """A true negative has empty instances."""
+    records[0]["annotations"] = []
+    instances = TrainMapper(cfg, spec, "loc")(records[0], 0)["instances"]
+    assert len(instances) == 0 and instances.gt_boxes.tensor.shape == (0, 4)
+
+
+def test_label_policies(spec: DatasetSpec) -> None:
+    """Uncertain and blank labels after each policy; soft is redrawn and unknown in evaluation."""
+    labels = [-1, None, 1]
+    for policy, value in (("ones", 1.0), ("zeros", 0.0)):
+        out = apply_label_policy(labels, replace(spec, uncertain=policy, blank="zeros"), training=True)
+        assert out.tolist() == [value, 0.0, 1.0]
+    assert np.isnan(apply_label_policy(labels, spec, training=True)).tolist() == [True, True, False]
+    soft = replace(spec, uncertain="soft")
+    draws = {float(apply_label_policy(labels, soft, training=True)[0]) for _ in range(5)}
+    assert len(draws) == 5 and all(0.55 <= value <= 0.85 for value in draws)
+    assert np.isnan(apply_label_policy(labels, soft, training=False)[0])
+
+
+def test_evaluation_sample(cfg: CfgNode, spec: DatasetSpec, records: list[dict[str, Any]]) -> None:
+    """The image at network size, the annotation in original pixels."""
+    sample = EvalMapper(cfg, spec)(records[0])
+    assert sample["image"].shape == (1, 32, 48) and sample["image"].dtype == torch.uint8
+    assert sample["annotations"] == records[0]["annotations"] and sample["masks"] == records[0]["masks"]
+    assert sample["labels"].isnan().tolist() == [False, False, True]
+    records[0]["annotated"]["cls"] = False
+    assert "labels" not in EvalMapper(cfg, spec)(records[0])
+
+
+def test_wrong_size_is_named(cfg: CfgNode, spec: DatasetSpec, records: list[dict[str, Any]]) -> None:
+    """An image that changed after preparation is refused."""
+    cv2.imwrite(records[0]["file_name"], np.zeros((10, 10), dtype=np.uint8))
+    for call in (lambda: TrainMapper(cfg, spec, "cls")(records[0], 0), lambda: EvalMapper(cfg, spec)(records[0])):
+        with pytest.raises(FXError, match=r"train_a.png: the image is 10 x 10 pixels, its annotation says 60 x 40"):
+            call()
+
+
+def test_teacher_view(cfg: CfgNode, spec: DatasetSpec, records: list[dict[str, Any]]) -> None:
+    """No second view where nobody looks at it; another word is refused."""
+    cfg.MODEL.TEACHER.ENABLED = False
+    assert "teacher_image" not in TrainMapper(cfg, spec, "cls")(records[0], 0)
+    cfg.MODEL.TEACHER.ENABLED, cfg.INPUT.TEACHER_VIEW = True, "other"
+    with pytest.raises(FXError, match="TEACHER_VIEW"):
+        TrainMapper(cfg, spec, "cls")

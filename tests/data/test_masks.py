@@ -1,0 +1,45 @@
+"""Run-length codes: what is encoded decodes, and a broken code is noticed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fx_d2.data.masks import decode_masks, encode_mask, rle_problem
+from fx_d2.structures import FXError
+
+
+@pytest.mark.parametrize("density", [0.0, 0.02, 0.5, 1.0])
+@pytest.mark.parametrize("shape", [(1, 1), (7, 30), (300, 200)])
+def test_round_trip_without_a_problem(shape: tuple[int, int], density: float) -> None:
+    mask = np.random.default_rng(0).random(shape) < density
+    rle = encode_mask(mask)
+    assert rle_problem(rle, *shape) == ""
+    np.testing.assert_array_equal(decode_masks([rle], "here")[:, :, 0], mask)
+
+
+def test_long_runs() -> None:
+    mask = np.zeros((3000, 2500), dtype=bool)
+    mask[1000:2000, 500:2000] = True
+    assert rle_problem(encode_mask(mask), 3000, 2500) == ""
+
+
+@pytest.mark.parametrize("counts", ["", "0", "zzzz", "PP1", "Zd`0", "\u00e9", "#", "P" * 30])
+def test_broken_codes(counts: str) -> None:
+    assert "broken run-length code" in rle_problem({"size": [40, 60], "counts": counts}, 40, 60)
+
+
+def test_every_cut_of_a_code_is_noticed() -> None:
+    rle = encode_mask(np.random.default_rng(1).random((40, 60)) < 0.3)
+    for length in range(len(rle["counts"])):
+        assert rle_problem(rle | {"counts": rle["counts"][:length]}, 40, 60)
+
+
+def test_wrong_kinds() -> None:
+    assert "size" in rle_problem(encode_mask(np.ones((4, 5))), 5, 4)
+    assert "not a compressed RLE" in rle_problem({"size": [1, 1], "counts": [1]}, 1, 1)
+    assert "not a compressed RLE" in rle_problem([[1, 2, 3, 4]], 1, 1)
+    with pytest.raises(FXError, match="shape"):
+        encode_mask(np.ones((2, 3, 1)))
+    with pytest.raises(FXError, match="here"):
+        decode_masks([{"size": [40, 60], "counts": "Zd`0"}], "here")

@@ -1,0 +1,83 @@
+"""Every fault of an annotation file has one clear error; loading a large file is quick."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fx_d2.data.annotations import load_split
+from fx_d2.data.records import read_records
+from fx_d2.structures import DatasetSpec, FXError
+
+
+def _set(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    """A change of a document at a path such as "images/0/width"."""
+
+    def change(document: Any) -> None:
+        *parents, last = [int(key) if key.isdigit() else key for key in path.split("/")]
+        for key in parents:
+            document = document[key]
+        document[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_set("info/format", "coco"), "not an annotation file"),
+        (_set("info/format_version", 2), "format version 2"),
+        (_set("info/dataset", "other"), "its dataset is 'other'"),
+        (_set("info/split", "val"), "its split is 'val'"),
+        (_set("classes/cls", ["a"]), "cls classes"),
+        (_set("categories/0/name", "heart"), "categories must be"),
+        (_set("images", []), "empty split"),
+        (_set("images/1/file_name", "train_a.png"), "'train_a.png' is listed twice"),
+        (_set("images/1/id", 1), "id 1 occurs twice"),
+        (_set("images/0/labels", [1]), "'train_a.png': 1 labels for 3 classes"),
+        (_set("images/0/labels", [1, 0, 2]), "label 2 is not"),
+        (_set("images/0/labels", [1, 0, float("nan")]), "label nan is not"),
+        (_set("images/0/width", 0), "positive whole numbers"),
+        (_set("images/0/masks", [None]), "1 masks for 3"),
+        (_set("images/0/masks/0/size", [9, 9]), "mask 'left_lung' is of size"),
+        (_set("images/0/masks/0/counts", "PP1"), "mask 'left_lung' has a broken run-length code"),
+        (_set("images/0/masks/0/counts", [5, 5]), "mask 'left_lung' is not a compressed RLE"),
+        (_set("images/0/ignore_mask", {"size": [9, 9], "counts": ""}), "ignore_mask"),
+        (_set("images/0/boxes_annotated", False), "boxes_annotated false"),
+        (_set("annotations/0/bbox", [40, 10, 0, 5]), "annotation 1.*has no area"),
+        (_set("annotations/0/bbox", [50, 10, 16, 20]), "leaves its image"),
+        (_set("annotations/0/bbox", [-3, 10, 16, 20]), "leaves its image"),
+        (_set("annotations/0/bbox", [float("nan"), 10, 16, 20]), "finite"),
+        (_set("annotations/0/bbox", [1, 2]), "four numbers"),
+        (_set("annotations/0/category_id", 3), "unknown category_id"),
+        (_set("annotations/0/image_id", 9), "no image with id 9"),
+        (_set("annotations/0/iscrowd", 1), "crowd"),
+        (_set("images/0", {"id": 1}), "malformed or incomplete"),
+    ],
+)
+def test_bad_file(
+    make_dataset: Callable[..., Path], spec: DatasetSpec, change: Callable[[Any], None], message: str
+) -> None:
+    """Each fault of a file is one line naming the file."""
+    path = make_dataset() / "toy" / "train.json"
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+    with pytest.raises(FXError, match=message) as caught:
+        load_split(path, spec, "train")
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_hundred_thousand_images_load_in_seconds(spec: DatasetSpec) -> None:
+    row = {"width": 9, "height": 9, "patient_id": "p", "labels": [1, 0, None], "boxes_annotated": True, "masks": None}
+    images = [row | {"id": i, "file_name": f"{i}.png"} for i in range(100_000)]
+    boxes = [{"id": i, "image_id": i, "category_id": 1, "bbox": [1, 2, 3, 4]} for i in range(0, 100_000, 2)]
+    start = time.process_time()
+    records = read_records({"images": images, "annotations": boxes}, spec, "file", image_root="root")
+    assert time.process_time() - start < 5
+    assert len(records) == 100_000 and len(records[2]["annotations"]) == 1

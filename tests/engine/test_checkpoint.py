@@ -1,0 +1,98 @@
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+
+from fx_d2.engine.checkpoint import FXCheckpointer, class_lists, compare, initialize, load_models, read_checkpoint
+from fx_d2.modeling import EMATeacher
+from fx_d2.structures import FXError
+
+MakeCfg = Callable[..., CfgNode]
+
+
+def _save(cfg: CfgNode, folder: Path) -> tuple[torch.nn.Module, str]:
+    torch.manual_seed(1)
+    model = build_model(cfg)
+    teacher = EMATeacher(build_model(cfg), 0.8)
+    FXCheckpointer(model, str(folder), teacher=teacher).save("m", classes=class_lists(model), iteration=4)
+    return model, str(folder / "m.pth")
+
+
+def test_student_and_teacher_come_back_bit_equal(make_cfg: MakeCfg, tmp_path: Path) -> None:
+    model, path = _save(make_cfg(), tmp_path)
+    loaded = load_models(make_cfg("MODEL.WEIGHTS", path))
+    assert set(loaded) == {"student", "teacher"} and not loaded["student"].training
+    for key, value in model.state_dict().items():
+        assert torch.equal(loaded["student"].state_dict()[key], value)
+    assert not torch.equal(loaded["teacher"].backbone.cls_norm.weight.new_tensor(0), torch.tensor(1.0))
+    stored = read_checkpoint(path)["teacher"]
+    assert all(torch.equal(loaded["teacher"].state_dict()[k.removeprefix("model.")], v) for k, v in stored.items())
+
+
+def test_only_the_models_asked_for(make_cfg: MakeCfg, tmp_path: Path) -> None:
+    _, path = _save(make_cfg(), tmp_path)
+    assert set(load_models(make_cfg("MODEL.WEIGHTS", path, "TEST.MODELS", "['student']"))) == {"student"}
+    with pytest.raises(FXError, match="TEST.MODELS"):
+        load_models(make_cfg("MODEL.WEIGHTS", path, "TEST.MODELS", "['techer']"))
+
+
+def test_another_architecture_is_one_clear_error(make_cfg: MakeCfg, tmp_path: Path) -> None:
+    _, path = _save(make_cfg(), tmp_path)
+    with pytest.raises(FXError, match=r"m\.pth is of another architecture.*first .*loc_"):
+        load_models(make_cfg("MODEL.WEIGHTS", path, "MODEL.LOC.HIDDEN_DIM", "64"))
+    with pytest.raises(FXError, match="unexpected, first cls_heads.beta"):
+        load_models(make_cfg("MODEL.WEIGHTS", path, "DATASETS.TRAIN", "['alpha_train']"))
+
+
+def test_other_class_names_of_equal_number_are_refused(make_cfg: MakeCfg, tmp_path: Path) -> None:
+    _, path = _save(make_cfg(), tmp_path)
+    content = torch.load(path)
+    content["classes"]["alpha"]["loc_classes"] = ["right_blob", "left_blob"]
+    torch.save(content, path)
+    with pytest.raises(FXError, match="alpha was trained with loc_classes"):
+        load_models(make_cfg("MODEL.WEIGHTS", path))
+
+
+class _Code:
+    """Unpickling this runs code."""
+
+    def __reduce__(self) -> tuple:
+        return os.getcwd, ()
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "garbage", "truncated", "code", "list"])
+def test_unreadable_files_are_named(make_cfg: MakeCfg, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "x.pth"
+    if kind == "garbage":
+        path.write_bytes(b"no checkpoint")
+    elif kind == "truncated":
+        _, good = _save(make_cfg(), tmp_path)
+        path.write_bytes(Path(good).read_bytes()[:5000])
+    elif kind == "code":
+        torch.save({"model": _Code()}, path)
+    elif kind == "list":
+        torch.save([1, 2], path)
+    with pytest.raises(FXError, match="MODEL.WEIGHTS is empty" if kind == "empty" else r"x\.pth"):
+        read_checkpoint("" if kind == "empty" else str(path))
+
+
+def test_initialize_takes_what_fits_and_refuses_what_does_not_at_all(make_cfg: MakeCfg, tmp_path: Path) -> None:
+    saved, path = _save(make_cfg("DATASETS.TRAIN", "['beta_train']"), tmp_path)
+    model = build_model(make_cfg())
+    fresh = model.cls_heads["alpha"].weight.clone()
+    initialize(model, path)
+    assert torch.equal(model.cls_heads["beta"].weight, saved.cls_heads["beta"].weight)
+    assert torch.equal(model.cls_heads["alpha"].weight, fresh)
+    torch.save({"model": {"other": torch.zeros(1)}}, path)
+    with pytest.raises(FXError, match="matches no weight"):
+        initialize(model, path)
+
+
+def test_compare_sorts_names() -> None:
+    model = torch.nn.Linear(2, 3)
+    report = compare(model, {"weight": torch.zeros(3, 3), "extra": torch.zeros(1)})
+    assert report == {"matched": [], "missing": ["bias"], "unexpected": ["extra"], "reshaped": ["weight"]}

@@ -1,0 +1,74 @@
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+
+from fx_d2.data import build_train_data
+from fx_d2.engine.lock import apply_phase, count_parameters, trainable_modules
+from fx_d2.engine.optimizer import build_optimizer
+from fx_d2.engine.schedule import build_cycle
+from fx_d2.engine.trainer import build_schedule
+from fx_d2.structures import Phase, specs_of
+
+MakeCfg = Callable[..., CfgNode]
+
+
+def _phases(cfg: CfgNode) -> tuple[Phase, ...]:
+    return build_cycle(specs_of(cfg.DATASETS.TRAIN), cfg.SCHEDULE.STRATEGY)
+
+
+@pytest.mark.parametrize("index", range(5))
+def test_frozen_means_bit_equal_weights_buffers_and_optimizer_state(make_cfg: MakeCfg, index: int) -> None:
+    cfg = make_cfg()
+    model = build_model(cfg)
+    optimizer = build_optimizer(cfg, model)
+    data = build_train_data(cfg)
+    schedule = build_schedule(cfg, data.sizes)
+    starts = [sum(schedule.steps[:i]) for i in range(len(schedule.steps))]
+
+    def step(phase_index: int) -> None:
+        apply_phase(model, schedule.phases[phase_index])
+        optimizer.zero_grad(set_to_none=True)
+        batch = next(iter(data.loader(schedule, starts[phase_index], 0, 1, 1, seed=3)))
+        sum(model(batch).values()).backward()
+        optimizer.step()
+
+    for warm in range(5):  # every parameter has a moment by now, so a stray weight decay or moment would show
+        step(warm)
+    before, moments = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict()["state"])
+    step(index)
+    learning = {id(p) for m in trainable_modules(model, schedule.phases[index]) for p in m.parameters()}
+    names = {id(p): name for name, p in model.named_parameters()}
+    free = {names[i] for i in learning}
+    prefixes = {name.rsplit(".", 1)[0] for name in free}  # running statistics live beside weights that learn
+    after = model.state_dict()
+    moved = {key for key in after if not torch.equal(after[key], before[key])}
+    assert moved and all(key in free or key.rsplit(".", 1)[0] in prefixes for key in moved)
+    order = [p for group in optimizer.param_groups for p in group["params"]]
+    for number, old in moments.items():
+        if id(order[number]) not in learning:
+            new = optimizer.state_dict()["state"][number]
+            assert all(torch.equal(torch.as_tensor(new[k]), torch.as_tensor(old[k])) for k in old)
+
+
+def test_only_what_the_phase_trains_is_in_training_mode(make_cfg: MakeCfg) -> None:
+    cfg = make_cfg()
+    model = build_model(cfg)
+    for phase in _phases(cfg):
+        apply_phase(model, phase)
+        learning = {m for part in trainable_modules(model, phase) for m in part.modules()}
+        assert {m for m in model.modules() if m.training} == learning | {model}
+        assert {p for p in model.parameters() if p.requires_grad} == {p for m in learning for p in m.parameters()}
+
+
+def test_counts_cover_exactly_what_takes_part(make_cfg: MakeCfg) -> None:
+    cfg = make_cfg()
+    model = build_model(cfg)
+    for phase in _phases(cfg):
+        apply_phase(model, phase)
+        learning, frozen = count_parameters(model, phase)
+        assert learning == sum(p.numel() for p in model.parameters() if p.requires_grad)
+        assert (frozen == 0) == (phase.mode == "release")

@@ -1,0 +1,41 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from fx_d2.engine.setup import build_cfg, check_device
+from fx_d2.structures import FXError
+
+
+def test_file_then_overrides(config_file: Path) -> None:
+    cfg = build_cfg(str(config_file), ["SOLVER.BASE_LR", "0.5"])
+    assert cfg.MODEL.TIMM.KWARGS.embed_dim == 16 and cfg.SOLVER.BASE_LR == 0.5
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["MODEL.LOC.QUERIES", "3"], "MODEL.LOC.QUERIES"),
+        (["MODEL.LOC.NUM_QUERIES", "many"], "NUM_QUERIES"),
+        (["SEED"], "(?i)override|even|length"),
+    ],
+)
+def test_wrong_overrides_are_named(config_file: Path, opts: list[str], message: str) -> None:
+    with pytest.raises(FXError, match=message):
+        build_cfg(str(config_file), opts)
+
+
+@pytest.mark.parametrize("text", ["MODEL: {HEADS: 3}", "MODEL: [", "SEED: many"])
+def test_a_wrong_file_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(f"VERSION: 2\n{text}\n")
+    with pytest.raises(FXError, match=r"wrong\.yaml"):
+        build_cfg(str(path), [])
+    with pytest.raises(FXError, match="does not exist"):
+        build_cfg(str(tmp_path / "none.yaml"), [])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_cuda_without_a_gpu() -> None:
+    with pytest.raises(FXError, match="MODEL.DEVICE cpu"):
+        check_device("cuda")

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as mask_utils
+
+from fx_d2.evaluation import SegmentationEvaluator, dice
+from fx_d2.structures import DatasetSpec, FXError
+
+SPEC = DatasetSpec(name="toy", title="Toy", seg_classes=("lung", "heart"))
+H, W = 12, 17
+
+
+def rle(mask: np.ndarray) -> dict[str, Any]:
+    encoded = mask_utils.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": [int(v) for v in encoded["size"]], "counts": encoded["counts"].decode()}
+
+
+def sample(image_id: int, masks: list[np.ndarray | None] | None, ignore: np.ndarray | None = None) -> dict[str, Any]:
+    return {
+        "image_id": image_id,
+        "file_name": f"{image_id}.png",
+        "height": H,
+        "width": W,
+        "annotated": {"cls": False, "loc": False, "seg": masks is not None},
+        "masks": None if masks is None else [None if m is None else rle(m) for m in masks],
+        "ignore_mask": None if ignore is None else rle(ignore),
+    }
+
+
+def output(*masks: np.ndarray) -> dict[str, Any]:
+    return {"masks": torch.from_numpy(np.stack(masks))}
+
+
+def run(samples: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> dict[str, float]:
+    evaluator = SegmentationEvaluator(SPEC)
+    evaluator.reset()
+    evaluator.process(samples, outputs)
+    return evaluator.evaluate()["seg"]
+
+
+EMPTY = np.zeros((H, W), bool)
+LEFT = EMPTY.copy()
+LEFT[:, :6] = True
+
+
+def brute_force(prediction: np.ndarray, truth: np.ndarray) -> float:
+    a = {tuple(p) for p in np.argwhere(prediction)}
+    b = {tuple(p) for p in np.argwhere(truth)}
+    return 2 * len(a & b) / (len(a) + len(b)) if a or b else 1.0
+
+
+def test_agrees_with_counting_pixels_by_hand() -> None:
+    rng = np.random.default_rng(0)
+    truths = rng.random((9, 2, H, W)) < 0.3
+    predictions = rng.random((9, 2, H, W)) < 0.4
+    truths[2, 0] = truths[5, 1] = False
+    predictions[5, 1] = False
+    samples = [sample(i, list(t)) for i, t in enumerate(truths)]
+    result = run(samples, [output(*p) for p in predictions])
+    expected = np.array([[brute_force(p[c], t[c]) for c in range(2)] for p, t in zip(predictions, truths, strict=True)])
+    assert result["dice/lung"] == pytest.approx(expected[:, 0].mean(), abs=1e-6)
+    assert result["dice/heart"] == pytest.approx(expected[:, 1].mean(), abs=1e-6)
+    assert result["dice"] == pytest.approx(expected.mean(), abs=1e-6)
+    positive = truths.any(axis=(2, 3))
+    per_class = [expected[positive[:, c], c].mean() for c in range(2)]
+    assert result["dice_positives"] == pytest.approx(np.mean(per_class), abs=1e-6)
+    assert result["images"] == 9
+
+
+def test_both_empty_is_one_and_a_false_alarm_is_zero() -> None:
+    result = run([sample(1, [EMPTY, EMPTY])], [output(EMPTY, LEFT)])
+    assert result["dice/lung"] == 1.0 and result["dice/heart"] == 0.0
+    assert np.isnan(result["dice_positives"])
+
+
+def test_unknown_masks_do_not_count() -> None:
+    samples = [sample(1, [LEFT, None]), sample(2, [EMPTY, None])]
+    result = run(samples, [output(LEFT, LEFT), output(LEFT, EMPTY)])
+    assert result["dice/lung"] == 0.5 and np.isnan(result["dice/heart"])
+    assert result["dice"] == 0.5 and result["dice_positives"] == 1.0
+
+
+def test_ignored_pixels_do_not_count() -> None:
+    ignore = EMPTY.copy()
+    ignore[:, 3:] = True
+    inside = LEFT & ~ignore
+    result = run([sample(1, [LEFT, EMPTY], ignore)], [output(inside, ignore)])
+    assert result["dice/lung"] == 1.0 and result["dice/heart"] == 1.0
+    assert np.isnan(run([sample(1, [LEFT, EMPTY], ~EMPTY)], [output(LEFT, LEFT)])["dice"])
+    only_ignored = run([sample(1, [ignore & LEFT, EMPTY], ignore)], [output(EMPTY, EMPTY)])
+    assert np.isnan(only_ignored["dice_positives"])
+
+
+def test_images_without_masks_do_not_count_and_an_image_counts_once() -> None:
+    samples = [sample(1, [LEFT, LEFT]), sample(1, [LEFT, LEFT]), sample(2, None)]
+    result = run(samples, [output(LEFT, LEFT), output(EMPTY, EMPTY), output(EMPTY, EMPTY)])
+    assert result["dice"] == 1.0 and result["images"] == 1
+
+
+def test_nothing_annotated_is_undefined() -> None:
+    assert np.isnan(run([], [])["dice"])
+
+
+def test_masks_of_another_size_are_refused() -> None:
+    with pytest.raises(FXError, match=r"toy: 1\.png"):
+        run([sample(1, [LEFT, LEFT])], [{"masks": torch.zeros(2, H, W + 1, dtype=torch.bool)}])
+    wrong = sample(1, [LEFT, LEFT]) | {"masks": [rle(np.zeros((3, 3), bool))] * 2}
+    with pytest.raises(FXError, match="prepare the dataset again"):
+        run([wrong], [output(LEFT, LEFT)])
+
+
+def test_dice_is_symmetric() -> None:
+    rng = np.random.default_rng(1)
+    a, b = rng.random((2, H, W)) < 0.5
+    assert dice(a, b) == dice(b, a)

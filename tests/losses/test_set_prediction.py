@@ -1,0 +1,174 @@
+"""The set loss against a plain loop over layers and images."""
+
+import itertools
+
+import pytest
+import torch
+from detectron2.structures import Boxes, Instances
+from scipy.optimize import linear_sum_assignment
+from torchvision.ops import box_convert, generalized_box_iou, sigmoid_focal_loss
+
+from fx_d2.losses import Match, SetLossWeights, Targets, match_queries, set_losses
+from fx_d2.losses import set_prediction as module
+
+LAYERS, QUERIES, CLASSES = 3, 6, 4
+WEIGHTS = SetLossWeights()
+OTHER = SetLossWeights(0.7, 3.0, 1.5, 1.0, 2.0, 4.0, 0.6, 1.5)
+
+
+def boxes_of(count: int) -> torch.Tensor:
+    centre, size = torch.rand(count, 2, dtype=torch.float64), torch.rand(count, 2, dtype=torch.float64)
+    return torch.cat((0.3 + 0.4 * centre, 0.1 + 0.3 * size), dim=1)
+
+
+def problem(counts: tuple[int, ...] = (2, 0, 3)) -> tuple[torch.Tensor, torch.Tensor, Targets]:
+    torch.manual_seed(sum(counts))
+    logits = torch.randn(LAYERS, len(counts), QUERIES, CLASSES, dtype=torch.float64, requires_grad=True)
+    boxes = boxes_of(LAYERS * len(counts) * QUERIES).view(LAYERS, len(counts), QUERIES, 4).requires_grad_()
+    width = max(1, *counts)
+    labels, truth = torch.zeros(len(counts), width, dtype=torch.int64), torch.zeros(len(counts), width, 4).double()
+    for i, count in enumerate(counts):
+        labels[i, :count], truth[i, :count] = torch.randint(0, CLASSES, (count,)), boxes_of(count)
+    return logits, boxes, Targets(labels, truth, counts)
+
+
+def corners(x: torch.Tensor) -> torch.Tensor:
+    return box_convert(x, "cxcywh", "xyxy")
+
+
+def naive_match(
+    logits: torch.Tensor, boxes: torch.Tensor, labels: torch.Tensor, truth: torch.Tensor, w: SetLossWeights
+) -> list[tuple[int, int]]:
+    """DETR's matcher for one image of one layer."""
+    prob = logits.sigmoid()
+    cost = torch.zeros(len(prob), len(labels), dtype=torch.float64)
+    for q, t in itertools.product(range(len(prob)), range(len(labels))):
+        p = prob[q, labels[t]]
+        positive = w.focal_alpha * (1 - p) ** w.focal_gamma * -(p + 1e-8).log()
+        negative = (1 - w.focal_alpha) * p**w.focal_gamma * -(1 - p + 1e-8).log()
+        giou = generalized_box_iou(corners(boxes[q : q + 1]), corners(truth[t : t + 1]))[0, 0]
+        l1 = (boxes[q] - truth[t]).abs().sum()
+        cost[q, t] = w.cost_class * (positive - negative) + w.cost_l1 * l1 - w.cost_giou * giou
+    rows, columns = linear_sum_assignment(cost.detach().numpy())
+    return list(zip(rows.tolist(), columns.tolist(), strict=True))
+
+
+def as_sets(match: Match) -> set[tuple[int, ...]]:
+    vectors = (match.layer, match.image, match.query, match.target)
+    assert all(v.dtype == torch.int64 for v in vectors)
+    return set(zip(*(v.tolist() for v in vectors), strict=True))
+
+
+@pytest.mark.parametrize("weights", [WEIGHTS, OTHER])
+def test_losses_and_matching_equal_a_loop_over_layers_and_images(weights: SetLossWeights) -> None:
+    logits, boxes, targets = problem()
+    norm, want, pairs = 2.5, dict.fromkeys(("class", "l1", "giou"), 0.0), set()
+    for layer, image in itertools.product(range(LAYERS), range(len(targets.counts))):
+        z, b, n = logits[layer, image], boxes[layer, image], targets.counts[image]
+        labels, truth = targets.labels[image, :n], targets.boxes[image, :n]
+        found = naive_match(z, b, labels, truth, weights)
+        pairs |= {(layer, image, q, t) for q, t in found}
+        onehot = torch.zeros_like(z)
+        for q, t in found:
+            onehot[q, labels[t]] = 1
+            want["l1"] += weights.loss_l1 * (b[q] - truth[t]).abs().sum().item() / norm
+            overlap = generalized_box_iou(corners(b[q : q + 1]), corners(truth[t : t + 1])).item()
+            want["giou"] += weights.loss_giou * (1 - overlap) / norm
+        focal = sigmoid_focal_loss(z, onehot, weights.focal_alpha, weights.focal_gamma, reduction="sum").item()
+        want["class"] += weights.loss_class * focal / norm
+    match = match_queries(logits, boxes, targets, weights)
+    assert as_sets(match) == pairs and len(match.layer) == LAYERS * targets.total
+    got = set_losses(logits, boxes, targets, match, norm, weights)
+    assert {k: v.item() for k, v in got.items()} == pytest.approx(want)
+
+
+def test_each_target_gets_one_query_and_no_query_two_targets() -> None:
+    logits, boxes, targets = problem((5, 6, 1))
+    found = as_sets(match_queries(logits, boxes, targets, WEIGHTS))
+    assert {(a, b, d) for a, b, _, d in found} == {
+        (layer, image, t) for layer in range(LAYERS) for image, n in enumerate(targets.counts) for t in range(n)
+    }
+    assert len({(a, b, c) for a, b, c, _ in found}) == len(found)
+
+
+def test_more_targets_than_queries_uses_every_query() -> None:
+    logits, boxes, targets = problem((9, 0))
+    assert len(match_queries(logits, boxes, targets, WEIGHTS).query) == LAYERS * QUERIES
+
+
+def test_padding_of_the_targets_does_not_matter() -> None:
+    logits, boxes, targets = problem()
+    wider = Targets(
+        torch.cat((targets.labels, torch.ones(3, 2, dtype=torch.int64)), 1),
+        torch.cat((targets.boxes, torch.rand(3, 2, 4, dtype=torch.float64)), 1),
+        targets.counts,
+    )
+    results = []
+    for t in (targets, wider):
+        match = match_queries(logits, boxes, t, WEIGHTS)
+        results.append({k: v.item() for k, v in set_losses(logits, boxes, t, match, 1.0, WEIGHTS).items()})
+    assert results[0] == pytest.approx(results[1])
+
+
+def test_a_batch_without_boxes_trains_the_background() -> None:
+    logits, boxes, targets = problem((0, 0))
+    assert targets.normalizer() == 1.0
+    match = match_queries(logits, boxes, targets, WEIGHTS)
+    assert as_sets(match) == set()
+    losses = set_losses(logits, boxes, targets, match, targets.normalizer(), WEIGHTS)
+    background = sigmoid_focal_loss(logits, torch.zeros_like(logits), 0.25, 2.0, reduction="sum")
+    assert losses["class"].item() == pytest.approx(background.item())
+    assert losses["l1"].item() == losses["giou"].item() == 0
+    sum(losses.values()).backward()
+    assert (logits.grad > 0).all()
+    assert boxes.grad is not None and boxes.grad.abs().max() == 0
+
+
+def test_box_losses_reach_matched_queries_only() -> None:
+    logits, boxes, targets = problem()
+    match = match_queries(logits, boxes, targets, WEIGHTS)
+    losses = set_losses(logits, boxes, targets, match, 1.0, WEIGHTS)
+    (losses["l1"] + losses["giou"]).backward()
+    touched = {tuple(i) for i in boxes.grad.abs().sum(-1).nonzero().tolist()}
+    assert touched == {(a, b, c) for a, b, c, _ in as_sets(match)} and logits.grad is None
+
+
+def test_costs_that_are_not_finite_stop() -> None:
+    logits, boxes, targets = problem()
+    with torch.no_grad():
+        boxes[1, 0, 0, 0] = torch.nan
+    with pytest.raises(FloatingPointError, match="not finite"):
+        match_queries(logits, boxes, targets, WEIGHTS)
+
+
+def test_saturated_half_precision_predictions_stay_finite() -> None:
+    targets = problem((2, 1))[2]
+    logits = torch.full((1, 2, QUERIES, CLASSES), 100.0, dtype=torch.bfloat16, requires_grad=True)
+    boxes = torch.zeros(1, 2, QUERIES, 4, dtype=torch.bfloat16, requires_grad=True)  # empty boxes in a corner
+    match = match_queries(logits, boxes, targets, WEIGHTS)
+    losses = set_losses(logits, boxes, targets, match, 1.0, WEIGHTS)
+    sum(losses.values()).backward()
+    assert all(x.isfinite() for x in losses.values()) and logits.grad.isfinite().all() and boxes.grad.isfinite().all()
+
+
+def test_targets_from_instances_are_relative_to_each_image() -> None:
+    first = Instances((100, 200), gt_boxes=Boxes(torch.tensor([[20.0, 10.0, 60.0, 90.0]])), gt_classes=torch.tensor([3]))
+    empty = Instances((50, 50), gt_boxes=Boxes(torch.zeros(0, 4)), gt_classes=torch.zeros(0, dtype=torch.int64))
+    pair = Instances(
+        (50, 50), gt_boxes=Boxes(torch.tensor([[0.0, 0.0, 50.0, 50.0], [25.0, 25.0, 50.0, 30.0]])),
+        gt_classes=torch.tensor([1, 2]),
+    )
+    targets = Targets.from_instances([first, empty, pair], torch.device("cpu"))
+    assert targets.counts == (1, 0, 2) and targets.total == 3 and targets.normalizer() == 3.0
+    assert targets.labels.tolist() == [[3, 0], [0, 0], [1, 2]]
+    want = [[[0.2, 0.5, 0.2, 0.8], [0] * 4], [[0] * 4] * 2, [[0.5, 0.5, 1, 1], [0.75, 0.55, 0.5, 0.1]]]
+    assert torch.allclose(targets.boxes, torch.tensor(want, dtype=torch.float32))
+    alone = Targets.from_instances([empty], torch.device("cpu"))
+    assert alone.labels.shape == (1, 1) and alone.total == 0
+
+
+@pytest.mark.parametrize(("others", "want"), [(5, 3.5), (0, 1.0)])
+def test_the_normalizer_is_the_mean_over_processes(monkeypatch: pytest.MonkeyPatch, others: int, want: float) -> None:
+    monkeypatch.setattr(module.comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda total: total.add_(others))
+    assert problem((2, 0) if others else (1, 0))[2].normalizer() == want
