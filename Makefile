@@ -56,7 +56,7 @@ demo: export DETECTRON2_DATASETS = $(DEMO)/datasets
 demo: export PYTHONWARNINGS = ignore::FutureWarning:torch.jit._script
 demo: install
 	rm -rf $(DEMO)
-	$(PY) datasets/prepare_synthetic.py --output $(DEMO)/datasets --seed 0
+	$(PY) datasets/prepare_synthetic.py --output $(DEMO)/datasets --seed 0 --train 48
 	$(PY) tools/train_net.py --config-file $(CONFIGS)/smoke/synthetic_cpu.yaml OUTPUT_DIR $(DEMO)/run
 	for name in $(DEMO_PICTURES); do \
 		$(PY) tools/visualize_predictions.py --config-file $(CONFIGS)/smoke/synthetic_cpu.yaml \

@@ -27,7 +27,7 @@ _QUIET_SECONDS = 30.0
 
 
 class PhaseHook(HookBase):
-    """Enters each phase at its first step and moves the teacher at its last."""
+    """Enters each phase at its first step, with its lock, and leaves it at its last, where the teacher moves."""
 
     trainer: FXTrainer
 
@@ -42,9 +42,9 @@ class PhaseHook(HookBase):
             self.trainer.enter_phase(state)
 
     def after_step(self) -> None:
-        """The teacher follows at the end of each pass."""
-        if self.trainer.teacher is not None and self.trainer.schedule.at(self.trainer.iter).last:
-            self.trainer.teacher.update(self.trainer.model)
+        """The end of a pass."""
+        if self.trainer.schedule.at(self.trainer.iter).last:
+            self.trainer.leave_phase()
 
 
 class ProgressHook(HookBase):

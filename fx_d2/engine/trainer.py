@@ -130,6 +130,14 @@ class FXTrainer(TrainerBase):
             device = self.model.device
             self._wrapped = DistributedDataParallel(self.model, device_ids=[device] if device.type == "cuda" else None)
 
+    def leave_phase(self) -> None:
+        """The teacher follows the student; every rank's student has the first rank's running statistics by then."""
+        if comm.get_world_size() > 1:
+            for buffer in self.model.buffers():
+                torch.distributed.broadcast(buffer, 0)
+        if self.teacher is not None:
+            self.teacher.update(self.model)
+
     def run_step(self) -> None:
         """Forward, backward, clip, step."""
         state = self.schedule.at(self.iter)
