@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from detectron2.config import CfgNode as CN
@@ -120,7 +121,7 @@ def _add_localization(cfg: CN) -> None:
 def _add_training(cfg: CN) -> None:
     # The cycle. STRATEGY: rows {task, share, train} as in PAPER_STRATEGY; the passes of every dataset follow from it.
     cfg.SCHEDULE = CN()
-    cfg.SCHEDULE.STRATEGY = PAPER_STRATEGY
+    cfg.SCHEDULE.STRATEGY = copy.deepcopy(PAPER_STRATEGY)
     cfg.SCHEDULE.CYCLES = 150
     # At most this many steps a pass (0 = no cap).
     cfg.SCHEDULE.ITERS_PER_PASS = 0

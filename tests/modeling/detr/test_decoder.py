@@ -180,13 +180,13 @@ def test_every_layer_s_boxes_train_the_box_heads(tied: bool) -> None:
             assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.refine_head.parameters())
 
 
-def test_a_box_trains_the_layer_before_but_not_the_proposal() -> None:
-    """Look forward twice (DINO): the refinement keeps its graph for one layer; references are detached."""
+def test_references_are_detached() -> None:
+    """The first layer's boxes train neither the proposals nor any refinement: those start from fixed references."""
     model = decoder(tied=False)
     model(memory()).boxes[0].sum().backward()
     assert model.refine_head is not None
-    assert all(p.grad is None for p in [*model.refine_head.parameters(), *model.proposal_box.parameters()])
-    assert all(p.grad is None for p in model.layers[1].parameters())
+    others = [*model.refine_head.parameters(), *model.proposal_box.parameters(), *model.layers[1].parameters()]
+    assert all(p.grad is None or p.grad.abs().max() == 0 for p in others)
 
 
 @pytest.mark.parametrize(("layers", "tied"), [(1, True), (1, False), (2, True), (3, False)])

@@ -1,0 +1,141 @@
+"""Trunks of several families, through one wrapper."""
+
+from typing import Any
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_backbone
+
+from fx_d2.modeling import TimmBackbone
+from fx_d2.modeling.backbone import normalize_images, stack_images
+from fx_d2.structures import FXError
+
+SWIN = {"embed_dim": 16, "depths": [1, 1, 2, 1], "num_heads": [1, 1, 2, 2], "window_size": 4}
+SMALL = {
+    "swin_tiny_patch4_window7_224": (SWIN, [1, 2, 3]),
+    "convnext_atto": ({"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32]}, [1, 2, 3]),
+    "resnet18": ({"layers": [1, 1, 1, 1], "channels": [8, 16, 24, 32]}, [2, 3, 4]),
+}
+
+
+def trunk(name: str = "swin_tiny_patch4_window7_224", kwargs: dict[str, Any] | None = None, **other: Any) -> TimmBackbone:
+    torch.manual_seed(0)
+    small, stages = SMALL.get(name, ({}, [1, 2, 3]))
+    arguments = {"in_chans": 1, "drop_path": 0.0, "grad_checkpointing": False, "size": (64, 96), "loc_stages": stages}
+    return TimmBackbone(name=name, kwargs=small if kwargs is None else kwargs, **(arguments | other))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", SMALL)
+def test_stages_have_the_promised_shapes(name: str, channels: int) -> None:
+    model = trunk(name, in_chans=channels).eval()
+    features = model(torch.rand(2, 1, 64, 96))
+    shapes = model.output_shape()
+    assert list(features) == list(shapes) == [f"stage{i}" for i in range(len(model.channels))]
+    for stage, x in features.items():
+        stride = shapes[stage].stride
+        assert x.shape == (2, shapes[stage].channels, 64 // stride, 96 // stride)
+
+
+def test_three_channels_see_the_grey_image_three_times() -> None:
+    seen = {}
+    model = trunk(in_chans=3).eval()
+    model.trunk.register_forward_pre_hook(lambda _, args: seen.update(x=args[0]))
+    image = torch.rand(1, 1, 64, 96)
+    model(image)
+    assert seen["x"].shape == (1, 3, 64, 96) and all(torch.equal(seen["x"][:, c], image[:, 0]) for c in range(3))
+
+
+def test_channels_last_trunks_are_turned_not_reshaped() -> None:
+    """The raw output of timm's Swin is (B, H, W, C)."""
+    model, image = trunk().eval(), torch.rand(1, 1, 64, 96)
+    raw = model.trunk(image)
+    for i, x in enumerate(model(image).values()):
+        assert torch.equal(x, raw[i].permute(0, 3, 1, 2))
+
+
+def test_each_task_reads_through_its_own_norm() -> None:
+    model = trunk().eval()
+    with torch.no_grad():
+        for k, norm in enumerate([model.cls_norm, *model.loc_norms]):
+            norm.weight.fill_(k + 2.0)
+            norm.bias.fill_(k)
+    features = model(torch.rand(2, 1, 64, 96))
+    last = features["stage3"]
+    mean, var = last.mean(1, keepdim=True), last.var(1, unbiased=False, keepdim=True)
+    unit = (last - mean) / (var + 1e-5).sqrt()
+    assert torch.allclose(model.pooled(features), (2 * unit).mean((2, 3)), atol=1e-4)
+    levels = model.levels(features)
+    assert [x.shape[1] for x in levels] == model.channels[1:]
+    assert torch.allclose(levels[2], 5 * unit + 3, atol=1e-4)
+    assert model.modules_for("cls") == [model.trunk, model.cls_norm]
+    assert model.modules_for("loc") == [model.trunk, model.loc_norms] and model.modules_for("seg") == [model.trunk]
+
+
+def test_checkpointing_changes_memory_not_gradients() -> None:
+    plain, saving = trunk(), trunk(grad_checkpointing=True)
+    saving.load_state_dict(plain.state_dict())
+    image = torch.rand(1, 1, 64, 96)
+    for model in (plain, saving):
+        model.train()
+        sum(x.square().mean() for x in model(image).values()).backward()  # type: ignore[union-attr]
+    assert any(getattr(m, "grad_checkpointing", False) for m in saving.modules())
+    for (name, a), b in zip(plain.trunk.named_parameters(), saving.trunk.parameters(), strict=True):
+        assert a.grad is not None and b.grad is not None and torch.allclose(a.grad, b.grad, atol=1e-6), name
+
+
+def test_drop_path_only_while_training() -> None:
+    model, image = trunk(drop_path=0.9), torch.rand(8, 1, 64, 96)
+    outputs = {mode: [model.train(mode)(image)["stage3"] for _ in range(2)] for mode in (True, False)}
+    assert torch.equal(*outputs[False]) and not torch.equal(*outputs[True])
+
+
+def test_built_from_a_config(tiny_cfg: CfgNode) -> None:
+    tiny_cfg.MODEL.TIMM.IN_CHANS = 1
+    tiny_cfg.MODEL.LOC.STAGES = [2, 3]
+    model = build_backbone(tiny_cfg)
+    assert isinstance(model, TimmBackbone)
+    assert model.channels == [16, 32, 64, 128] and model.loc_stages == (2, 3) and model.in_chans == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "message"),
+    [
+        ("swin_bse_patch4", {}, "MODEL.TIMM.NAME 'swin_bse_patch4' is not a timm model; for example .*'swin_base"),
+        ("wsin", {}, "'wsin' is not a timm model; for example .*'swin_"),
+        ("swin_tiny_patch4_window7_224", {"embed_size": 3}, "cannot build swin_tiny.*'embed_size'"),
+        ("swin_tiny_patch4_window7_224", {"depths": [1, 1, 1, 1], "num_heads": [1]}, "cannot build swin_tiny"),
+        ("resnet18", {"embed_size": 3}, "cannot build resnet18.*'embed_size'"),
+    ],
+)
+def test_a_trunk_that_cannot_be_built_says_why(name: str, kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(FXError, match=message) as caught:
+        trunk(name, kwargs)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("stages", [[0, 1], [1, 2, 3, 4], [-1, 3], []])
+def test_stages_must_exist_and_hold_the_last(stages: list[int]) -> None:
+    with pytest.raises(FXError, match=r"MODEL.LOC.STAGES .* has stages 0 to 3, 3 must be used"):
+        trunk(loc_stages=stages)
+
+
+def test_images_of_one_size_are_not_padded() -> None:
+    images = [torch.rand(1, 4, 5) for _ in range(3)]
+    batch, padding = stack_images(images)
+    assert torch.equal(batch, torch.stack(images)) and padding is None
+
+
+def test_images_of_several_sizes_are_padded_right_and_below() -> None:
+    images = [torch.rand(1, 4, 3) + 1, torch.rand(1, 2, 5) + 1]
+    batch, padding = stack_images(images)
+    assert batch.shape == (2, 1, 4, 5) and padding is not None and padding.shape == (2, 4, 5)
+    assert torch.equal(batch[0, :, :4, :3], images[0]) and torch.equal(batch[1, :, :2, :5], images[1])
+    assert torch.equal(padding, batch[:, 0] == 0) and padding.sum().item() == 4 * 2 + 2 * 5
+
+
+def test_normalisation() -> None:
+    mean, std = torch.tensor([100.0]).view(1, 1, 1), torch.tensor([50.0]).view(1, 1, 1)
+    out = normalize_images(torch.tensor([[[0, 100, 255]]], dtype=torch.uint8), mean, std)
+    assert out.dtype == torch.float32 and out.flatten().tolist() == pytest.approx([-2.0, 0.0, 3.1])

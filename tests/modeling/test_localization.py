@@ -1,0 +1,149 @@
+"""The branch's losses and its selection of boxes."""
+
+import dataclasses
+from collections.abc import Callable
+from unittest import mock
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.structures import Boxes, Instances
+
+from fx_d2.losses import SetLossWeights
+from fx_d2.modeling import localization
+from fx_d2.modeling.detr.decoder import DecoderOutput, LocDecoder
+from fx_d2.modeling.detr.encoder import Memory
+from fx_d2.modeling.localization import (
+    LocSettings,
+    build_decoder,
+    build_encoder,
+    build_settings,
+    localization_losses,
+    select_boxes,
+)
+
+Losses = Callable[..., dict[str, torch.Tensor]]
+
+
+@pytest.fixture
+def decoder(tiny_cfg: CfgNode) -> LocDecoder:
+    torch.manual_seed(0)
+    return build_decoder(tiny_cfg, num_classes=2, levels=2)
+
+
+@pytest.fixture
+def settings(tiny_cfg: CfgNode) -> LocSettings:
+    return build_settings(tiny_cfg)
+
+
+def memory(batch: int) -> Memory:
+    torch.manual_seed(1)
+    return Memory(torch.randn(batch, 20, 64), ((4, 4), (2, 2)), None, torch.ones(batch, 2, 2))
+
+
+def instances(count: int) -> Instances:
+    boxes = torch.tensor([[8.0, 8.0, 24.0, 32.0], [30.0, 30.0, 60.0, 50.0]])[:count]
+    return Instances((64, 64), gt_boxes=Boxes(boxes), gt_classes=torch.tensor([0, 1])[:count])
+
+
+def test_settings_follow_the_config(tiny_cfg: CfgNode) -> None:
+    tiny_cfg.MODEL.LOC.LOSS.update({"CLASS": 1.5, "L1": 2.5, "GIOU": 3.5, "ENC": 0.25})
+    tiny_cfg.MODEL.LOC.COST.update({"CLASS": 4.5, "L1": 5.5, "GIOU": 6.5})
+    tiny_cfg.MODEL.LOC.update({"FOCAL_ALPHA": 0.3, "FOCAL_GAMMA": 1.0, "DN_NUMBER": 3, "NUM_SELECT": 4})
+    tiny_cfg.MODEL.LOC.update({"DN_LABEL_NOISE": 0.6, "DN_BOX_NOISE": 0.7})
+    weights = SetLossWeights(1.5, 2.5, 3.5, 4.5, 5.5, 6.5, 0.3, 1.0)
+    assert build_settings(tiny_cfg) == LocSettings(weights, 0.25, 3, 0.6, 0.7, 4)
+
+
+def test_parts_follow_the_config(tiny_cfg: CfgNode) -> None:
+    tiny_cfg.MODEL.LOC.update({"TIE_BOX_HEADS": False, "ENC_LAYERS": 2})
+    encoder, decoder = build_encoder(tiny_cfg, (8, 16)), build_decoder(tiny_cfg, 5, 3)
+    assert encoder.num_levels == 3 and len(encoder.layers) == 2 and encoder.dim == 64
+    assert decoder.num_classes == 5 and decoder.num_queries == 10 and len(decoder.layers) == 3
+    assert decoder.refine_head is not None and decoder.class_head.out_features == 5
+
+
+def test_terms(decoder: LocDecoder, settings: LocSettings) -> None:
+    losses = localization_losses(decoder, memory(2), [instances(2), instances(0)], settings)
+    assert set(losses) == {f"{part}{term}" for part in ("", "dn_", "enc_") for term in ("class", "l1", "giou")}
+    assert all(x.ndim == 0 and x.isfinite() and x > 0 for x in losses.values())
+
+
+def test_denoising_and_proposals_can_be_switched_off(decoder: LocDecoder, settings: LocSettings) -> None:
+    """Off, but every parameter still takes part, as DDP needs."""
+    off = dataclasses.replace(settings, dn_number=0, proposal_weight=0.0)
+    losses = localization_losses(decoder, memory(2), [instances(2), instances(1)], off)
+    assert not any(key.startswith("dn_") for key in losses)
+    assert all(value == 0 for key, value in losses.items() if key.startswith("enc_"))
+    sum(losses.values()).backward()  # type: ignore[union-attr]
+    assert [n for n, p in decoder.named_parameters() if p.grad is None] == []
+    assert decoder.proposal_class.weight.grad.abs().max() == decoder.label_embed.weight.grad.abs().max() == 0
+
+
+def test_the_proposal_weight_scales_the_proposals_only(decoder: LocDecoder, settings: LocSettings) -> None:
+    results = []
+    for weight in (1.0, 0.5):
+        torch.manual_seed(3)
+        changed = dataclasses.replace(settings, proposal_weight=weight)
+        results.append(localization_losses(decoder, memory(2), [instances(2), instances(0)], changed))
+    for key, value in results[0].items():
+        factor = 0.5 if key.startswith("enc_") else 1.0
+        assert results[1][key].item() == pytest.approx(factor * value.item())
+
+
+def test_denoising_losses_are_a_mean_over_groups(decoder: LocDecoder, settings: LocSettings) -> None:
+    """Without noise every group says the same, so the number of groups does not matter."""
+    results = []
+    for pairs in (2, 8):
+        still = dataclasses.replace(settings, dn_number=pairs, dn_label_noise=0.0, dn_box_noise=0.0)
+        results.append(localization_losses(decoder, memory(1), [instances(2)], still))
+    for term in ("dn_class", "dn_l1", "dn_giou"):
+        assert results[0][term].item() == pytest.approx(results[1][term].item(), rel=1e-4)
+
+
+def test_the_learned_queries_losses_do_not_feel_denoising(decoder: LocDecoder, settings: LocSettings) -> None:
+    results = [
+        localization_losses(decoder, memory(2), [instances(2), instances(0)], dataclasses.replace(settings, dn_number=n))
+        for n in (0, 6)
+    ]
+    for term in ("class", "l1", "giou"):
+        assert results[0][term].item() == pytest.approx(results[1][term].item(), rel=1e-4)
+
+
+def test_a_batch_without_any_box(decoder: LocDecoder, settings: LocSettings) -> None:
+    losses = localization_losses(decoder, memory(2), [instances(0), instances(0)], settings)
+    assert all(x.isfinite() for x in losses.values()) and losses["class"] > 0
+    assert all(value == 0 for key, value in losses.items() if not key.endswith("class"))
+    sum(losses.values()).backward()  # type: ignore[union-attr]
+    assert [n for n, p in decoder.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+
+
+def test_the_normalizer_is_asked_once_even_without_boxes(decoder: LocDecoder, settings: LocSettings) -> None:
+    """It is a collective call: a rank that skipped it would hang the others."""
+    with mock.patch.object(localization.Targets, "normalizer", return_value=2.0) as normalizer:
+        localization_losses(decoder, memory(1), [instances(0)], settings)
+    assert normalizer.call_count == 1
+
+
+def output() -> DecoderOutput:
+    logits = torch.full((2, 1, 3, 2), -9.0)
+    logits[-1, 0] = torch.tensor([[0.0, 2.0], [-1.0, 1.0], [-2.0, -3.0]])
+    boxes = torch.full((2, 1, 3, 4), 0.9)
+    boxes[-1, 0] = torch.tensor([[0.5, 0.5, 0.2, 0.4], [0.0, 0.0, 0.5, 0.5], [0.5, 0.25, 1.0, 0.5]])
+    return DecoderOutput(logits, boxes, logits[0], boxes[0], torch.zeros(1, 3, dtype=torch.int64))
+
+
+def test_the_best_pairs_of_query_and_class_in_original_pixels() -> None:
+    (found,) = select_boxes(output(), [(200, 100)], num_select=4)
+    assert found.image_size == (200, 100)
+    assert found.scores.tolist() == pytest.approx(torch.tensor([2.0, 1.0, 0.0, -1.0]).sigmoid().tolist())
+    assert found.pred_classes.tolist() == [1, 1, 0, 0]
+    first, second = [40.0, 60.0, 60.0, 140.0], [0.0, 0.0, 25.0, 50.0]  # the second is clipped at the corner
+    want = torch.tensor([first, second, first, second])
+    assert torch.allclose(found.pred_boxes.tensor, want, atol=1e-4)
+
+
+def test_fewer_candidates_than_wanted() -> None:
+    (found,) = select_boxes(output(), [(200, 100)], num_select=300)
+    assert len(found) == 6 and found.scores.dtype == torch.float32
+    assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
