@@ -43,6 +43,7 @@ $(STAMP): setup.py requirements/detectron2.txt $(MOVED) | $(PY)
 
 lint: install
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check -q .
 	$(PY) -m mypy
 
 # One thread a process: tensors are small here, and threads that wait for each other cost more than they bring.

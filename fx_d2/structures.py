@@ -158,7 +158,7 @@ class Phase:
 
     @property
     def mode(self) -> str:
-        """"lock" when a shared component of the task is frozen, else "release"."""
+        """Either "lock", when a shared component of the task is frozen, or "release"."""
         return "lock" if any(c in SHARED_COMPONENTS for c in self.frozen) else "release"
 
     def __str__(self) -> str:

@@ -56,7 +56,15 @@ def test_all_29_passes_run_and_both_models_are_evaluated_on_all_20_slots(trained
 
 def test_evaluation_alone_gives_the_same_numbers(trained: Path) -> None:
     weights = str(trained / "run" / "model_final.pth")
-    run("tools/train_net.py", "--config-file", CONFIG, "--eval-only", *options(trained, "eval"), "MODEL.WEIGHTS", weights)
+    run(
+        "tools/train_net.py",
+        "--config-file",
+        CONFIG,
+        "--eval-only",
+        *options(trained, "eval"),
+        "MODEL.WEIGHTS",
+        weights,
+    )
     ours, first = (json.loads((trained / d / "results.json").read_text())["metrics"] for d in ("eval", "run"))
     assert ours == first
 

@@ -45,7 +45,7 @@ def tree_of(path: Path) -> ast.Module:
 
 
 def part_of(path: Path) -> str:
-    """"data" for fx_d2/data/catalog.py, "config" for fx_d2/config.py, "" for fx_d2/__init__.py."""
+    """The part: "data" for fx_d2/data/catalog.py, "config" for fx_d2/config.py, "" for fx_d2/__init__.py."""
     first = path.relative_to(PACKAGE).parts[0]
     return "" if first == "__init__.py" else first.removesuffix(".py")
 

@@ -20,7 +20,7 @@ FULL = DatasetSpec(
     name="jsrt",
     title="JSRT",
     cls_classes=("nodule",),
-    loc_classes=("heart", "left lung", "right lung"),
+    loc_classes=("left lung", "right lung", "heart"),
     seg_classes=("left lung", "left clavicle", "right clavicle", "right lung"),
     uncertain="soft",
     soft_range=(0.5, 0.9),
@@ -72,7 +72,7 @@ def test_from_dict_fills_the_title_and_refuses_strange_keys() -> None:
 
 def test_flip_permutation_swaps_sides_within_each_task() -> None:
     assert FULL.flip_permutation("cls") == [0]
-    assert FULL.flip_permutation("loc") == [0, 2, 1]
+    assert FULL.flip_permutation("loc") == [1, 0, 2]
     assert FULL.flip_permutation("seg") == [3, 2, 1, 0]
 
 

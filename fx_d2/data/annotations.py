@@ -108,7 +108,7 @@ def _split_text(request: SplitRequest, spec: DatasetSpec, image_root: str | Path
 
 
 def content_hash(document: Mapping[str, Any]) -> str:
-    """"sha256:..." of what an annotation document says: images, annotations, categories, classes; not of `info`."""
+    """ "sha256:..." of what an annotation document says: images, annotations, categories, classes; not of `info`."""
     content = {key: document[key] for key in ("images", "annotations", "categories", "classes")}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()

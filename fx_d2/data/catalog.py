@@ -151,7 +151,7 @@ def _find_spec(row: str, root: Path) -> DatasetSpec:
 
 
 def _own_rows(root: Path) -> str:
-    """", own datasets there: a, b" or ""."""
+    """ ", own datasets there: a, b" or ""."""
     names = sorted(file.parent.name for file in root.glob(f"*/{SPEC_FILE}"))
     return f"; datasets prepared there: {', '.join(names)}" if names else ""
 

@@ -1,10 +1,10 @@
 """Training: schedule, lock, optimizer, loop, checkpoints."""
 
-from .checkpoint import FXCheckpointer, load_models
-from .lock import apply_phase
-from .schedule import PhaseSchedule, PhaseState, build_cycle
-from .setup import build_cfg, setup_cfg, setup_run
-from .trainer import FXTrainer
+from fx_d2.engine.checkpoint import FXCheckpointer, load_models
+from fx_d2.engine.lock import apply_phase
+from fx_d2.engine.schedule import PhaseSchedule, PhaseState, build_cycle
+from fx_d2.engine.setup import build_cfg, setup_cfg, setup_run
+from fx_d2.engine.trainer import FXTrainer
 
 __all__ = [
     "FXCheckpointer",

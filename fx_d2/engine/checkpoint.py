@@ -15,8 +15,8 @@ from fvcore.common.checkpoint import Checkpointer
 from iopath.common.file_io import PathManager
 from torch import nn
 
-from ..modeling import EMATeacher, FoundationX
-from ..structures import FXError
+from fx_d2.modeling import EMATeacher, FoundationX
+from fx_d2.structures import FXError
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +44,10 @@ class FXCheckpointer(Checkpointer):
         require_match(model, checkpoint["model"], path)
         require_classes(model, checkpoint, path)
         if "teacher" in self.checkpointables and "teacher" not in checkpoint:
-            raise FXError(f"{path} holds no teacher: train with MODEL.TEACHER.ENABLED False, or start from it anew "
-                          f"with MODEL.WEIGHTS and without --resume")
+            raise FXError(
+                f"{path} holds no teacher: train with MODEL.TEACHER.ENABLED False, or start from it anew with "
+                "MODEL.WEIGHTS and without --resume"
+            )
         model.load_state_dict(checkpoint.pop("model"))
         for key in self.checkpointables if checkpointables is None else checkpointables:
             if key in checkpoint:
@@ -59,12 +61,16 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         raise FXError("MODEL.WEIGHTS is empty: give the checkpoint, for example MODEL.WEIGHTS output/model_final.pth")
     manager = PathManager()
     if not manager.isfile(path):
-        raise FXError(f"checkpoint {path} does not exist: set MODEL.WEIGHTS (or OUTPUT_DIR with --resume) to one that does")
+        raise FXError(
+            f"checkpoint {path} does not exist: set MODEL.WEIGHTS (with --resume: OUTPUT_DIR) to one that does"
+        )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError) as error:
-        raise FXError(f"checkpoint {path} cannot be read ({str(error).splitlines()[0]}): it is damaged, or needs code "
-                      f"to unpickle, which is refused") from error
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise FXError(
+            f"checkpoint {path} cannot be read ({reason}): it is damaged, or needs code to unpickle, which is refused"
+        ) from error
     if not isinstance(content, Mapping):
         raise FXError(f"checkpoint {path} holds a {type(content).__name__}, not a state dict")
     return dict(content) if "model" in content else {"model": dict(content)}
@@ -100,8 +106,10 @@ def require_classes(model: FoundationX, checkpoint: Mapping[str, Any], path: str
     for name, row in class_lists(model).items():
         for key in ("cls_classes", "loc_classes", "seg_classes"):
             if name in stored and list(stored[name][key]) != list(row[key]):
-                raise FXError(f"checkpoint {path}: dataset {name} was trained with {key} {stored[name][key]}, "
-                              f"but is now registered with {row[key]}")
+                raise FXError(
+                    f"checkpoint {path}: dataset {name} was trained with {key} {stored[name][key]}, "
+                    f"but is now registered with {row[key]}"
+                )
 
 
 def initialize(model: FoundationX, path: str) -> None:

@@ -14,11 +14,11 @@ from detectron2.utils import comm
 from detectron2.utils.events import JSONWriter, TensorboardXWriter
 from fvcore.common.checkpoint import PeriodicCheckpointer
 
-from .checkpoint import class_lists
-from .lock import count_parameters
+from fx_d2.engine.checkpoint import class_lists
+from fx_d2.engine.lock import count_parameters
 
 if TYPE_CHECKING:
-    from .trainer import FXTrainer
+    from fx_d2.engine.trainer import FXTrainer
 
 logger = logging.getLogger(__name__)
 

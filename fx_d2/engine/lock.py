@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from ..modeling import FoundationX
-from ..structures import Phase
+from fx_d2.modeling import FoundationX
+from fx_d2.structures import Phase
 
 
 def apply_phase(model: FoundationX, phase: Phase) -> None:

@@ -11,8 +11,8 @@ from detectron2.solver.build import get_default_optimizer_params
 from detectron2.solver.lr_scheduler import WarmupParamScheduler
 from fvcore.common.param_scheduler import CosineParamScheduler
 
-from ..modeling import FoundationX
-from ..structures import FXError
+from fx_d2.modeling import FoundationX
+from fx_d2.structures import FXError
 
 
 def build_optimizer(cfg: CfgNode, model: FoundationX) -> torch.optim.Optimizer:

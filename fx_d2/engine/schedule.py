@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-from ..structures import COMPONENTS, TASK_COMPONENTS, DatasetSpec, FXError, Phase
+from fx_d2.structures import COMPONENTS, TASK_COMPONENTS, DatasetSpec, FXError, Phase
 
 
 def build_cycle(specs: Sequence[DatasetSpec], strategy: Sequence[Mapping[str, Any]]) -> tuple[Phase, ...]:

@@ -13,10 +13,10 @@ from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from .. import modeling  # noqa: F401  registers the model
-from ..config import add_fx_config
-from ..data import register_datasets
-from ..structures import FXError
+from fx_d2 import modeling  # noqa: F401  registers the model
+from fx_d2.config import add_fx_config
+from fx_d2.data import register_datasets
+from fx_d2.structures import FXError
 
 
 def build_cfg(config_file: str, opts: list[str]) -> CfgNode:
@@ -29,14 +29,15 @@ def build_cfg(config_file: str, opts: list[str]) -> CfgNode:
     add_fx_config(cfg)
     if config_file and not os.path.isfile(config_file):
         raise FXError(f"config file {config_file} does not exist")
+    where = " ".join(filter(None, (config_file, *opts)))
     try:
         if config_file:
             cfg.merge_from_file(config_file)
         cfg.merge_from_list(opts)
     except KeyError as error:
-        raise FXError(f"{config_file or 'command line'}: {error.args[0]}. The keys are listed in fx_d2/config.py") from error
+        raise FXError(f"{where}: {error.args[0]}. The keys are listed in fx_d2/config.py") from error
     except (ValueError, AssertionError, yaml.YAMLError) as error:
-        raise FXError(f"{config_file or 'command line'}: {' '.join(str(error).split())}") from error
+        raise FXError(f"{where}: {' '.join(str(error).split())}") from error
     return cfg
 
 

@@ -19,15 +19,15 @@ from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..data import build_train_data, steps_in_pass
-from ..modeling import EMATeacher, FoundationX
-from ..modeling.meta_arch import check_components
-from ..structures import FXError, specs_of
-from .checkpoint import FXCheckpointer, initialize
-from .hooks import build_hooks
-from .lock import apply_phase
-from .optimizer import build_lr_schedule, build_optimizer
-from .schedule import PhaseSchedule, PhaseState, build_cycle
+from fx_d2.data import build_train_data, steps_in_pass
+from fx_d2.engine.checkpoint import FXCheckpointer, initialize
+from fx_d2.engine.hooks import build_hooks
+from fx_d2.engine.lock import apply_phase
+from fx_d2.engine.optimizer import build_lr_schedule, build_optimizer
+from fx_d2.engine.schedule import PhaseSchedule, PhaseState, build_cycle
+from fx_d2.modeling import EMATeacher, FoundationX
+from fx_d2.modeling.meta_arch import check_components
+from fx_d2.structures import FXError, specs_of
 
 logger = logging.getLogger(__name__)
 
@@ -68,19 +68,16 @@ class FXTrainer(TrainerBase):
         check_components(self.model)
         self.optimizer = build_optimizer(cfg, self.model)
         self.lr_schedule = build_lr_schedule(cfg, self.optimizer, self.max_iter, self.schedule.cycle_length)
-        self.teacher = (
-            EMATeacher(self.model, cfg.MODEL.TEACHER.MOMENTUM) if self.model.consistency > 0 else None
-        )
+        self.teacher = EMATeacher(self.model, cfg.MODEL.TEACHER.MOMENTUM) if self.model.consistency > 0 else None
         self.amp_dtype = _amp_dtype(cfg)
         device = self.model.device.type
         self.scaler = torch.amp.GradScaler(device, enabled=self.amp_dtype == torch.float16)
         state = {"optimizer": self.optimizer, "scheduler": self.lr_schedule, "scaler": self.scaler}
         if self.teacher is not None:
             state["teacher"] = self.teacher
-        self.checkpointer = FXCheckpointer(
-            self.model, cfg.OUTPUT_DIR, save_to_disk=comm.is_main_process(), **state
-        )
+        self.checkpointer = FXCheckpointer(self.model, cfg.OUTPUT_DIR, save_to_disk=comm.is_main_process(), **state)
         self._wrapped: nn.Module = self.model
+        self._learning: list[nn.Parameter] = []
         self._batches: Iterator[list[dict[str, Any]]] = iter(())
         self.register_hooks(build_hooks(self))
 
@@ -124,6 +121,7 @@ class FXTrainer(TrainerBase):
     def enter_phase(self, state: PhaseState) -> None:
         """Lock and release for the pass that begins (or, after a resume, goes on) here."""
         apply_phase(self.model, state.phase)
+        self._learning = [p for p in self.model.parameters() if p.requires_grad]
         if comm.get_world_size() > 1:
             # A reducer knows only the parameters that learned when it was built: keeping it over a release
             # would let the ranks drift apart silently.
@@ -161,8 +159,7 @@ class FXTrainer(TrainerBase):
         """Gradient norm of this step, clipped to SOLVER.CLIP_NORM of the task if that is not 0."""
         self.scaler.unscale_(self.optimizer)
         limit = self.cfg.SOLVER.CLIP_NORM[task.upper()]
-        learning = [p for p in self.model.parameters() if p.grad is not None]
-        return nn.utils.clip_grad_norm_(learning, limit if limit > 0 else math.inf)
+        return nn.utils.clip_grad_norm_(self._learning, limit if limit > 0 else math.inf)
 
     def _record(
         self, losses: dict[str, Tensor], norm: Tensor, data_time: float, state: PhaseState, batch: list[dict[str, Any]]
@@ -173,15 +170,16 @@ class FXTrainer(TrainerBase):
         total = sum(scalars.values())
         if not math.isfinite(total):
             files = ", ".join(x["file_name"] for x in batch)
-            raise FXError(f"the loss is not finite at iteration {self.iter} in {state.phase}: {scalars}; images: {files}")
-        scalars = comm.reduce_dict({k: torch.tensor(v) for k, v in scalars.items()}) if comm.get_world_size() > 1 else scalars
+            where = f"at iteration {self.iter} in {state.phase}"
+            raise FXError(f"the loss is not finite {where}: {scalars}; images: {files}")
+        if comm.get_world_size() > 1:
+            device = self.model.device
+            reduced = comm.reduce_dict({k: torch.tensor(v, device=device) for k, v in scalars.items()})
+            scalars = {k: float(v) for k, v in reduced.items()}
         if comm.is_main_process():
-            prefix = f"{state.phase.dataset}/{state.phase.task}"
-            self.storage.put_scalars(**{k: float(v) for k, v in scalars.items()}, smoothing_hint=False)
-            self.storage.put_scalar("total_loss", float(sum(scalars.values())), smoothing_hint=False)
-            self.storage.put_scalar(f"{prefix}/total_loss", float(sum(scalars.values())), smoothing_hint=False)
-            self.storage.put_scalar(f"{prefix}/grad_norm", values[-1], smoothing_hint=False)
-            self.storage.put_scalar("data_time", data_time, smoothing_hint=False)
+            total, slot = sum(scalars.values()), f"{state.phase.dataset}/{state.phase.task}"
+            scalars |= {"total_loss": total, f"{slot}/total_loss": total, f"{slot}/grad_norm": values[-1]}
+            self.storage.put_scalars(**scalars, data_time=data_time, smoothing_hint=False)
 
 
 def _amp_dtype(cfg: CfgNode) -> torch.dtype | None:

@@ -12,7 +12,7 @@ _SCALE = 2 * math.pi
 
 def _sines(values: Tensor, features: int, temperature: float) -> Tensor:
     """Interleaved sine and cosine of (...) values on `features` frequencies -> (..., features)."""
-    index = torch.arange(features, dtype=values.dtype, device=values.device)
+    index = torch.arange(features, dtype=torch.float32, device=values.device)
     period = temperature ** (2 * torch.div(index, 2, rounding_mode="floor") / features)
     angle = values[..., None] / period
     return torch.stack((angle[..., 0::2].sin(), angle[..., 1::2].cos()), dim=-1).flatten(-2)
@@ -20,6 +20,8 @@ def _sines(values: Tensor, features: int, temperature: float) -> Tensor:
 
 def encode_positions(valid: Tensor, dim: int, temperature: float, dtype: torch.dtype) -> Tensor:
     """Sine encoding of every position of a feature map, normalised to the valid part of each image.
+
+    Computed in float32 whatever `dtype` is, as the reference does: a float64 model must get its numbers.
 
     Args:
         valid: (B, H, W) bool, False on padding.
@@ -30,11 +32,11 @@ def encode_positions(valid: Tensor, dim: int, temperature: float, dtype: torch.d
     Returns:
         (B, H, W, dim).
     """
-    y = valid.cumsum(1, dtype=dtype)
-    x = valid.cumsum(2, dtype=dtype)
+    y = valid.cumsum(1, dtype=torch.float32)
+    x = valid.cumsum(2, dtype=torch.float32)
     y = y / (y[:, -1:, :] + 1e-6) * _SCALE
     x = x / (x[:, :, -1:] + 1e-6) * _SCALE
-    return torch.cat((_sines(y, dim // 2, temperature), _sines(x, dim // 2, temperature)), dim=-1)
+    return torch.cat((_sines(y, dim // 2, temperature), _sines(x, dim // 2, temperature)), dim=-1).to(dtype)
 
 
 def encode_boxes(boxes: Tensor, dim: int, temperature: float) -> Tensor:

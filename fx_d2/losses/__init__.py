@@ -1,9 +1,9 @@
 """Losses: tensors in, scalars out; no module state, no knowledge of datasets."""
 
-from .classification import classification_loss
-from .consistency import consistency_loss
-from .segmentation import dice_loss
-from .set_prediction import Match, SetLossWeights, Targets, match_queries, set_losses
+from fx_d2.losses.classification import classification_loss
+from fx_d2.losses.consistency import consistency_loss
+from fx_d2.losses.segmentation import dice_loss
+from fx_d2.losses.set_prediction import Match, SetLossWeights, Targets, match_queries, set_losses
 
 __all__ = [
     "Match",

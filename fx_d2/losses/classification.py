@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..layers.precision import at_least_float32
+from fx_d2.layers.precision import at_least_float32
 
 
 def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..layers.precision import at_least_float32
+from fx_d2.layers.precision import at_least_float32
 
 
 def dice_loss(

@@ -17,8 +17,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..layers.boxes import generalized_iou, to_centre_size, to_corners
-from ..layers.precision import at_least_float32
+from fx_d2.layers.boxes import generalized_iou, to_centre_size, to_corners
+from fx_d2.layers.precision import at_least_float32
 
 
 @dataclass(frozen=True)

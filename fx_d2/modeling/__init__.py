@@ -1,7 +1,7 @@
 """The model. Importing this module registers it and its trunk with Detectron2."""
 
-from .backbone import TimmBackbone, build_timm_backbone
-from .meta_arch import FoundationX
-from .teacher import EMATeacher
+from fx_d2.modeling.backbone import TimmBackbone, build_timm_backbone
+from fx_d2.modeling.meta_arch import FoundationX
+from fx_d2.modeling.teacher import EMATeacher
 
 __all__ = ["EMATeacher", "FoundationX", "TimmBackbone", "build_timm_backbone"]

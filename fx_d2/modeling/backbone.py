@@ -13,7 +13,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from timm.layers import Format
 from torch import Tensor, nn
 
-from ..structures import FXError
+from fx_d2.structures import FXError
 
 
 class TimmBackbone(Backbone):

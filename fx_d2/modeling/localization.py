@@ -9,11 +9,11 @@ from detectron2.config import CfgNode
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from ..layers.boxes import to_corners
-from ..losses.set_prediction import SetLossWeights, Targets, match_queries, set_losses
-from .detr.decoder import DecoderOutput, LocDecoder
-from .detr.denoising import NoisedQueries, denoising_match, noise_targets
-from .detr.encoder import LocEncoder, Memory
+from fx_d2.layers.boxes import to_corners
+from fx_d2.losses.set_prediction import SetLossWeights, Targets, match_queries, set_losses
+from fx_d2.modeling.detr.decoder import DecoderOutput, LocDecoder
+from fx_d2.modeling.detr.denoising import NoisedQueries, denoising_match, noise_targets
+from fx_d2.modeling.detr.encoder import LocEncoder, Memory
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,7 @@ def build_settings(cfg: CfgNode) -> LocSettings:
         focal_alpha=node.FOCAL_ALPHA,
         focal_gamma=node.FOCAL_GAMMA,
     )
-    return LocSettings(
-        weights, node.LOSS.ENC, node.DN_NUMBER, node.DN_LABEL_NOISE, node.DN_BOX_NOISE, node.NUM_SELECT
-    )
+    return LocSettings(weights, node.LOSS.ENC, node.DN_NUMBER, node.DN_LABEL_NOISE, node.DN_BOX_NOISE, node.NUM_SELECT)
 
 
 def build_encoder(cfg: CfgNode, in_channels: Sequence[int]) -> LocEncoder:
@@ -118,9 +116,7 @@ def _denoising_losses(
 ) -> dict[str, Tensor]:
     extra = noised.labels.shape[1]
     match = denoising_match(targets, noised, len(out.logits))
-    return set_losses(
-        out.logits[:, :, :extra], out.boxes[:, :, :extra], targets, match, norm * noised.groups, weights
-    )
+    return set_losses(out.logits[:, :, :extra], out.boxes[:, :, :extra], targets, match, norm * noised.groups, weights)
 
 
 def _prefixed(prefix: str, losses: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -11,13 +11,12 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..layers.precision import at_least_float32
-from ..losses import classification_loss, consistency_loss, dice_loss
-from ..structures import COMPONENTS, SHARED_COMPONENTS, TASK_COMPONENTS, DatasetSpec, FXError, Phase, specs_of
-from .backbone import TimmBackbone, normalize_images, stack_images
-from .detr.decoder import LocDecoder
-from .detr.encoder import LocEncoder, Memory
-from .localization import (
+from fx_d2.layers.precision import at_least_float32
+from fx_d2.losses import classification_loss, consistency_loss, dice_loss
+from fx_d2.modeling.backbone import TimmBackbone, normalize_images, stack_images
+from fx_d2.modeling.detr.decoder import LocDecoder
+from fx_d2.modeling.detr.encoder import LocEncoder, Memory
+from fx_d2.modeling.localization import (
     LocSettings,
     build_decoder,
     build_encoder,
@@ -25,7 +24,8 @@ from .localization import (
     localization_losses,
     select_boxes,
 )
-from .segmentation import SegDecoder, segmentation_head
+from fx_d2.modeling.segmentation import SegDecoder, segmentation_head
+from fx_d2.structures import COMPONENTS, SHARED_COMPONENTS, TASK_COMPONENTS, DatasetSpec, FXError, Phase, specs_of
 
 Batch = Sequence[dict[str, Any]]
 
@@ -96,9 +96,7 @@ class FoundationX(nn.Module):
         encoder = build_encoder(cfg, [channels[i] for i in cfg.MODEL.LOC.STAGES]) if of["loc"] else None
         levels = encoder.num_levels if encoder is not None else 0
         seg = cfg.MODEL.SEG
-        decoder = SegDecoder(
-            in_channels=channels, dim=seg.DIM, bins=seg.POOL_BINS, norm=seg.NORM, dropout=seg.DROPOUT
-        )
+        decoder = SegDecoder(in_channels=channels, dim=seg.DIM, bins=seg.POOL_BINS, norm=seg.NORM, dropout=seg.DROPOUT)
         if seg.DICE not in ("batch", "class"):
             raise FXError(f"MODEL.SEG.DICE is {seg.DICE!r}: choose batch or class")
         return {
@@ -184,7 +182,7 @@ class FoundationX(nn.Module):
             view: key of the image to read; falls back to "image" where a sample has no own view.
         """
         features, padding = self._features(batch, view)
-        wanted = set(wanted)
+        wanted = tuple(wanted)
         outputs: dict[str, Tensor] = {}
         if task == "cls":
             outputs["backbone"] = self.backbone.pooled(features)
@@ -199,7 +197,7 @@ class FoundationX(nn.Module):
             outputs["backbone"] = _unit(self._last(features))
             if "seg_decoder" in wanted:
                 outputs["seg_decoder"] = _unit(self._fuse(features))
-        return {key: value for key, value in outputs.items() if key in wanted}
+        return {key: outputs[key] for key in wanted}
 
     @torch.no_grad()
     def inference(self, batch: Batch) -> list[dict[str, Any]]:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..structures import Phase
-from .meta_arch import FoundationX
+from fx_d2.modeling.meta_arch import FoundationX
+from fx_d2.structures import Phase
 
 
 class EMATeacher(nn.Module):

@@ -42,9 +42,7 @@ def source(tmp_path: Path) -> Path:
     (root / "labels.csv").write_bytes(
         "\ufeffimage,patient_id,sex,tb,other\r\n0.png,a,F,1,0\r\n1.png,b,,0,\r\n2.png,c,M,-1,1\r\n".encode()
     )
-    (root / "masks_index.csv").write_text(
-        "image,left_lung,right_lung,ignore\n0.png,1,0,1\n1.png,,,\n2.png,1,,0\n"
-    )
+    (root / "masks_index.csv").write_text("image,left_lung,right_lung,ignore\n0.png,1,0,1\n1.png,,,\n2.png,1,,0\n")
     (root / "splits" / "train.txt").write_bytes(b"\xef\xbb\xbf0.png\r\n1.png\r\n")
     (root / "splits" / "test.txt").write_text("2.png\n")
     categories = [{"id": 7, "name": "tb"}]
@@ -118,7 +116,15 @@ def _bad_test_box(root: Path) -> None:
     [
         (lambda root: (root / "dataset.json").unlink(), [], "dataset.json: not found"),
         (_replace("dataset.json", '"name"', '"nam"'), [], "lacks `name`"),
-        (_replace("dataset.json", "{", "", ), [], "not readable json"),
+        (
+            _replace(
+                "dataset.json",
+                "{",
+                "",
+            ),
+            [],
+            "not readable json",
+        ),
         (_replace("dataset.json", '"columns"', '"cols"'), [], "`labels` lacks `columns`"),
         (_replace("dataset.json", '"test": "splits', '"exam": "splits'), [], "unknown: ['exam']"),
         (lambda root: (root / "labels.csv").unlink(), [], "labels.csv: cannot be read"),

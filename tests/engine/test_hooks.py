@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.config import CfgNode
+
 from fx_d2.engine import FXTrainer
 
 MakeCfg = Callable[..., CfgNode]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.config import CfgNode
+
 from fx_d2.engine import FXTrainer
 from fx_d2.engine.trainer import build_schedule
 from fx_d2.structures import FXError

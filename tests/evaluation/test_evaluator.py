@@ -172,9 +172,7 @@ def test_progress_says_how_long_it_takes(
 
 
 def _distributed(rank: int, folder: str) -> None:
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
-    )
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     comm.create_local_process_group(2)
     # Rank 1 has images 4..7, and image 0 again, as a sampler that fills up would give; one split is empty there.
     parts = [slice(0, 4), slice(4, 8)]

@@ -99,8 +99,8 @@ def test_layer_reads_where_its_formula_says(size: int) -> None:
 
 def test_padding_tokens_contribute_nothing() -> None:
     layer = attention()
-    query, tokens = torch.randn(1, 3, 8, dtype=torch.float64), torch.randn(1, TOKENS, 8, dtype=torch.float64)
-    references = torch.rand(1, 3, 2, 2, dtype=torch.float64)
+    query, tokens = torch.randn(1, 30, 8, dtype=torch.float64), torch.randn(1, TOKENS, 8, dtype=torch.float64)
+    references = torch.rand(1, 30, 2, 2, dtype=torch.float64)
     padding = torch.zeros(1, TOKENS, dtype=torch.bool)
     padding[0, [3, 7, 11, 13]] = True
     changed = tokens.clone()

@@ -19,7 +19,9 @@ def problem() -> Problem:
     return logits, masks, known, torch.rand(2, 4, 5) > 0.2
 
 
-def brute(logits: torch.Tensor, masks: torch.Tensor, known: torch.Tensor, valid: torch.Tensor, per_class: bool) -> float:
+def brute(
+    logits: torch.Tensor, masks: torch.Tensor, known: torch.Tensor, valid: torch.Tensor, per_class: bool
+) -> float:
     groups = [[0], [1], [2]] if per_class else [[0, 1, 2]]
     losses = []
     for classes in groups:
@@ -53,9 +55,7 @@ def test_ignored_pixels_and_unknown_classes_do_not_matter(per_class: bool) -> No
     logits, masks, known, valid = problem()
     hidden = ~(known[:, :, None, None] & valid[:, None])
     loss = dice_loss(logits, masks, known, valid, per_class)
-    other = dice_loss(
-        torch.where(hidden, 9.0, logits), torch.where(hidden, 1 - masks, masks), known, valid, per_class
-    )
+    other = dice_loss(torch.where(hidden, 9.0, logits), torch.where(hidden, 1 - masks, masks), known, valid, per_class)
     assert loss.item() == other.item()
     loss.backward()
     assert logits.grad is not None and ((logits.grad == 0) == hidden).all()

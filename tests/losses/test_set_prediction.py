@@ -152,10 +152,13 @@ def test_saturated_half_precision_predictions_stay_finite() -> None:
 
 
 def test_targets_from_instances_are_relative_to_each_image() -> None:
-    first = Instances((100, 200), gt_boxes=Boxes(torch.tensor([[20.0, 10.0, 60.0, 90.0]])), gt_classes=torch.tensor([3]))
+    first = Instances(
+        (100, 200), gt_boxes=Boxes(torch.tensor([[20.0, 10.0, 60.0, 90.0]])), gt_classes=torch.tensor([3])
+    )
     empty = Instances((50, 50), gt_boxes=Boxes(torch.zeros(0, 4)), gt_classes=torch.zeros(0, dtype=torch.int64))
     pair = Instances(
-        (50, 50), gt_boxes=Boxes(torch.tensor([[0.0, 0.0, 50.0, 50.0], [25.0, 25.0, 50.0, 30.0]])),
+        (50, 50),
+        gt_boxes=Boxes(torch.tensor([[0.0, 0.0, 50.0, 50.0], [25.0, 25.0, 50.0, 30.0]])),
         gt_classes=torch.tensor([1, 2]),
     )
     targets = Targets.from_instances([first, empty, pair], torch.device("cpu"))

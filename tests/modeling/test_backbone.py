@@ -19,7 +19,9 @@ SMALL = {
 }
 
 
-def trunk(name: str = "swin_tiny_patch4_window7_224", kwargs: dict[str, Any] | None = None, **other: Any) -> TimmBackbone:
+def trunk(
+    name: str = "swin_tiny_patch4_window7_224", kwargs: dict[str, Any] | None = None, **other: Any
+) -> TimmBackbone:
     torch.manual_seed(0)
     small, stages = SMALL.get(name, ({}, [1, 2, 3]))
     arguments = {"in_chans": 1, "drop_path": 0.0, "grad_checkpointing": False, "size": (64, 96), "loc_stages": stages}

@@ -28,7 +28,9 @@ Losses = Callable[..., dict[str, torch.Tensor]]
 @pytest.fixture
 def decoder(tiny_cfg: CfgNode) -> LocDecoder:
     torch.manual_seed(0)
-    return build_decoder(tiny_cfg, num_classes=2, levels=2)
+    model = build_decoder(tiny_cfg, num_classes=2, levels=2)
+    torch.nn.init.normal_(model.box_head[6].weight, std=0.1)  # away from "no change", the start
+    return model
 
 
 @pytest.fixture
@@ -98,12 +100,15 @@ def test_denoising_losses_are_a_mean_over_groups(decoder: LocDecoder, settings: 
         still = dataclasses.replace(settings, dn_number=pairs, dn_label_noise=0.0, dn_box_noise=0.0)
         results.append(localization_losses(decoder, memory(1), [instances(2)], still))
     for term in ("dn_class", "dn_l1", "dn_giou"):
+        assert results[0][term] > 0.01
         assert results[0][term].item() == pytest.approx(results[1][term].item(), rel=1e-4)
 
 
 def test_the_learned_queries_losses_do_not_feel_denoising(decoder: LocDecoder, settings: LocSettings) -> None:
     results = [
-        localization_losses(decoder, memory(2), [instances(2), instances(0)], dataclasses.replace(settings, dn_number=n))
+        localization_losses(
+            decoder, memory(2), [instances(2), instances(0)], dataclasses.replace(settings, dn_number=n)
+        )
         for n in (0, 6)
     ]
     for term in ("class", "l1", "giou"):

@@ -11,6 +11,7 @@ import cv2
 import pytest
 import torch
 from detectron2.engine import default_argument_parser
+
 from fx_d2.data import write_spec, write_split
 from fx_d2.structures import DatasetSpec
 
@@ -62,7 +63,15 @@ def fails(train_net: ModuleType, data: Path, tmp_path: Path) -> Fails:
     config.write_text(CONFIG)
 
     def run(*arguments: str, opts: tuple[str, ...] = ()) -> str:
-        base = ("--config-file", str(config), *arguments, "DATASETS.ROOT", str(data), "OUTPUT_DIR", str(tmp_path / "out"))
+        base = (
+            "--config-file",
+            str(config),
+            *arguments,
+            "DATASETS.ROOT",
+            str(data),
+            "OUTPUT_DIR",
+            str(tmp_path / "out"),
+        )
         args = default_argument_parser().parse_args([*base, *opts])
         with pytest.raises(SystemExit) as stop:
             train_net.main(args)

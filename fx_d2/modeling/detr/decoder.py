@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import MLP
 
-from ...layers.boxes import inverse_sigmoid
-from ...layers.deformable_attention import DeformableAttention
-from ...layers.position_encoding import encode_boxes
-from .denoising import NoisedQueries
-from .encoder import FeedForward, Memory, token_centres
+from fx_d2.layers.boxes import inverse_sigmoid
+from fx_d2.layers.deformable_attention import DeformableAttention
+from fx_d2.layers.position_encoding import encode_boxes
+from fx_d2.modeling.detr.denoising import NoisedQueries
+from fx_d2.modeling.detr.encoder import FeedForward, Memory, token_centres
 
 _PRIOR = -math.log((1 - 0.01) / 0.01)
 """Bias at which every class starts with probability 0.01 (focal loss, Lin et al., 2017)."""

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...layers.boxes import inverse_sigmoid, to_centre_size, to_corners
-from ...losses.set_prediction import Match, Targets
+from fx_d2.layers.boxes import inverse_sigmoid, to_centre_size, to_corners
+from fx_d2.losses.set_prediction import Match, Targets
 
 
 @dataclass(frozen=True)

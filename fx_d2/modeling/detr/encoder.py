@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...layers.deformable_attention import DeformableAttention
-from ...layers.position_encoding import encode_positions
+from fx_d2.layers.deformable_attention import DeformableAttention
+from fx_d2.layers.position_encoding import encode_positions
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,7 @@ def targets(counts: tuple[int, ...] = COUNTS) -> Targets:
 
 
 def noise(truth: Targets, pairs: int = 7, label: float = 0.0, box: float = 0.0) -> NoisedQueries:
-    return noise_targets(
-        truth, num_queries=QUERIES, num_classes=CLASSES, pairs=pairs, label_noise=label, box_noise=box
-    )
+    return noise_targets(truth, num_queries=QUERIES, num_classes=CLASSES, pairs=pairs, label_noise=label, box_noise=box)
 
 
 def grid(x: torch.Tensor, noised: NoisedQueries) -> torch.Tensor:
@@ -116,7 +114,9 @@ def test_positives_answer_for_their_own_box() -> None:
     truth = targets()
     noised = noise(truth)
     match = denoising_match(truth, noised, layers=2)
-    found = list(zip(match.layer.tolist(), match.image.tolist(), match.query.tolist(), match.target.tolist(), strict=True))
+    found = list(
+        zip(match.layer.tolist(), match.image.tolist(), match.query.tolist(), match.target.tolist(), strict=True)
+    )
     want = {
         (layer, image, group * 2 * WIDTH + slot, slot)
         for layer in range(2)

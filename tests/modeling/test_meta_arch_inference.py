@@ -1,0 +1,100 @@
+"""The whole model in evaluation: what it returns, for which tasks, in which pixels."""
+
+from typing import Any
+
+import pytest
+import torch
+from detectron2.structures import Instances
+from torch.nn import functional as F
+
+from fx_d2.modeling import FoundationX
+from fx_d2.structures import FXError
+
+Make = Any  # the fixture make_batch
+
+
+@pytest.mark.parametrize("tasks", [None, ["cls"], ["loc"], ["seg", "cls"]], ids=str)
+def test_inference_gives_what_is_asked_for(model: FoundationX, make_batch: Make, tasks: list[str] | None) -> None:
+    model.eval()
+    batch = make_batch("cls", (1, 1, 1))
+    for i, x in enumerate(batch):
+        x |= {"height": 100 + i, "width": 80} | ({} if tasks is None else {"tasks": tasks})
+    results = model(batch)
+    keys = {"cls": {"cls"}, "loc": {"instances"}, "seg": {"seg", "masks"}}
+    want = set().union(*(keys[t] for t in tasks or keys))
+    assert len(results) == 3
+    for i, result in enumerate(results):
+        assert set(result) == want
+        check_result(result, (100 + i, 80))
+
+
+def check_result(result: dict[str, Any], size: tuple[int, int], network: tuple[int, int] = (64, 64)) -> None:
+    if "cls" in result:
+        assert result["cls"].shape == (3,) and result["cls"].dtype == torch.float32
+        assert ((result["cls"] > 0) & (result["cls"] < 1)).all()
+    if "instances" in result:
+        found: Instances = result["instances"]
+        assert found.image_size == size and len(found) == 8
+        assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
+        assert found.pred_classes.min() >= 0 and found.pred_classes.max() < 2
+        box, limit = found.pred_boxes.tensor, torch.tensor([size[1], size[0]] * 2)
+        assert (box >= 0).all() and (box <= limit).all() and (box[:, 2:] >= box[:, :2]).all()
+    if "seg" in result:
+        assert result["seg"].shape == (3, *network) and result["seg"].dtype == torch.float32
+        assert result["masks"].shape == (3, *size) and result["masks"].dtype == torch.bool
+        scaled = F.interpolate(result["seg"][None], size=size, mode="bilinear", align_corners=False)[0]
+        assert torch.equal(result["masks"], scaled > 0.5)
+
+
+def test_inference_leaves_no_graph_and_repeats_itself(model: FoundationX, make_batch: Make) -> None:
+    model.eval()
+    batch = make_batch("cls")
+    first, second = model(batch), model(batch)
+    assert not first[0]["cls"].requires_grad and torch.equal(first[1]["cls"], second[1]["cls"])
+    assert torch.equal(first[0]["masks"], second[0]["masks"])
+
+
+def test_results_do_not_depend_on_the_rest_of_the_batch(model: FoundationX, make_batch: Make) -> None:
+    model.double().eval()
+    batch = make_batch("cls", (1, 1))
+    together, alone = model(batch), [model([x])[0] for x in batch]
+    for a, b in zip(together, alone, strict=True):
+        assert torch.allclose(a["cls"], b["cls"]) and torch.allclose(a["seg"], b["seg"], atol=1e-6)
+        assert torch.allclose(a["instances"].scores, b["instances"].scores, atol=1e-6)
+
+
+def test_softmax_rows_give_a_distribution(model: FoundationX, make_batch: Make) -> None:
+    model.eval()
+    for result in model(make_batch("cls", dataset="tiny_softmax")):
+        assert set(result) == {"cls"} and result["cls"].sum().item() == pytest.approx(1, abs=1e-5)
+    assert model(make_batch("cls"))[0]["cls"].sum().item() != pytest.approx(1, abs=1e-3)
+
+
+def test_an_unknown_dataset_is_named(model: FoundationX, make_batch: Make) -> None:
+    with pytest.raises(FXError, match=r"no heads for dataset 'other'; it has \['tiny', 'tiny_softmax'\]"):
+        model.eval()(make_batch("cls", dataset="other"))
+
+
+def test_images_of_several_sizes_share_a_batch(model: FoundationX, make_batch: Make) -> None:
+    model.double().eval()
+    large, small = make_batch("cls", (1,)), make_batch("cls", (1,), size=(64, 40))
+    for result, network in zip(model(large + small), ((64, 64), (64, 40)), strict=True):
+        check_result(result, (100, 80), network)
+    (alone,), together = model(large), model(large + small)
+    assert torch.allclose(alone["cls"], together[0]["cls"])
+    assert torch.allclose(alone["instances"].scores, together[0]["instances"].scores, atol=1e-6)
+
+
+def test_boxes_of_a_padded_image_are_relative_to_the_image(model: FoundationX, make_batch: Make) -> None:
+    """A proposal in the middle of the valid part lands in the middle of the original image."""
+    model.double().eval()
+    large, small = make_batch("cls", (1,)), make_batch("cls", (1,), size=(64, 32))
+    captured = {}
+    model.loc_decoders["tiny"].register_forward_hook(lambda _, args, out: captured.update(memory=args[0], out=out))
+    model(large + small)
+    memory, out = captured["memory"], captured["out"]
+    assert memory.valid_ratios[1, 0].tolist() == [0.5, 1.0]
+    # The stride-8 level is 8 x 8; only its left half is image, and its columns spread over the whole image.
+    for token, box in zip(out.selected[1].tolist(), out.proposal_boxes[1].tolist(), strict=True):
+        if token < 64:
+            assert token % 8 < 4 and box[0] == pytest.approx((token % 8 + 0.5) / 4, abs=1e-3)
