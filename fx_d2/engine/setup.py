@@ -29,7 +29,7 @@ def build_cfg(config_file: str, opts: list[str]) -> CfgNode:
     add_fx_config(cfg)
     if config_file and not os.path.isfile(config_file):
         raise FXError(f"config file {config_file} does not exist")
-    where = " ".join(filter(None, (config_file, *opts)))
+    where = " ".join(str(word) for word in (config_file, *opts) if word != "")
     try:
         if config_file:
             cfg.merge_from_file(config_file)
