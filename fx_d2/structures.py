@@ -79,8 +79,10 @@ class DatasetSpec:
             raise FXError(f"dataset name {self.name!r} must be a Python identifier: it names checkpoint keys")
         if not self.tasks:
             raise FXError(f"dataset {self.name!r} has no classes: give cls_classes, loc_classes or seg_classes")
-        for task in self.tasks:
+        for task in TASKS:
             names = self.classes(task)
+            if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+                raise FXError(f"dataset {self.name!r}: {task}_classes must be a list of names, not {names!r}")
             if len(set(names)) != len(names):
                 raise FXError(f"dataset {self.name!r}: {task}_classes holds a name twice: {names}")
         if self.cls_kind not in ("multilabel", "softmax"):

@@ -112,3 +112,9 @@ def test_rows_are_found_behind_registered_splits(tiny_spec: DatasetSpec) -> None
     ]
     with pytest.raises(FXError, match="'tiny_val' is not registered"):
         spec_of("tiny_val")
+
+
+@pytest.mark.parametrize("classes", ["lung", [1, 2]])
+def test_class_lists_that_are_no_lists_of_names_are_refused(classes: object) -> None:
+    with pytest.raises(FXError, match="seg_classes must be a list of names"):
+        DatasetSpec.from_dict({"name": "x", "seg_classes": classes}, "x.yaml")

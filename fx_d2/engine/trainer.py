@@ -148,12 +148,20 @@ class FXTrainer(TrainerBase):
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.model.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
             guide = self.teacher.guide(batch, state.phase) if self.teacher is not None else {}
-            losses = self._wrapped(batch, guide)
+            try:
+                losses = self._wrapped(batch, guide)
+            except FloatingPointError as error:
+                raise FXError(f"{error} {self._whereabouts(state, batch)}") from error
         self.scaler.scale(torch.stack(list(losses.values())).sum()).backward()
         norm = self._clip(state.phase.task)
         self._record(losses, norm, data_time, state, batch)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+
+    def _whereabouts(self, state: PhaseState, batch: list[dict[str, Any]]) -> str:
+        """Iteration, phase and images of a step, for the message that stops a run."""
+        files = ", ".join(x["file_name"] for x in batch)
+        return f"at iteration {self.iter} in {state.phase}; images: {files}"
 
     def _clip(self, task: str) -> Tensor:
         """Gradient norm of this step, clipped to SOLVER.CLIP_NORM of the task if that is not 0."""
@@ -169,9 +177,7 @@ class FXTrainer(TrainerBase):
         scalars = dict(zip(losses, values[:-1], strict=True))
         total = sum(scalars.values())
         if not math.isfinite(total):
-            files = ", ".join(x["file_name"] for x in batch)
-            where = f"at iteration {self.iter} in {state.phase}"
-            raise FXError(f"the loss is not finite {where}: {scalars}; images: {files}")
+            raise FXError(f"the loss is not finite {self._whereabouts(state, batch)}; losses: {scalars}")
         if comm.get_world_size() > 1:
             device = self.model.device
             reduced = comm.reduce_dict({k: torch.tensor(v, device=device) for k, v in scalars.items()})
