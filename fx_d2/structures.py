@@ -80,7 +80,7 @@ class DatasetSpec:
         if not self.tasks:
             raise FXError(f"dataset {self.name!r} has no classes: give cls_classes, loc_classes or seg_classes")
         for task in TASKS:
-            names = self.classes(task)
+            names: Any = self.classes(task)  # a yaml file may say anything
             if isinstance(names, str) or not all(isinstance(name, str) for name in names):
                 raise FXError(f"dataset {self.name!r}: {task}_classes must be a list of names, not {names!r}")
             if len(set(names)) != len(names):
