@@ -105,6 +105,14 @@ def _add_localization(cfg: CN) -> None:
     cfg.MODEL.LOC.BOX_TEMPERATURE = 10000.0
     # One box head for refinement and output (True, DINO) or two with separate weights (False, the reference's layout).
     cfg.MODEL.LOC.TIE_BOX_HEADS = True
+    # Logits and label embeddings of every decoder, and the column of a dataset's first class. 0 logits or rows: as
+    # many as the dataset has classes. The reference: 14, 16, and 1 (it uses category ids, which start there).
+    cfg.MODEL.LOC.NUM_LOGITS = 0
+    cfg.MODEL.LOC.LABEL_ROWS = 0
+    cfg.MODEL.LOC.FIRST_CLASS = 0
+    # Let padding and the outermost border compete for queries by their constant score (True, the reference), or
+    # choose them only when nothing else is left (False).
+    cfg.MODEL.LOC.RANK_ALL_TOKENS = False
     # Denoising: number of noised (positive + negative) pairs, label flip probability, box noise scale. 0 pairs = off.
     cfg.MODEL.LOC.DN_NUMBER = 100
     cfg.MODEL.LOC.DN_LABEL_NOISE = 0.5
@@ -114,6 +122,8 @@ def _add_localization(cfg: CN) -> None:
     cfg.MODEL.LOC.COST = CN({"CLASS": 2.0, "L1": 5.0, "GIOU": 2.0})
     cfg.MODEL.LOC.FOCAL_ALPHA = 0.25
     cfg.MODEL.LOC.FOCAL_GAMMA = 2.0
+    # Added to the areas by which generalized IoU divides (reference: 1e-6, which biases boxes of a few pixels).
+    cfg.MODEL.LOC.GIOU_EPS = 0.0
     # Boxes kept per image at inference: the best of queries x classes (reference: 300).
     cfg.MODEL.LOC.NUM_SELECT = 100
 

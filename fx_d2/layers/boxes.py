@@ -27,14 +27,15 @@ def to_centre_size(corners: Tensor) -> Tensor:
     return torch.cat(((low + high) / 2, high - low), dim=-1)
 
 
-def generalized_iou(a: Tensor, b: Tensor) -> Tensor:
+def generalized_iou(a: Tensor, b: Tensor, eps: float = 0.0) -> Tensor:
     """Generalized IoU of boxes paired by broadcasting: (..., 4) corners with (..., 4) corners -> (...).
 
     torchvision offers all-pairs of two flat lists or paired lists; matching needs all pairs per image
     in a batch, which broadcasting gives as `generalized_iou(a[..., :, None, :], b[..., None, :, :])`.
+    `eps` is added to both divisors.
     """
     inter = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
     union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - inter
     hull = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
     tiny = torch.finfo(a.dtype).eps ** 2
-    return inter / union.clamp(min=tiny) - (hull - union) / hull.clamp(min=tiny)
+    return inter / (union + eps).clamp(min=tiny) - (hull - union) / (hull + eps).clamp(min=tiny)

@@ -65,7 +65,7 @@ class Targets:
 
 @dataclass(frozen=True)
 class SetLossWeights:
-    """Weights of the three loss terms and of the three matching costs, and focal parameters (DINO's defaults)."""
+    """Weights of the three loss terms and of the three matching costs (DINO's defaults), and their parameters."""
 
     loss_class: float = 1.0
     loss_l1: float = 5.0
@@ -75,6 +75,7 @@ class SetLossWeights:
     cost_giou: float = 2.0
     focal_alpha: float = 0.25
     focal_gamma: float = 2.0
+    giou_eps: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def match_queries(logits: Tensor, boxes: Tensor, targets: Targets, weights: SetL
     cost = weights.cost_class * (positive - negative).gather(-1, index)
     predicted, truth = at_least_float32(boxes)[..., :, None, :], at_least_float32(targets.boxes[None, :, None])
     cost += weights.cost_l1 * (predicted - truth).abs().sum(-1)
-    cost -= weights.cost_giou * generalized_iou(to_corners(predicted), to_corners(truth))
+    cost -= weights.cost_giou * generalized_iou(to_corners(predicted), to_corners(truth), weights.giou_eps)
     table = cost.cpu().numpy()  # the step's one transfer to the host
     rows: list[tuple[int, int, np.ndarray, np.ndarray]] = []
     for layer in range(table.shape[0]):
@@ -156,7 +157,7 @@ def set_losses(
     focal = _focal_sum(logits, onehot, weights.focal_alpha, weights.focal_gamma)
     predicted = at_least_float32(boxes)[spot]
     truth = at_least_float32(targets.boxes[match.image, match.target])
-    overlap = generalized_iou(to_corners(predicted), to_corners(truth))
+    overlap = generalized_iou(to_corners(predicted), to_corners(truth), weights.giou_eps)
     return {
         "class": weights.loss_class * focal / normalizer,
         "l1": weights.loss_l1 * F.l1_loss(predicted, truth, reduction="sum") / normalizer,

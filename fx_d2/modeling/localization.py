@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from fx_d2.layers.boxes import to_corners
+from fx_d2.layers.precision import at_least_float32
 from fx_d2.losses.set_prediction import SetLossWeights, Targets, match_queries, set_losses
 from fx_d2.modeling.detr.decoder import DecoderOutput, LocDecoder
 from fx_d2.modeling.detr.denoising import NoisedQueries, denoising_match, noise_targets
 from fx_d2.modeling.detr.encoder import LocEncoder, Memory
+from fx_d2.structures import FXError
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class LocSettings:
     dn_label_noise: float
     dn_box_noise: float
     num_select: int
+    first_class: int = 0
 
 
 def build_settings(cfg: CfgNode) -> LocSettings:
@@ -40,8 +44,17 @@ def build_settings(cfg: CfgNode) -> LocSettings:
         cost_giou=node.COST.GIOU,
         focal_alpha=node.FOCAL_ALPHA,
         focal_gamma=node.FOCAL_GAMMA,
+        giou_eps=node.GIOU_EPS,
     )
-    return LocSettings(weights, node.LOSS.ENC, node.DN_NUMBER, node.DN_LABEL_NOISE, node.DN_BOX_NOISE, node.NUM_SELECT)
+    return LocSettings(
+        weights,
+        node.LOSS.ENC,
+        node.DN_NUMBER,
+        node.DN_LABEL_NOISE,
+        node.DN_BOX_NOISE,
+        node.NUM_SELECT,
+        node.FIRST_CLASS,
+    )
 
 
 def build_encoder(cfg: CfgNode, in_channels: Sequence[int]) -> LocEncoder:
@@ -59,10 +72,21 @@ def build_encoder(cfg: CfgNode, in_channels: Sequence[int]) -> LocEncoder:
 
 
 def build_decoder(cfg: CfgNode, num_classes: int, levels: int) -> LocDecoder:
-    """One dataset's decoder."""
+    """The decoder of a dataset with `num_classes` box classes.
+
+    Raises:
+        FXError: the classes do not fit into the logits, or these not into the label embeddings.
+    """
     node = cfg.MODEL.LOC
+    logits = node.NUM_LOGITS or node.FIRST_CLASS + num_classes
+    rows = node.LABEL_ROWS or logits
+    if not 0 <= node.FIRST_CLASS <= logits - num_classes or rows < logits:
+        raise FXError(
+            f"{num_classes} box classes need columns {node.FIRST_CLASS} to {node.FIRST_CLASS + num_classes - 1} of "
+            f"{logits} logits and {rows} label embeddings: raise MODEL.LOC.NUM_LOGITS and LABEL_ROWS, or leave them 0"
+        )
     return LocDecoder(
-        num_classes=num_classes,
+        num_classes=logits,
         num_queries=node.NUM_QUERIES,
         dim=node.HIDDEN_DIM,
         heads=node.NUM_HEADS,
@@ -72,6 +96,8 @@ def build_decoder(cfg: CfgNode, num_classes: int, levels: int) -> LocDecoder:
         layers=node.DEC_LAYERS,
         box_temperature=node.BOX_TEMPERATURE,
         tie_box_heads=node.TIE_BOX_HEADS,
+        label_rows=rows,
+        rank_all_tokens=node.RANK_ALL_TOKENS,
     )
 
 
@@ -90,6 +116,7 @@ def localization_losses(
         {"class", "l1", "giou"} and the same with "enc_" and, with denoising, "dn_" in front, weighted scalars.
     """
     targets = Targets.from_instances(instances, memory.tokens.device)
+    targets = replace(targets, labels=targets.labels + settings.first_class)
     noised = noise_targets(
         targets,
         num_queries=min(decoder.num_queries, memory.tokens.shape[1]),
@@ -123,25 +150,48 @@ def _prefixed(prefix: str, losses: dict[str, Tensor]) -> dict[str, Tensor]:
     return {f"{prefix}_{key}": value for key, value in losses.items()}
 
 
-def select_boxes(out: DecoderOutput, sizes: Sequence[tuple[int, int]], num_select: int) -> list[Instances]:
-    """The best `num_select` of queries x classes of each image, without suppression, as DINO does.
+def best_pairs(out: DecoderOutput, num_select: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The best `num_select` of queries x logits of each image, without suppression, as DINO does.
+
+    Args:
+        out: of a decoder without denoising queries.
+        num_select: how many at most.
+
+    Returns:
+        Best first: scores (B, N) in [0, 1], columns of the logits (B, N), boxes (B, N, 4) as (x1, y1, x2, y2)
+        relative to the image, not clipped.
+    """
+    scores = at_least_float32(out.logits[-1]).sigmoid()
+    width = scores.shape[-1]
+    best, index = scores.flatten(1).topk(min(num_select, scores[0].numel()), dim=1)
+    corners = to_corners(at_least_float32(out.boxes[-1]))
+    rows = torch.arange(len(corners), device=corners.device)[:, None]
+    return best, index % width, corners[rows, index // width]
+
+
+def select_boxes(
+    out: DecoderOutput, sizes: Sequence[tuple[int, int]], num_select: int, classes: range | None = None
+) -> list[Instances]:
+    """What `best_pairs` finds, in pixels and clipped to the image.
 
     Args:
         out: of a decoder without denoising queries.
         sizes: (height, width) in pixels in which the boxes are wanted, per image.
         num_select: how many at most.
+        classes: columns of the logits that stand for the dataset's classes, in their order; None = all. Others
+            compete for the `num_select` places, as in the reference, but are not returned.
 
     Returns:
         Per image Instances with pred_boxes (x1, y1, x2, y2), scores in [0, 1], pred_classes; best first.
     """
-    scores = out.logits[-1].float().sigmoid()
-    num_classes = scores.shape[-1]
-    best, index = scores.flatten(1).topk(min(num_select, scores[0].numel()), dim=1)
-    corners = to_corners(out.boxes[-1].float())
+    columns = range(out.logits.shape[-1]) if classes is None else classes
     results = []
-    for i, (height, width) in enumerate(sizes):
-        boxes = Boxes(corners[i, index[i] // num_classes] * corners.new_tensor((width, height, width, height)))
+    for (height, width), *found in zip(sizes, *best_pairs(out, num_select), strict=True):
+        score, column, corners = found
+        if len(columns) < out.logits.shape[-1]:
+            real = (column >= columns.start) & (column < columns.stop)
+            score, column, corners = score[real], column[real], corners[real]
+        boxes = Boxes(corners * corners.new_tensor((width, height, width, height)))
         boxes.clip((height, width))
-        classes = index[i] % num_classes
-        results.append(Instances((height, width), pred_boxes=boxes, scores=best[i], pred_classes=classes))
+        results.append(Instances((height, width), pred_boxes=boxes, scores=score, pred_classes=column - columns.start))
     return results

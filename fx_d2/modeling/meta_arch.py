@@ -217,7 +217,8 @@ class FoundationX(nn.Module):
         if "loc" in tasks:
             _, memory = self._encode(features, padding)
             sizes = [(x["height"], x["width"]) for x in batch]
-            found = select_boxes(self.loc_decoders[dataset](memory), sizes, self.loc.num_select)
+            classes = range(self.loc.first_class, self.loc.first_class + len(spec.loc_classes))
+            found = select_boxes(self.loc_decoders[dataset](memory), sizes, self.loc.num_select, classes)
             for result, instances in zip(results, found, strict=True):
                 result["instances"] = instances
         if "seg" in tasks:

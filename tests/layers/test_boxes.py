@@ -45,6 +45,12 @@ def test_generalized_iou_of_empty_boxes_is_finite_with_finite_gradients() -> Non
     assert overlap.isfinite().all() and a.grad is not None and a.grad.isfinite().all()
 
 
+def test_generalized_iou_with_something_added_to_the_areas() -> None:
+    a, b = torch.tensor([0.0, 0.0, 0.2, 0.1]), torch.tensor([0.1, 0.0, 0.3, 0.1])
+    inter, union, hull, eps = 0.01, 0.03, 0.03, 1e-3
+    assert generalized_iou(a, b, eps).item() == pytest.approx(inter / (union + eps) - (hull - union) / (hull + eps))
+
+
 def test_inverse_sigmoid_inverts_and_is_bounded() -> None:
     x = torch.linspace(INVERSE_SIGMOID_EPS, 1 - INVERSE_SIGMOID_EPS, 50, dtype=torch.float64)
     assert torch.allclose(inverse_sigmoid(x).sigmoid(), x)

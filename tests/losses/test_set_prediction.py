@@ -151,6 +151,18 @@ def test_saturated_half_precision_predictions_stay_finite() -> None:
     assert all(x.isfinite() for x in losses.values()) and logits.grad.isfinite().all() and boxes.grad.isfinite().all()
 
 
+def test_the_eps_of_generalized_iou_reaches_loss_and_matching() -> None:
+    logits, boxes, targets = problem()
+    eps = SetLossWeights(cost_class=0.0, cost_l1=0.0, giou_eps=1e3)
+    match = match_queries(logits, boxes, targets, WEIGHTS)
+    plain, changed = (set_losses(logits, boxes, targets, match, 1.0, weights) for weights in (WEIGHTS, eps))
+    assert torch.equal(plain["l1"], changed["l1"])
+    # Far larger than any area, it leaves every overlap at 0: a loss of 2 for each of 5 boxes in 3 layers.
+    assert changed["giou"].item() == pytest.approx(2 * 5 * LAYERS, rel=1e-2) != plain["giou"].item()
+    none = SetLossWeights(cost_class=0.0, cost_l1=0.0)
+    assert as_sets(match_queries(logits, boxes, targets, eps)) != as_sets(match_queries(logits, boxes, targets, none))
+
+
 def test_targets_from_instances_are_relative_to_each_image() -> None:
     first = Instances(
         (100, 200), gt_boxes=Boxes(torch.tensor([[20.0, 10.0, 60.0, 90.0]])), gt_classes=torch.tensor([3])

@@ -15,12 +15,14 @@ from fx_d2.modeling.detr.decoder import DecoderOutput, LocDecoder
 from fx_d2.modeling.detr.encoder import Memory
 from fx_d2.modeling.localization import (
     LocSettings,
+    best_pairs,
     build_decoder,
     build_encoder,
     build_settings,
     localization_losses,
     select_boxes,
 )
+from fx_d2.structures import FXError
 
 Losses = Callable[..., dict[str, torch.Tensor]]
 
@@ -53,8 +55,9 @@ def test_settings_follow_the_config(tiny_cfg: CfgNode) -> None:
     tiny_cfg.MODEL.LOC.COST.update({"CLASS": 4.5, "L1": 5.5, "GIOU": 6.5})
     tiny_cfg.MODEL.LOC.update({"FOCAL_ALPHA": 0.3, "FOCAL_GAMMA": 1.0, "DN_NUMBER": 3, "NUM_SELECT": 4})
     tiny_cfg.MODEL.LOC.update({"DN_LABEL_NOISE": 0.6, "DN_BOX_NOISE": 0.7})
-    weights = SetLossWeights(1.5, 2.5, 3.5, 4.5, 5.5, 6.5, 0.3, 1.0)
-    assert build_settings(tiny_cfg) == LocSettings(weights, 0.25, 3, 0.6, 0.7, 4)
+    tiny_cfg.MODEL.LOC.update({"GIOU_EPS": 1e-6, "FIRST_CLASS": 1})
+    weights = SetLossWeights(1.5, 2.5, 3.5, 4.5, 5.5, 6.5, 0.3, 1.0, 1e-6)
+    assert build_settings(tiny_cfg) == LocSettings(weights, 0.25, 3, 0.6, 0.7, 4, 1)
 
 
 def test_parts_follow_the_config(tiny_cfg: CfgNode) -> None:
@@ -63,6 +66,37 @@ def test_parts_follow_the_config(tiny_cfg: CfgNode) -> None:
     assert encoder.num_levels == 3 and len(encoder.layers) == 2 and encoder.dim == 64
     assert decoder.num_classes == 5 and decoder.num_queries == 10 and len(decoder.layers) == 3
     assert decoder.refine_head is not None and decoder.class_head.out_features == 5
+
+
+def test_logits_and_label_embeddings_follow_the_config(tiny_cfg: CfgNode) -> None:
+    for keys, logits, rows in (({}, 2, 2), ({"FIRST_CLASS": 1}, 3, 3), ({"NUM_LOGITS": 4, "LABEL_ROWS": 6}, 4, 6)):
+        tiny_cfg.MODEL.LOC.update({"FIRST_CLASS": 0, "NUM_LOGITS": 0, "LABEL_ROWS": 0} | keys)
+        decoder = build_decoder(tiny_cfg, 2, 3)
+        assert decoder.num_classes == decoder.class_head.out_features == decoder.proposal_class.out_features == logits
+        assert decoder.label_embed.num_embeddings == rows and not decoder.rank_all_tokens
+    tiny_cfg.MODEL.LOC.RANK_ALL_TOKENS = True
+    assert build_decoder(tiny_cfg, 2, 3).rank_all_tokens
+
+
+@pytest.mark.parametrize("keys", [{"NUM_LOGITS": 2}, {"NUM_LOGITS": 4, "LABEL_ROWS": 3}, {"FIRST_CLASS": -1}])
+def test_classes_that_do_not_fit(tiny_cfg: CfgNode, keys: dict[str, int]) -> None:
+    tiny_cfg.MODEL.LOC.update({"FIRST_CLASS": 1} | keys)
+    with pytest.raises(FXError, match="2 box classes need columns .* MODEL.LOC.NUM_LOGITS"):
+        build_decoder(tiny_cfg, 2, 3)
+
+
+def test_the_first_class_shifts_the_truth(tiny_cfg: CfgNode, settings: LocSettings) -> None:
+    """Classes from column 1 on cost what classes one higher cost from column 0 on."""
+    torch.manual_seed(0)
+    decoder = build_decoder(tiny_cfg, num_classes=4, levels=2)
+    higher = instances(2)
+    higher.gt_classes = higher.gt_classes + 1
+    results = []
+    for truth, first in ((instances(2), 1), (higher, 0), (instances(2), 0)):
+        torch.manual_seed(3)
+        changed = dataclasses.replace(settings, first_class=first)
+        results.append(localization_losses(decoder, memory(1), [truth], changed))
+    assert results[0] == results[1] and results[0]["class"] != results[2]["class"]
 
 
 def test_terms(decoder: LocDecoder, settings: LocSettings) -> None:
@@ -146,6 +180,22 @@ def test_the_best_pairs_of_query_and_class_in_original_pixels() -> None:
     first, second = [40.0, 60.0, 60.0, 140.0], [0.0, 0.0, 25.0, 50.0]  # the second is clipped at the corner
     want = torch.tensor([first, second, first, second])
     assert torch.allclose(found.pred_boxes.tensor, want, atol=1e-4)
+
+
+def test_columns_that_are_no_class_take_places_but_are_not_returned() -> None:
+    best = [x.tolist() for x in best_pairs(output(), 3)[:2]]
+    assert best[1] == [[1, 1, 0]]
+    (found,) = select_boxes(output(), [(200, 100)], 3, range(1, 2))
+    assert found.pred_classes.tolist() == [0, 0] and found.scores.tolist() == best[0][0][:2]
+    assert found.pred_boxes.tensor.tolist()[0] == pytest.approx([40.0, 60.0, 60.0, 140.0])
+    (found,) = select_boxes(output(), [(200, 100)], 3, range(0, 1))
+    assert found.pred_classes.tolist() == [0] and len(found.pred_boxes) == 1
+
+
+def test_float64_stays() -> None:
+    out = output()
+    wide = dataclasses.replace(out, logits=out.logits.double(), boxes=out.boxes.double())
+    assert {x.dtype for x in best_pairs(wide, 4)} == {torch.float64, torch.int64}
 
 
 def test_fewer_candidates_than_wanted() -> None:

@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from torch.nn import functional as F
 
@@ -44,6 +46,15 @@ def check_result(result: dict[str, Any], size: tuple[int, int], network: tuple[i
         assert result["masks"].shape == (3, *size) and result["masks"].dtype == torch.bool
         scaled = F.interpolate(result["seg"][None], size=size, mode="bilinear", align_corners=False)[0]
         assert torch.equal(result["masks"], scaled > 0.5)
+
+
+def test_columns_beside_a_datasets_classes_are_not_returned(tiny_cfg: CfgNode, make_batch: Make) -> None:
+    """With the reference's 14 columns most of the best pairs of a new model are of columns without a class."""
+    tiny_cfg.MODEL.LOC.update({"NUM_LOGITS": 14, "LABEL_ROWS": 16, "FIRST_CLASS": 1, "NUM_SELECT": 100})
+    torch.manual_seed(0)
+    for result in build_model(tiny_cfg).eval()(make_batch("loc")):
+        found = result["instances"]
+        assert 0 < len(found) < 100 and set(found.pred_classes.tolist()) == {0, 1}
 
 
 def test_inference_leaves_no_graph_and_repeats_itself(model: FoundationX, make_batch: Make) -> None:

@@ -65,7 +65,7 @@ class LocDecoder(nn.Module):
     """Localization decoder of one dataset.
 
     Args:
-        num_classes: the dataset's box classes; logits have no background slot.
+        num_classes: logits per query; there is no background slot.
         num_queries: queries selected from the tokens (all tokens, if there are fewer).
         dim: token size.
         heads: attention heads.
@@ -76,6 +76,9 @@ class LocDecoder(nn.Module):
         box_temperature: of the sine encoding of query boxes.
         tie_box_heads: one head refines the references and gives the output boxes (DINO);
             False: two heads with separate weights, the refining one before the norm (the reference's layout).
+        label_rows: label embeddings of denoising queries; None = `num_classes`.
+        rank_all_tokens: padding and border tokens compete for queries, too (the reference);
+            False: they are taken only when nothing else is left.
     """
 
     def __init__(
@@ -91,17 +94,19 @@ class LocDecoder(nn.Module):
         layers: int,
         box_temperature: float,
         tie_box_heads: bool,
+        label_rows: int | None = None,
+        rank_all_tokens: bool = False,
     ) -> None:
         super().__init__()
         self.dim, self.num_classes, self.num_queries = dim, num_classes, num_queries
-        self.box_temperature = box_temperature
+        self.box_temperature, self.rank_all_tokens = box_temperature, rank_all_tokens
         self.memory_proj = nn.Linear(dim, dim)
         self.proposal_proj = nn.Linear(dim, dim)
         self.proposal_norm = nn.LayerNorm(dim)
         self.proposal_class = _class_head(dim, num_classes)
         self.proposal_box = _box_head(dim)
         self.query_embed = nn.Embedding(num_queries, dim)
-        self.label_embed = nn.Embedding(num_classes, dim)
+        self.label_embed = nn.Embedding(num_classes if label_rows is None else label_rows, dim)
         self.layers = nn.ModuleList(
             DecoderLayer(dim=dim, heads=heads, levels=levels, points=points, ffn_dim=ffn_dim) for _ in range(layers)
         )
@@ -116,15 +121,15 @@ class LocDecoder(nn.Module):
         """Select queries from the memory and refine them; `noised` adds denoising queries in front."""
         tokens = self.memory_proj(memory.tokens)
         logits, boxes, selected = self._propose(tokens, memory)
-        references = boxes.detach().sigmoid()
+        starts = boxes.detach()
         content = self.query_embed.weight[: selected.shape[1]].expand(len(tokens), -1, -1)
         blocked = None
         if noised is not None:
             known = self.label_embed(noised.labels) * noised.real[..., None]
             content = torch.cat((known, content), dim=1)
-            references = torch.cat((noised.references.sigmoid(), references), dim=1)
+            starts = torch.cat((noised.references, starts), dim=1)
             blocked = noised.blocked
-        stack = self._refine(content, references, tokens, memory, blocked)
+        stack = self._refine(content, starts.sigmoid(), tokens, memory, blocked)
         return DecoderOutput(*stack, logits, boxes.sigmoid(), selected)
 
     def _propose(self, tokens: Tensor, memory: Memory) -> tuple[Tensor, Tensor, Tensor]:
@@ -132,8 +137,10 @@ class LocDecoder(nn.Module):
         anchors, usable = _anchors(memory)
         x = self.proposal_norm(self.proposal_proj(tokens * usable[..., None]))
         scores = self.proposal_class(x)
-        # Unusable tokens are taken only when there are too few others; their infinite anchors give box (1, 1, 1, 1).
-        rank = scores.max(-1).values.masked_fill(~usable, -torch.inf)
+        rank = scores.max(-1).values
+        if not self.rank_all_tokens:
+            rank = rank.masked_fill(~usable, -torch.inf)
+        # The infinite anchors of unusable tokens give box (1, 1, 1, 1).
         selected = rank.topk(min(self.num_queries, x.shape[1]), dim=1).indices
         rows = torch.arange(len(x), device=x.device)[:, None]
         return scores[rows, selected], self.proposal_box(x[rows, selected]) + anchors[rows, selected], selected

@@ -22,7 +22,7 @@ class NoisedQueries:
 
     Attributes:
         labels: (B, P) int64 noised class of each query.
-        references: (B, P, 4) noised boxes before the sigmoid.
+        references: (B, P, 4) float32 noised boxes before the sigmoid.
         real: (B, P) bool, False on padding.
         blocked: (P + Q, P + Q) bool attention mask, True = may not look.
         groups: number of groups; the losses' normalizer grows by it.
@@ -54,13 +54,10 @@ def noise_targets(
     groups = max(pairs // width, 1) if pairs > 0 else 0
     image, slot = _real_positions(targets)
     layout = (groups, 2, len(image))
-    labels = targets.labels[image, slot].expand(layout)
-    redraw = torch.rand(layout, device=device) < label_noise * 0.5
-    labels = torch.where(redraw, torch.randint(0, num_classes, layout, device=device), labels)
-    boxes = targets.boxes[image, slot]
+    redraw, other, sign, reach = _draw(layout, num_classes, label_noise * 0.5, device)
+    labels = torch.where(redraw, other, targets.labels[image, slot].expand(layout))
+    boxes = targets.boxes[image, slot].float()  # as the draws: a float64 model must get the reference's numbers
     half = (boxes[:, 2:] / 2).repeat(1, 2)
-    sign = torch.randint(0, 2, (*layout, 4), device=device).to(boxes.dtype) * 2 - 1
-    reach = torch.rand((*layout, 4), device=device).to(boxes.dtype)
     reach[:, 1] += 1
     corners = (to_corners(boxes) + sign * reach * half * box_noise).clamp(0, 1)
 
@@ -72,6 +69,23 @@ def noise_targets(
     real[image, :, :, slot] = True
     blocked = _attention_mask(groups, 2 * width, num_queries, device)
     return NoisedQueries(padded_labels.flatten(1), padded_boxes.flatten(1, 3), real.flatten(1), blocked, groups)
+
+
+def _draw(
+    layout: tuple[int, int, int], num_classes: int, flip: float, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """All random numbers of the queries of N boxes, for a layout of (groups, 2, N).
+
+    Of fixed shapes, so that nothing waits for the device: every query gets a new label, whether it is used or not.
+
+    Returns:
+        which labels are redrawn (*layout) bool, the new labels (*layout) int64, and of each side of the box the
+        direction (*layout, 4), -1 or 1, and the part of its reach (*layout, 4) in [0, 1).
+    """
+    redraw = torch.rand(layout, device=device) < flip
+    other = torch.randint(0, num_classes, layout, device=device)
+    sign = torch.randint(0, 2, (*layout, 4), device=device) * 2.0 - 1.0
+    return redraw, other, sign, torch.rand((*layout, 4), device=device)
 
 
 def denoising_match(targets: Targets, noised: NoisedQueries, layers: int) -> Match:

@@ -21,7 +21,7 @@ class Memory:
         tokens: (B, N, C), all levels one after the other, each row by row.
         shapes: (H, W) of each level; N = sum of H * W.
         padding: (B, N) bool, True on padding, or None when no image of the batch is padded.
-        valid_ratios: (B, levels, 2): share of (width, height) of each level that is image.
+        valid_ratios: (B, levels, 2) float32: share of (width, height) of each level that is image.
     """
 
     tokens: Tensor
@@ -116,8 +116,7 @@ class LocEncoder(nn.Module):
             ],
             dim=1,
         )
-        # In the parameters' type, not the tokens': positions need more than bfloat16's 8 bits.
-        ratios = torch.stack([_valid_ratio(mask, self.level_embed.dtype) for mask in valid], dim=1)
+        ratios = torch.stack([_valid_ratio(mask) for mask in valid], dim=1)
         flat = None if padding is None else torch.cat([~mask.flatten(1) for mask in valid], dim=1)
         memory = Memory(tokens, shapes, flat, ratios)
         references = token_centres(shapes, ratios)[:, :, None] * ratios[:, None]
@@ -133,10 +132,14 @@ class LocEncoder(nn.Module):
         return ~F.interpolate(padding[:, None].float(), size=size)[:, 0].bool()
 
 
-def _valid_ratio(valid: Tensor, dtype: torch.dtype) -> Tensor:
-    """(B, H, W) bool -> (B, 2): share of columns and of rows that hold image."""
-    height = valid[:, :, 0].sum(1).to(dtype) / valid.shape[1]
-    width = valid[:, 0, :].sum(1).to(dtype) / valid.shape[2]
+def _valid_ratio(valid: Tensor) -> Tensor:
+    """(B, H, W) bool -> (B, 2): share of columns and of rows that hold image.
+
+    In float32 whatever the model's type is: bfloat16's 8 bits are too few, and a float64 model must get the
+    reference's numbers.
+    """
+    height = valid[:, :, 0].sum(1).float() / valid.shape[1]
+    width = valid[:, 0, :].sum(1).float() / valid.shape[2]
     return torch.stack((width, height), dim=-1)
 
 

@@ -97,6 +97,29 @@ def test_padding_proposes_only_when_nothing_else_is_left() -> None:
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
+def test_all_tokens_can_be_ranked() -> None:
+    """The reference's order: padding and border have the score of a token of zeros, which may be the best."""
+    padding = torch.zeros(2, TOKENS, dtype=torch.bool)
+    padding[1, 10:] = True
+    model = decoder(queries=12)
+    model.rank_all_tokens = True
+    source = memory(padding)
+    kept = torch.where(padding[..., None], 0, model.memory_proj(source.tokens))
+    scores = model.proposal_class(model.proposal_norm(model.proposal_proj(kept))).max(-1).values
+    out = model(source)
+    for image in range(2):
+        assert out.selected[image].tolist() == scores[image].topk(12).indices.tolist()
+    assert out.boxes.isfinite().all()
+
+
+def test_label_embeddings_may_outnumber_the_logits() -> None:
+    model = LocDecoder(
+        num_classes=3, num_queries=2, dim=8, heads=1, levels=1, points=1, ffn_dim=8, layers=1, box_temperature=20.0,
+        tie_box_heads=False, label_rows=5,
+    )  # fmt: skip
+    assert (model.class_head.out_features, model.label_embed.num_embeddings) == (3, 5)
+
+
 def test_padding_has_no_influence() -> None:
     padding = torch.zeros(2, TOKENS, dtype=torch.bool)
     padding[1, 20:] = True

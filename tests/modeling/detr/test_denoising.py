@@ -60,6 +60,16 @@ def test_positives_stay_near_and_negatives_go_further(scale: float) -> None:
     assert (shifts > 0).any(0).all() and (shifts < 0).any(0).all()
 
 
+def test_queries_are_float32_whatever_the_truth_is() -> None:
+    truth = targets()
+    wide = Targets(truth.labels, truth.boxes.double(), truth.counts)
+    found = []
+    for boxes in (truth, wide):
+        torch.manual_seed(3)
+        found.append(noise(boxes, label=0.5, box=1.0).references)
+    assert found[0].dtype == found[1].dtype == torch.float32 and torch.equal(*found)
+
+
 def test_boxes_stay_in_the_image() -> None:
     truth = Targets(torch.zeros(1, 1, dtype=torch.int64), torch.tensor([[[0.05, 0.95, 0.1, 0.1]]]), (1,))
     boxes = noise(truth, pairs=200, box=1.0).references

@@ -106,6 +106,15 @@ def test_places_stay_exact_under_autocast() -> None:
     assert memory.valid_ratios[1, 0].tolist() == pytest.approx([2 / 3, 0.5])
 
 
+def test_places_are_float32_in_a_float64_model() -> None:
+    """As in the reference, whose float64 numbers a float64 model must give."""
+    padding = torch.zeros(1, 32, 24, dtype=torch.bool)
+    padding[:, :, 20:] = True
+    memory = encoder().double()([x[:1].double() for x in features()], padding)
+    assert memory.valid_ratios.dtype == torch.float32 and memory.tokens.dtype == torch.float64
+    assert token_centres(memory.shapes, memory.valid_ratios).dtype == torch.float32
+
+
 def test_every_parameter_learns() -> None:
     model = encoder()
     model(features(), None).tokens.square().sum().backward()
