@@ -1,7 +1,7 @@
 """Data: table of datasets, annotation format, catalog, image reader, augmentation, mappers, sampler, loaders."""
 
 from fx_d2.data.annotations import check_patients, load_spec, load_split, write_spec, write_split
-from fx_d2.data.catalog import check_images, dataset_root, get_dicts, register_datasets, register_spec
+from fx_d2.data.catalog import check_images, dataset_root, get_dicts, register_datasets, register_rows, register_spec
 from fx_d2.data.image_io import read_image
 from fx_d2.data.loaders import Loader, TrainData, build_test_loader, build_train_data
 from fx_d2.data.mapper import EvalMapper, TrainMapper
@@ -27,6 +27,7 @@ __all__ = [
     "load_split",
     "read_image",
     "register_datasets",
+    "register_rows",
     "register_spec",
     "steps_in_pass",
     "write_spec",

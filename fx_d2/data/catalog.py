@@ -30,7 +30,7 @@ def dataset_root(cfg: CfgNode) -> Path:
     Raises:
         FXError: it does not exist.
     """
-    root = Path(cfg.DATASETS.ROOT or os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT).expanduser()
+    root = _root_path(cfg)
     if not root.is_dir():
         raise FXError(
             f"folder of prepared datasets {str(root)!r} not found: set DATASETS.ROOT or ${ROOT_VARIABLE}, "
@@ -61,6 +61,19 @@ def register_datasets(cfg: CfgNode) -> tuple[str, ...]:
         if not file.is_file():
             raise FXError(f"{name}: annotation file {str(file)!r} not found; {_PREPARE.format(root=root)}")
     return tuple(registered)
+
+
+def register_rows(cfg: CfgNode) -> None:
+    """Register the rows that DATASETS.TRAIN and DATASETS.TEST name, whether their data is there or not.
+
+    Enough to build the model; rows of one's own are looked for where `register_datasets` would.
+
+    Raises:
+        FXError: a name that is not "<row>_<split>", or an unknown row.
+    """
+    root = _root_path(cfg)
+    for row in dict.fromkeys(split_name(name)[0] for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
+        _register(_find_spec(row, root), root)
 
 
 def register_spec(spec: DatasetSpec, root: str | Path) -> tuple[str, ...]:
@@ -126,6 +139,10 @@ def check_images(dicts: Sequence[dict[str, Any]]) -> None:
             f"{missing[0]}: image file not found ({len(missing)} of {len(dicts)} images of {dicts[0]['dataset']!r} are "
             "missing): check info.image_root in the annotation file, or prepare the dataset again"
         )
+
+
+def _root_path(cfg: CfgNode) -> Path:
+    return Path(cfg.DATASETS.ROOT or os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT).expanduser()
 
 
 def _find_spec(row: str, root: Path) -> DatasetSpec:

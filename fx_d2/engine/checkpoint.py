@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import pickle
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,9 +10,10 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from fvcore.common.checkpoint import Checkpointer
-from iopath.common.file_io import PathManager
 from torch import nn
 
+from fx_d2.engine.convert import compare, convert_source
+from fx_d2.engine.weights import load_file, read_source
 from fx_d2.modeling import EMATeacher, FoundationX
 from fx_d2.structures import FXError
 
@@ -59,33 +58,8 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     """The content of a checkpoint, on the CPU; a bare state dict is wrapped as {"model": ...}."""
     if not path:
         raise FXError("MODEL.WEIGHTS is empty: give the checkpoint, for example MODEL.WEIGHTS output/model_final.pth")
-    manager = PathManager()
-    if not manager.isfile(path):
-        raise FXError(
-            f"checkpoint {path} does not exist: set MODEL.WEIGHTS (with --resume: OUTPUT_DIR) to one that does"
-        )
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise FXError(
-            f"checkpoint {path} cannot be read ({reason}): it is damaged, or needs code to unpickle, which is refused"
-        ) from error
-    if not isinstance(content, Mapping):
-        raise FXError(f"checkpoint {path} holds a {type(content).__name__}, not a state dict")
+    content = load_file(path)
     return dict(content) if "model" in content else {"model": dict(content)}
-
-
-def compare(model: nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str, list[str]]:
-    """Names that match, are missing in the file, are unexpected there, or differ in shape."""
-    own = model.state_dict()
-    both = [key for key in own if key in state]
-    return {
-        "matched": [key for key in both if own[key].shape == state[key].shape],
-        "missing": [key for key in own if key not in state],
-        "unexpected": [key for key in state if key not in own],
-        "reshaped": [key for key in both if own[key].shape != state[key].shape],
-    }
 
 
 def require_match(model: nn.Module, state: Mapping[str, torch.Tensor], path: str) -> None:
@@ -113,19 +87,16 @@ def require_classes(model: FoundationX, checkpoint: Mapping[str, Any], path: str
 
 
 def initialize(model: FoundationX, path: str) -> None:
-    """Start from another run's weights: load what matches, print what does not, by component.
+    """Start from weights of any layout that `modeling.convert` knows: load what matches, log what does not.
 
     Raises:
-        FXError: nothing matches.
+        FXError: the file cannot be read, or nothing in it matches.
     """
-    state = read_checkpoint(path)["model"]
-    report = compare(model, state)
-    if not report["matched"]:
-        raise FXError(f"checkpoint {path} matches no weight of this model: it is of another architecture")
-    model.load_state_dict({key: state[key] for key in report["matched"]}, strict=False)
-    for kind, names in report.items():
-        counts = Counter(name.split(".", 1)[0] for name in names)
-        logger.info("weights %s: %s", kind, ", ".join(f"{part} {n}" for part, n in counts.items()) or "none")
+    source = read_source(path)
+    conversion = convert_source(source, source.default[0], model)
+    # Not strict, but not silent: the table names what is missing.
+    model.load_state_dict(conversion.state, strict=False)
+    logger.info("initial weights from %s", conversion.describe())
 
 
 def load_models(cfg: CfgNode) -> dict[str, FoundationX]:

@@ -11,9 +11,9 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from fx_d2.data.annotations import write_spec
-from fx_d2.data.catalog import check_images, dataset_root, get_dicts, register_datasets, register_spec
+from fx_d2.data.catalog import check_images, dataset_root, get_dicts, register_datasets, register_rows, register_spec
 from fx_d2.data.table import BY_NAME
-from fx_d2.structures import DatasetSpec, FXError, spec_of
+from fx_d2.structures import DatasetSpec, FXError, spec_of, specs_of
 
 
 def test_register_own_row_and_again_elsewhere(
@@ -71,6 +71,18 @@ def test_row_of_the_table_keeps_its_classes(cfg: CfgNode, tmp_path: Path, make_d
     assert spec_of("nih_shenzhen_train").uncertain == "ones"
     with pytest.raises(FXError, match="other cls classes"):
         register_spec(replace(table, cls_classes=("TB",)), tmp_path)
+
+
+def test_rows_without_their_data(cfg: CfgNode, tmp_path: Path, make_dataset: Callable[..., Path]) -> None:
+    cfg.DATASETS.ROOT, cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = str(tmp_path / "none"), ("rsna_pneumonia_train",), ()
+    register_rows(cfg)
+    assert specs_of(cfg.DATASETS.TRAIN)[0] == BY_NAME["rsna_pneumonia"]
+    cfg.DATASETS.TRAIN = ("toy_train",)
+    with pytest.raises(FXError, match="unknown dataset 'toy'"):
+        register_rows(cfg)
+    with pytest.raises(FXError, match="must be '<row>_<split>'"):
+        cfg.DATASETS.TRAIN = ("toy",)
+        register_rows(cfg)
 
 
 def test_register_spec(tmp_path: Path, make_dataset: Callable[..., Path], spec: DatasetSpec) -> None:

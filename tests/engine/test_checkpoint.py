@@ -7,7 +7,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
-from fx_d2.engine.checkpoint import FXCheckpointer, class_lists, compare, initialize, load_models, read_checkpoint
+from fx_d2.engine.checkpoint import FXCheckpointer, class_lists, initialize, load_models, read_checkpoint
 from fx_d2.modeling import EMATeacher
 from fx_d2.structures import FXError
 
@@ -90,9 +90,3 @@ def test_initialize_takes_what_fits_and_refuses_what_does_not_at_all(make_cfg: M
     torch.save({"model": {"other": torch.zeros(1)}}, path)
     with pytest.raises(FXError, match="matches no weight"):
         initialize(model, path)
-
-
-def test_compare_sorts_names() -> None:
-    model = torch.nn.Linear(2, 3)
-    report = compare(model, {"weight": torch.zeros(3, 3), "extra": torch.zeros(1)})
-    assert report == {"matched": [], "missing": ["bias"], "unexpected": ["extra"], "reshaped": ["weight"]}
