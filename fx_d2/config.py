@@ -55,7 +55,8 @@ def _add_data(cfg: CN) -> None:
 def _add_model(cfg: CN) -> None:
     cfg.MODEL.META_ARCHITECTURE = "FoundationX"
     cfg.MODEL.BACKBONE.NAME = "build_timm_backbone"
-    # Grey images: one value each. In units of [0, 255]; the model normalises, and only once.
+    # Grey images: one value each, or three for a stem that was trained with a channel's own. In units of [0, 255];
+    # the model normalises, and only once.
     # Mean .5056 and std .252 are the reference recipe's chest X-ray statistics (classification branch).
     cfg.MODEL.PIXEL_MEAN = [0.5056 * 255]
     cfg.MODEL.PIXEL_STD = [0.252 * 255]

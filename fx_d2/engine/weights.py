@@ -49,9 +49,7 @@ def load_file(path: str) -> Mapping[str, Any]:
         FXError: the file is missing or damaged, is no mapping, or needs more than data to be read.
     """
     if not PathManager().isfile(path):
-        raise FXError(
-            f"checkpoint {path} does not exist: set MODEL.WEIGHTS (with --resume: OUTPUT_DIR) to one that does"
-        )
+        raise FXError(f"checkpoint {path} does not exist: check the path (MODEL.WEIGHTS; with --resume OUTPUT_DIR)")
     try:
         if path.endswith(".pkl"):
             with open(path, "rb") as file:

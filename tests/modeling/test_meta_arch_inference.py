@@ -57,6 +57,16 @@ def test_columns_beside_a_datasets_classes_are_not_returned(tiny_cfg: CfgNode, m
         assert 0 < len(found) < 100 and set(found.pred_classes.tolist()) == {0, 1}
 
 
+def test_three_means_and_deviations_normalise_three_channels(tiny_cfg: CfgNode, make_batch: Make) -> None:
+    """For weights that were trained on ImageNet's channel statistics."""
+    batch, results = make_batch("cls", (1,)), []
+    for mean, std in (([120.0], [60.0]), ([120.0] * 3, [60.0] * 3), ([124.0, 116.0, 104.0], [58.0, 57.0, 57.0])):
+        tiny_cfg.MODEL.PIXEL_MEAN, tiny_cfg.MODEL.PIXEL_STD = mean, std
+        torch.manual_seed(0)
+        results.append(build_model(tiny_cfg).eval()(batch)[0]["cls"])
+    assert torch.equal(results[0], results[1]) and not torch.allclose(results[0], results[2])
+
+
 def test_inference_leaves_no_graph_and_repeats_itself(model: FoundationX, make_batch: Make) -> None:
     model.eval()
     batch = make_batch("cls")

@@ -157,18 +157,27 @@ _CONSOLIDATED: tuple[Rule, ...] = (
 )
 
 
-def _renamer(rules: tuple[Rule, ...]) -> Callable[[str], Names]:
+def _renamer(rules: tuple[Rule, ...], target: Mapping[str, Tensor]) -> Callable[[str], Names]:
+    """The rule of all rules; heads of datasets that the model was built without have no place."""
     compiled = [(re.compile(pattern), names) for pattern, names in rules]
+    places = {_place(name) for name in target}
 
     def rename(key: str) -> Names:
         key = key.removeprefix("module.")
         try:
             found = ((names, match) for pattern, names in compiled if (match := pattern.fullmatch(key)))
-            return next((names(match) for names, match in found), None)
+            ours = next((names(match) for names, match in found), None)
         except (KeyError, IndexError):  # a part of a layer, or a dataset, that these models do not have
             return None
+        return None if ours is None else [name for name in ours if _place(name) in places]
 
     return rename
+
+
+def _place(name: str) -> str:
+    """The head or decoder a name belongs to, "" for what all datasets share."""
+    part, dataset, *_ = name.split(".")
+    return f"{part}.{dataset}" if part in ("cls_heads", "loc_decoders", "seg_heads") else ""
 
 
 def rename_official(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Renamed | None:
@@ -177,13 +186,12 @@ def rename_official(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) 
     if not any(key.startswith("backbone.0.") for key in keys):
         return None
     if any(key.startswith("transformer.decoder.layers.") for key in keys):
-        result = rename_all("Foundation X+", source, _renamer(_SHARED + _CONSOLIDATED))
+        result = rename_all("Foundation X+", source, _renamer(_SHARED + _CONSOLIDATED, target))
         _neutral_projection(result, target)
     else:
-        result = rename_all("Foundation X", source, _renamer(_SHARED + _SEPARATE))
+        result = rename_all("Foundation X", source, _renamer(_SHARED + _SEPARATE, target))
     _tie_box_heads(result, target)
     _own_classes(result, target)
-    _drop_other_datasets(result, target)
     return result
 
 
@@ -231,14 +239,3 @@ def _own_classes(result: Renamed, target: Mapping[str, Tensor]) -> None:
             changed += 1
     if changed:
         result.notes.append("class heads and label embeddings were cut to the datasets' own classes (rows from 1)")
-
-
-def _drop_other_datasets(result: Renamed, target: Mapping[str, Tensor]) -> None:
-    """Heads of datasets that the model was built without are no surprise."""
-    for key in list(result.state):
-        part, _, rest = key.partition(".")
-        if part in ("cls_heads", "loc_decoders", "seg_heads"):
-            place = f"{part}.{rest.split('.', 1)[0]}."
-            if not any(name.startswith(place) for name in target):
-                result.unused.append(key)
-                del result.state[key]

@@ -92,7 +92,7 @@ def test_some_datasets_only(target: Target) -> None:
     result = rename_official(source(), wanted)
     assert result is not None
     fits(result, wanted)
-    assert "cls_heads.chexpert.weight" in result.unused and result.unknown == []
+    assert "backbone.0.classification_heads.6.weight" in result.unused and result.unknown == []
 
 
 def test_aliases_that_disagree_are_named(target: Target) -> None:

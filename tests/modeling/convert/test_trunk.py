@@ -87,6 +87,31 @@ def test_features_are_the_originals(backbone: TimmBackbone, original: nn.Module,
         assert torch.allclose(backbone.pooled(backbone(images)), want, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "window"),
+    [("tiny", "7_224"), ("small", "7_224"), ("base", "7_224"), ("base", "12_384"), ("large", "12_384")],
+)
+def test_swins_of_every_size(name: str, window: str) -> None:
+    """On the meta device, into a trunk for grey images of 224 pixels."""
+    with torch.device("meta"):
+        source = timm.create_model(f"swin_{name}_patch4_window{window}").state_dict()
+        ours = TimmBackbone(
+            name=f"swin_{name}_patch4_window7_224",
+            kwargs={},
+            size=(224, 224),
+            in_chans=1,
+            drop_path=0.2,
+            grad_checkpointing=False,
+            loc_stages=(1, 2, 3),
+        )
+    wanted = target(ours)
+    result = convert_state(merging_last(source), wanted)
+    for key, value in wanted.items():
+        if not key.startswith("backbone.loc_norms."):
+            assert result.state[key].shape == value.shape, key
+    assert len(result.notes) == 1 + (window == "12_384")
+
+
 def test_heads_are_reported_and_buffers_are_not(backbone: TimmBackbone, original: nn.Module) -> None:
     result = rename_swin(FORMS["Ark"](dict(original.state_dict())), target(backbone))
     assert result is not None and result.layout == "Swin"
