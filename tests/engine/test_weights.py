@@ -90,6 +90,7 @@ def test_code_is_not_run_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         load_file(saved({"model": A, "args": argparse.Namespace()}, tmp_path / "y.pth"))
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("name", ["x.pkl", "x.pth"])
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", b"\x80\x04\x95", pickle.dumps([1, 2])])
 def test_files_of_another_kind(tmp_path: Path, name: str, content: bytes) -> None:

@@ -16,11 +16,10 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from torch import Tensor
 
-from fx_d2.data import PRETRAINING
+from fx_d2.data import register_rows
 from fx_d2.engine import build_cfg
 from fx_d2.modeling import FoundationX
 from fx_d2.modeling.convert import convert_state
@@ -105,11 +104,7 @@ def official(reference: Reference) -> dict[str, Tensor]:
 def model(official: dict[str, Tensor]) -> FoundationX:
     """configs/reference.yaml in float64, all weights from the official layout."""
     cfg = build_cfg(str(ROOT / "projects/FoundationX/configs/reference.yaml"), ["MODEL.DEVICE", "cpu"])
-    for spec in PRETRAINING:
-        MetadataCatalog.pop(f"{spec.name}_train", None)
-        MetadataCatalog.get(f"{spec.name}_train").set(spec=spec)
+    register_rows(cfg)
     built = build_model(cfg).double().eval()
     built.load_state_dict(convert_state(official, built.state_dict()).state)
-    for spec in PRETRAINING:
-        MetadataCatalog.pop(f"{spec.name}_train")
     return built

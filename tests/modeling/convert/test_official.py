@@ -2,15 +2,14 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from detectron2.data import MetadataCatalog
 from torch import Tensor
 
-from fx_d2.data import PRETRAINING
+from fx_d2.data import register_rows
 from fx_d2.engine import build_cfg
 from fx_d2.engine.convert import build_shapes
 from fx_d2.modeling.convert.official import LOC_DECODERS, rename_official
@@ -24,17 +23,15 @@ Target = Callable[..., dict[str, Tensor]]
 
 
 @pytest.fixture(scope="module")
-def target() -> Iterator[Target]:
+def target() -> Target:
     """Function (config, *opts) -> names and shapes of its model."""
-    for spec in PRETRAINING:
-        MetadataCatalog.get(f"{spec.name}_train").set(spec=spec)
 
     def build(config: str, *opts: str) -> dict[str, Tensor]:
-        return build_shapes(build_cfg(str(CONFIGS / config), ["MODEL.DEVICE", "cpu", *opts])).state_dict()
+        cfg = build_cfg(str(CONFIGS / config), list(opts))
+        register_rows(cfg)
+        return build_shapes(cfg).state_dict()
 
-    yield build
-    for spec in PRETRAINING:
-        MetadataCatalog.pop(f"{spec.name}_train")
+    return build
 
 
 def source() -> dict[str, Tensor]:
