@@ -107,6 +107,14 @@ class TrainData:
         self._dataset = _SlotDataset(records, annotated, mappers)
         self._batch_sizes, self._num_workers = batch_sizes, num_workers
 
+    def check_readable(self) -> None:
+        """Read the first and the last image of each slot; FXError where one cannot be read."""
+        for slot, size in self.sizes.items():
+            for image in {0, size - 1}:
+                sample = self._dataset[SampleKey(slot, image, 0)]
+                if isinstance(sample, FXError):
+                    raise sample
+
     def loader(
         self, schedule: Schedule, start_iter: int, rank: int, world_size: int, num_iters: int, seed: int
     ) -> Loader:
@@ -136,6 +144,15 @@ class TrainData:
                 prefetch_factor=4 if self._num_workers else None,
             )
         )
+
+
+def check_test_split(cfg: CfgNode, registered: str) -> None:
+    """Read what an evaluation will need, before a training of days; FXError as `build_test_loader` and its loader."""
+    dicts = get_dicts(registered, cfg.DATASETS.LIMIT)
+    if not dicts:
+        raise FXError(f"dataset split {registered!r} has no images: nothing to evaluate")
+    check_images(dicts)
+    EvalMapper(cfg, spec_of(registered))(dicts[0])
 
 
 def build_train_data(cfg: CfgNode) -> TrainData:
