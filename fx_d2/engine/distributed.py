@@ -20,7 +20,7 @@ import torch
 from detectron2.utils import comm
 from torch import distributed, multiprocessing
 
-from fx_d2.engine.signals import SIGNALS
+from fx_d2.data.loaders import STOP_SIGNALS
 from fx_d2.structures import FXError
 
 logger = logging.getLogger(__name__)
@@ -145,6 +145,8 @@ def _run_here(places: list[Place], main: Main, args: argparse.Namespace, device:
     except multiprocessing.ProcessExitedException as error:  # type: ignore[attr-defined]
         if error.exit_code > 0:
             sys.exit(error.exit_code)  # it has said why
+        if -error.exit_code in STOP_SIGNALS:
+            sys.exit(128 - error.exit_code)  # as a shell says it: asked to stop where there was nothing to save
         sys.exit(
             f"error: process {error.error_index} of {len(places)} was killed ({error.signal_name}; out of memory?): "
             "the run has ended, --resume continues it"
@@ -203,7 +205,7 @@ def _handing_on(pids: list[int]) -> Iterator[None]:
             except ProcessLookupError:
                 continue
 
-    before: dict[Any, Any] = {number: signal.signal(number, hand_on) for number in SIGNALS}
+    before: dict[Any, Any] = {number: signal.signal(number, hand_on) for number in STOP_SIGNALS}
     try:
         yield
     finally:

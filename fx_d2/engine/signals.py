@@ -6,15 +6,14 @@ import signal
 import types
 from typing import Any
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""A checkpoint is written at the next step, and the run ends with EXIT_CODE."""
+from fx_d2.data.loaders import STOP_SIGNALS
 
 EXIT_CODE = 75
-"""EX_TEMPFAIL of sysexits.h: stopped on request, everything saved; start again with --resume."""
+"""EX_TEMPFAIL of sysexits.h: stopped at a step's end by one of STOP_SIGNALS, saved; start again with --resume."""
 
 
 class StopRequest:
-    """Remembers that one of SIGNALS came, instead of dying of it.
+    """Remembers that one of STOP_SIGNALS came, instead of dying of it.
 
     Attributes:
         received: name of the signal that came, or "".
@@ -26,7 +25,7 @@ class StopRequest:
 
     def install(self) -> None:
         """Begin to listen."""
-        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        self._before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
 
     def restore(self) -> None:
         """Put back what the signals did before."""

@@ -156,7 +156,10 @@ class FXTrainer(TrainerBase):
             seed=self.seed,
         )
         self._batches = iter(loader)
-        super().train(self.start_iter, self.max_iter)
+        try:
+            super().train(self.start_iter, self.max_iter)
+        finally:
+            self._batches = iter(())  # lets the workers end
 
     def enter_phase(self, state: PhaseState) -> None:
         """Lock and release for the pass that begins (or, after a resume, goes on) here."""

@@ -1,4 +1,5 @@
 import logging
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable
@@ -48,6 +49,21 @@ def test_a_signal_saves_at_the_end_of_its_step_and_resume_goes_on_there(
     again = FXTrainer(make_cfg(*SHORT))
     again.resume_or_load(True)
     assert again.start_iter == 4
+
+
+def test_workers_outlive_the_signals_that_stop_the_run(make_cfg: MakeCfg) -> None:
+    trainer = FXTrainer(make_cfg(*SHORT, "SCHEDULE.CYCLES", "3", "DATALOADER.NUM_WORKERS", "1"))
+
+    def signal_workers() -> None:
+        workers = multiprocessing.active_children()
+        assert workers
+        for worker in workers:
+            os.kill(worker.pid, signal.SIGTERM)
+            os.kill(worker.pid, signal.SIGUSR1)
+
+    trainer.register_hooks([_At(2, signal_workers)])
+    trainer.train()
+    assert trainer.iter == trainer.max_iter
 
 
 def test_steps_inside_a_pass_and_every_nth_cycle_are_kept(make_cfg: MakeCfg, tmp_path: Path) -> None:

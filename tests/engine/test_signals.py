@@ -3,10 +3,11 @@ import signal
 
 import pytest
 
-from fx_d2.engine.signals import EXIT_CODE, SIGNALS, StopRequest
+from fx_d2.data.loaders import STOP_SIGNALS
+from fx_d2.engine.signals import EXIT_CODE, StopRequest
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_is_remembered_and_not_obeyed_until_restored(number: int) -> None:
     caught: list[int] = []
     before = signal.signal(number, lambda n, frame: caught.append(n))
