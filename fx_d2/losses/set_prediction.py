@@ -44,8 +44,8 @@ class Targets:
         background, follows from it.
         """
         counts = tuple(len(x) for x in instances)
-        width = largest_over_processes(max(1, *counts), device)
-        labels = torch.zeros(len(counts), width, dtype=torch.int64)
+        widest = largest_over_processes(max(1, *counts), device)
+        labels = torch.zeros(len(counts), widest, dtype=torch.int64)
         boxes = torch.zeros(*labels.shape, 4)
         for i, x in enumerate(instances):
             height, width = x.image_size
