@@ -156,9 +156,18 @@ def _add_training(cfg: CN) -> None:
     cfg.SOLVER.CLIP_NORM = CN({"CLS": 0.0, "LOC": 0.1, "SEG": 0.0})
     # Autocast type when SOLVER.AMP.ENABLED: "bfloat16" (CPU or GPU) or "float16" (GPU, with loss scaling).
     cfg.SOLVER.AMP.DTYPE = "bfloat16"
-    # Save a checkpoint at the end of every N-th cycle, and at the end.
+    # Save a checkpoint at the end of every N-th cycle, and at the end; and inside a cycle after every N steps and
+    # when this many minutes have passed since the last one (0 = off).
     cfg.SOLVER.CHECKPOINT_CYCLES = 1
+    cfg.SOLVER.CHECKPOINT_STEPS = 0
+    cfg.SOLVER.CHECKPOINT_MINUTES = 30.0
+    # Checkpoints kept: the last ones (two, so that one may be damaged), and those at the end of every N-th cycle (0 =
+    # none besides).
     cfg.SOLVER.CHECKPOINTS_TO_KEEP = 2
+    cfg.SOLVER.CHECKPOINT_KEEP_CYCLES = 0
+    # Keep model_best_<pattern>.pth for each pattern of metrics, such as "student/*/cls/auroc", whose mean is highest
+    # at an evaluation (TEST.EVAL_CYCLES). To choose a model with it, evaluate validation splits.
+    cfg.SOLVER.CHECKPOINT_BEST = []
 
 
 def _add_evaluation(cfg: CN) -> None:

@@ -1,9 +1,12 @@
 #!/usr/bin/env python
 """Train, or with --eval-only evaluate, a Foundation X model.
 
-Detectron2's usual arguments: --config-file, --num-gpus, --num-machines, --machine-rank, --dist-url, --resume,
---eval-only, and `KEY VALUE` overrides at the end. A run leaves in OUTPUT_DIR: checkpoints, metrics.json and
-TensorBoard events, log.txt, results.json and results.md, inference/predictions_<student|teacher>.json.
+Detectron2's usual arguments: --config-file, --num-gpus (with MODEL.DEVICE cpu: processes), --num-machines,
+--machine-rank, --dist-url, --resume (the run in OUTPUT_DIR, from the beginning if there is none yet), --eval-only, and
+`KEY VALUE` overrides at the end. torchrun and srun start it as well. Exit codes: 0; 1 after an error, told in one line;
+75 after SIGTERM or SIGUSR1, with everything saved (docs/training.md). A run leaves in OUTPUT_DIR: checkpoints,
+metrics.json and TensorBoard events, log.txt, results.json and results.md,
+inference/predictions_<student|teacher>.json.
 """
 
 from __future__ import annotations
@@ -12,23 +15,18 @@ import argparse
 import functools
 import logging
 import os
-import platform
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-import detectron2
-import timm
-import torch
 from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser, launch
+from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 from torch import nn
-from torch.multiprocessing import ProcessExitedException
 
-import fx_d2
 from fx_d2.data import build_test_loader
-from fx_d2.engine import FXTrainer, load_models, setup_run
+from fx_d2.engine import FXTrainer, build_cfg, launch, load_models, setup_run, versions
+from fx_d2.engine.checkpoint_files import FINAL
 from fx_d2.evaluation import evaluate_model, results_table, write_results
 from fx_d2.structures import FXError, specs_of
 
@@ -47,13 +45,7 @@ def evaluate(cfg: CfgNode, started: float, models: Mapping[str, nn.Module]) -> d
             "weights": cfg.MODEL.WEIGHTS,
             "splits": list(cfg.DATASETS.TEST),
             "minutes": round((time.time() - started) / 60, 1),
-            "versions": {
-                "fx_d2": fx_d2.__version__,
-                "detectron2": detectron2.__version__,
-                "torch": torch.__version__,
-                "timm": timm.__version__,
-                "python": platform.python_version(),
-            },
+            "versions": versions(),
             "config": cfg.dump(),
         }
         report = write_results(os.path.join(cfg.OUTPUT_DIR, "results.json"), metrics, meta, specs)
@@ -72,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
     trainer = FXTrainer(cfg, functools.partial(evaluate, cfg, started))
     trainer.resume_or_load(args.resume)
     trainer.train()
-    logger.info("checkpoint: %s", trainer.checkpointer.get_checkpoint_file())
+    logger.info("checkpoint: %s", os.path.join(cfg.OUTPUT_DIR, FINAL))
 
 
 def main(args: argparse.Namespace) -> None:
@@ -83,16 +75,17 @@ def main(args: argparse.Namespace) -> None:
         sys.exit(f"error: {error}")
 
 
-if __name__ == "__main__":
-    arguments = default_argument_parser().parse_args()
+def start(argv: Sequence[str] | None = None) -> None:
+    """The command: as many processes of `main` as asked for."""
+    parser = default_argument_parser()
+    # Detectron2's default is one port for all runs of a user.
+    parser.set_defaults(dist_url="auto")
+    args = parser.parse_args(argv)
     try:
-        launch(
-            main,
-            arguments.num_gpus,
-            num_machines=arguments.num_machines,
-            machine_rank=arguments.machine_rank,
-            dist_url=arguments.dist_url,
-            args=(arguments,),
-        )
-    except ProcessExitedException as error:  # the child has printed its line already
-        sys.exit(error.exit_code)
+        launch(main, args, build_cfg(args.config_file, list(args.opts)).MODEL.DEVICE)
+    except FXError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    start()

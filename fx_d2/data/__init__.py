@@ -3,7 +3,7 @@
 from fx_d2.data.annotations import check_patients, load_spec, load_split, write_spec, write_split
 from fx_d2.data.catalog import check_images, dataset_root, get_dicts, register_datasets, register_rows, register_spec
 from fx_d2.data.image_io import read_image
-from fx_d2.data.loaders import Loader, TrainData, build_test_loader, build_train_data
+from fx_d2.data.loaders import Loader, TrainData, build_test_loader, build_train_data, check_test_split
 from fx_d2.data.mapper import EvalMapper, TrainMapper
 from fx_d2.data.sampler import PassBatchSampler, SampleKey, images_in_pass, steps_in_pass
 from fx_d2.data.table import PRETRAINING
@@ -20,6 +20,7 @@ __all__ = [
     "build_train_data",
     "check_images",
     "check_patients",
+    "check_test_split",
     "dataset_root",
     "get_dicts",
     "images_in_pass",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -24,6 +25,12 @@ logger = logging.getLogger(__name__)
 
 Batch = list[dict[str, Any]]
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+"""What a cluster sends before it takes the machine away, often to the workers as well."""
+
+_WORKER_SECONDS = 30
+"""How long a worker goes on after SIGTERM: longer than a step."""
+
 
 class Loader:
     """A DataLoader that raises a worker's FXError as the one clear line it is, without the worker's traceback."""
@@ -31,6 +38,7 @@ class Loader:
     def __init__(self, loader: DataLoader[Any]) -> None:
         """loader: yields lists of samples, in which an FXError may stand for a sample."""
         self.loader = loader
+        loader.worker_init_fn = _outlive_signals
 
     def __len__(self) -> int:
         """Number of batches."""
@@ -107,6 +115,14 @@ class TrainData:
         self._dataset = _SlotDataset(records, annotated, mappers)
         self._batch_sizes, self._num_workers = batch_sizes, num_workers
 
+    def check_readable(self) -> None:
+        """Read the first and the last image of each slot; FXError where one cannot be read."""
+        for slot, size in self.sizes.items():
+            for image in {0, size - 1}:
+                sample = self._dataset[SampleKey(slot, image, 0)]
+                if isinstance(sample, FXError):
+                    raise sample
+
     def loader(
         self, schedule: Schedule, start_iter: int, rank: int, world_size: int, num_iters: int, seed: int
     ) -> Loader:
@@ -136,6 +152,15 @@ class TrainData:
                 prefetch_factor=4 if self._num_workers else None,
             )
         )
+
+
+def check_test_split(cfg: CfgNode, registered: str) -> None:
+    """Read what an evaluation will need, before a training of days; FXError as `build_test_loader` and its loader."""
+    dicts = get_dicts(registered, cfg.DATASETS.LIMIT)
+    if not dicts:
+        raise FXError(f"dataset split {registered!r} has no images: nothing to evaluate")
+    check_images(dicts)
+    EvalMapper(cfg, spec_of(registered))(dicts[0])
 
 
 def build_train_data(cfg: CfgNode) -> TrainData:
@@ -196,6 +221,16 @@ def build_test_loader(cfg: CfgNode, registered: str) -> Loader:
             num_workers=cfg.DATALOADER.NUM_WORKERS,
         )
     )
+
+
+def _outlive_signals(worker: int) -> None:
+    """The main process finishes its step when it is asked to stop, and needs its workers for that.
+
+    SIGTERM is also how multiprocessing ends a worker that nobody told to end, so it counts, but later.
+    """
+    del worker
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_WORKER_SECONDS))
 
 
 def _as_list(batch: Batch) -> Batch:

@@ -1,7 +1,9 @@
 """Training: schedule, lock, optimizer, loop, checkpoints."""
 
 from fx_d2.engine.checkpoint import FXCheckpointer, load_models
+from fx_d2.engine.distributed import launch
 from fx_d2.engine.lock import apply_phase
+from fx_d2.engine.resume import versions
 from fx_d2.engine.schedule import PhaseSchedule, PhaseState, build_cycle
 from fx_d2.engine.setup import build_cfg, setup_cfg, setup_run
 from fx_d2.engine.trainer import FXTrainer
@@ -14,7 +16,9 @@ __all__ = [
     "apply_phase",
     "build_cfg",
     "build_cycle",
+    "launch",
     "load_models",
     "setup_cfg",
     "setup_run",
+    "versions",
 ]

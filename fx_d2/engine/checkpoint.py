@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from detectron2.modeling import build_model
 from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 
+from fx_d2.engine.checkpoint_files import write
 from fx_d2.engine.convert import compare, convert_source
 from fx_d2.engine.weights import load_file, read_source
 from fx_d2.modeling import EMATeacher, FoundationX
@@ -28,12 +30,35 @@ def class_lists(model: FoundationX) -> dict[str, dict[str, Any]]:
 class FXCheckpointer(Checkpointer):
     """Saves a run's state, and refuses to load what does not fit.
 
-    A file holds "model" (the student), "teacher" (when there is one), optimizer, scheduler, "iteration" (the next
-    one), "classes" and "config". Only plain data besides tensors, so that `torch.load(weights_only=True)` reads it.
+    A file holds only plain data and tensors, so that `torch.load(weights_only=True)` reads it:
+
+    - "model" (the student), "teacher" (when there is one), "optimizer", "scheduler", "scaler": state dicts;
+    - "iteration": the last one done, 0-based; "position": the same as {"cycle", "pass", "step", "phase"}, for people;
+    - "seed": of the run. With "iteration" and "world_size" it stands for every generator of every process: all
+      randomness of a step is drawn from generators seeded anew by (seed, process, iteration), or, for the images, by
+      (seed, iteration, place in the batch), so that no generator's state outlives a step;
+    - "best": {pattern: {"value", "iteration"}} of SOLVER.CHECKPOINT_BEST; "evaluated": iterations done at the last
+      evaluation;
+    - "classes": {dataset: its row}, what the heads stand for; "config": yaml; "datasets", "world_size", "versions":
+      see `resume.run_record`.
     """
 
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Write <folder>/<name>.pth, whole or not at all, on the main process.
+
+        Raises:
+            FXError: see `checkpoint_files.write`.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        content = {"model": self.model.state_dict()}
+        content |= {key: part.state_dict() for key, part in self.checkpointables.items()}
+        path = Path(self.save_dir) / f"{name}.pth"
+        write(content | kwargs, path)
+        logger.info("checkpoint %s written", path)
+
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
-        """Restore everything, exactly.
+        """Restore everything, exactly; gives back what is in the file besides.
 
         Raises:
             FXError: the file is missing, unreadable, or of another architecture or class list.
@@ -42,15 +67,16 @@ class FXCheckpointer(Checkpointer):
         model = self.model
         require_match(model, checkpoint["model"], path)
         require_classes(model, checkpoint, path)
-        if "teacher" in self.checkpointables and "teacher" not in checkpoint:
+        wanted = list(self.checkpointables) if checkpointables is None else checkpointables
+        missing = [key for key in wanted if key not in checkpoint]
+        if missing:
             raise FXError(
-                f"{path} holds no teacher: train with MODEL.TEACHER.ENABLED False, or start from it anew with "
-                "MODEL.WEIGHTS and without --resume"
+                f"{path} holds no {missing[0]}, so that no run can be resumed from it: start anew from its weights, "
+                "with MODEL.WEIGHTS and without --resume"
             )
         model.load_state_dict(checkpoint.pop("model"))
-        for key in self.checkpointables if checkpointables is None else checkpointables:
-            if key in checkpoint:
-                self.checkpointables[key].load_state_dict(checkpoint.pop(key))
+        for key in wanted:
+            self.checkpointables[key].load_state_dict(checkpoint.pop(key))
         return checkpoint
 
 

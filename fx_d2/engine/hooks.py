@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 from detectron2.utils.events import JSONWriter, TensorboardXWriter
-from fvcore.common.checkpoint import PeriodicCheckpointer
 
-from fx_d2.engine.checkpoint import class_lists
 from fx_d2.engine.lock import count_parameters
+from fx_d2.engine.saving import CheckpointHook, StopHook
 
 if TYPE_CHECKING:
     from fx_d2.engine.trainer import FXTrainer
@@ -97,64 +96,53 @@ class ProgressHook(HookBase):
         )
 
 
-class CheckpointHook(HookBase):
-    """Saves at the end of every N-th cycle and at the end of the run, keeping the last few."""
-
-    trainer: FXTrainer
-
-    def before_train(self) -> None:
-        """Period in iterations."""
-        cfg = self.trainer.cfg.SOLVER
-        self._saver = PeriodicCheckpointer(
-            self.trainer.checkpointer,
-            period=cfg.CHECKPOINT_CYCLES * self.trainer.schedule.cycle_length,
-            max_iter=self.trainer.max_iter,
-            max_to_keep=cfg.CHECKPOINTS_TO_KEEP,
-        )
-
-    def after_step(self) -> None:
-        """Save when due; the file says which classes its heads stand for."""
-        extra = {
-            "classes": class_lists(self.trainer.model),
-            "config": self.trainer.cfg.dump(),
-            "seed": self.trainer.seed,
-        }
-        self._saver.step(self.trainer.iter, **extra)
-
-
 class EvaluationHook(HookBase):
     """Evaluates at the end of every N-th cycle, and at the end of the run."""
 
     trainer: FXTrainer
 
+    def before_train(self) -> None:
+        """A run that was interrupted while it evaluated makes up for it."""
+        done = self.trainer.start_iter
+        if done and self._due(done) and self.trainer.evaluated != done:
+            self._evaluate(done)
+
     def after_step(self) -> None:
         """In between; the phase's modes are put back by the evaluation itself."""
-        period = self.trainer.cfg.TEST.EVAL_CYCLES * self.trainer.schedule.cycle_length
-        step = self.trainer.iter + 1
-        if period and step % period == 0 and step < self.trainer.max_iter:
-            self._evaluate()
+        if self._due(self.trainer.iter + 1):
+            self._evaluate(self.trainer.iter + 1)
 
     def after_train(self) -> None:
         """At the end, unless the run broke off."""
-        if self.trainer.iter + 1 >= self.trainer.max_iter:
-            self._evaluate()
+        if self.trainer.iter + 1 >= self.trainer.max_iter and not self.trainer.stopping:
+            self._evaluate(self.trainer.max_iter)
 
-    def _evaluate(self) -> None:
+    def _due(self, done: int) -> bool:
+        period = self.trainer.cfg.TEST.EVAL_CYCLES * self.trainer.schedule.cycle_length
+        return period > 0 and done % period == 0 and done < self.trainer.max_iter
+
+    def _evaluate(self, done: int) -> None:
         if self.trainer.evaluate is None:
             return
         metrics = self.trainer.evaluate(self.trainer.models())
+        self.trainer.evaluated = done
         if comm.is_main_process():
             self.trainer.storage.put_scalars(**metrics, smoothing_hint=False)
+            self.trainer.saver.keep_best(metrics, done)
 
 
 def build_hooks(trainer: FXTrainer) -> Sequence[HookBase]:
-    """The hooks in the order in which they must run: the teacher moves before anything is saved or evaluated."""
+    """The hooks in the order in which they must run: the teacher moves before anything is saved or evaluated.
+
+    Saved before evaluated, so that what interrupts an evaluation costs no step.
+    """
     built: list[HookBase] = [
         hooks.IterationTimer(),
         PhaseHook(),
         hooks.LRScheduler(trainer.optimizer, trainer.lr_schedule),
         ProgressHook(),
         CheckpointHook(),
+        StopHook(),
         EvaluationHook(),
     ]
     if comm.is_main_process():

@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fx_d2.data import build_train_data, steps_in_pass
 from fx_d2.engine.checkpoint import FXCheckpointer, initialize
+from fx_d2.engine.checkpoint_files import newest_sound, numbered, remove_leftovers
+from fx_d2.engine.distributed import on_first
+from fx_d2.engine.guards import check_disk, check_start
 from fx_d2.engine.hooks import build_hooks
 from fx_d2.engine.lock import apply_phase
 from fx_d2.engine.optimizer import build_lr_schedule, build_optimizer
+from fx_d2.engine.resume import require_same_run
+from fx_d2.engine.saving import RunSaver
 from fx_d2.engine.schedule import PhaseSchedule, PhaseState, build_cycle
+from fx_d2.engine.signals import StopRequest
 from fx_d2.modeling import EMATeacher, FoundationX
 from fx_d2.modeling.meta_arch import check_components
 from fx_d2.structures import FXError, specs_of
@@ -76,27 +83,53 @@ class FXTrainer(TrainerBase):
         if self.teacher is not None:
             state["teacher"] = self.teacher
         self.checkpointer = FXCheckpointer(self.model, cfg.OUTPUT_DIR, save_to_disk=comm.is_main_process(), **state)
+        self.saver, self.stop_request = RunSaver(self), StopRequest()
+        self.stopping, self.evaluated = False, 0
+        check_start(cfg, self.model, self.schedule, self.data, with_tests=evaluate is not None)
         self._wrapped: nn.Module = self.model
         self._learning: list[nn.Parameter] = []
         self._batches: Iterator[list[dict[str, Any]]] = iter(())
         self.register_hooks(build_hooks(self))
 
     def resume_or_load(self, resume: bool) -> None:
-        """Continue OUTPUT_DIR's last checkpoint exactly, or start from MODEL.WEIGHTS, or from random weights.
+        """Continue the run in OUTPUT_DIR exactly, or begin one from MODEL.WEIGHTS, or from random weights.
+
+        With `resume` and no checkpoint there yet, the run begins: a job that a cluster starts again and again has one
+        command. A collective call.
 
         Raises:
-            FXError: `resume` without a checkpoint, or a checkpoint that does not fit.
+            FXError: checkpoints are there and `resume` is not set, all are damaged, or the last one is of another run.
         """
-        if resume:
-            if not self.checkpointer.has_checkpoint():
-                raise FXError(f"--resume: {self.cfg.OUTPUT_DIR} holds no checkpoint; start without --resume")
-            rest = self.checkpointer.load(self.checkpointer.get_checkpoint_file())
-            self.start_iter, self.seed = rest["iteration"] + 1, rest["seed"]
+        folder = Path(self.cfg.OUTPUT_DIR)
+        last = on_first(lambda: self._last_checkpoint(folder, resume))
+        if last is not None:
+            rest = self.checkpointer.load(str(last))
+            require_same_run(rest, self.saver.record, str(last))
+            self.start_iter, self.seed, self.evaluated = rest["iteration"] + 1, rest["seed"], rest["evaluated"]
+            self.saver.best = rest["best"]
             logger.info("resuming at iteration %d of %d", self.start_iter, self.max_iter)
         elif self.cfg.MODEL.WEIGHTS:
             initialize(self.model, self.cfg.MODEL.WEIGHTS)
             if self.teacher is not None:
                 self.teacher.model.load_state_dict(self.model.state_dict())
+
+    @staticmethod
+    def _last_checkpoint(folder: Path, resume: bool) -> Path | None:
+        """The checkpoint to go on from; None = begin. FXError where a run would be overwritten."""
+        if not resume:
+            there = numbered(folder)
+            if there:
+                name = list(there.values())[-1].name
+                raise FXError(
+                    f"OUTPUT_DIR {folder} holds the checkpoints of a run, the last is {name}: continue it with "
+                    "--resume, or choose another OUTPUT_DIR"
+                )
+            return None
+        remove_leftovers(folder)
+        last = newest_sound(folder)
+        if last is None:
+            logger.warning("--resume: %s holds no checkpoint yet, the run begins", folder)
+        return last
 
     def models(self) -> dict[str, nn.Module]:
         """Student and teacher, those that TEST.MODELS names."""
@@ -106,7 +139,14 @@ class FXTrainer(TrainerBase):
         return {name: model for name, model in present.items() if name in self.cfg.TEST.MODELS}
 
     def train(self) -> None:  # type: ignore[override]
-        """Run from `start_iter` to the end of the schedule."""
+        """Run from `start_iter` to the end of the schedule.
+
+        Raises:
+            FXError: no room for the checkpoints, or what stops a step.
+            SystemExit: with `signals.EXIT_CODE`, after a signal asked for it.
+        """
+        if self.start_iter < self.max_iter:
+            on_first(lambda: check_disk(self.cfg, self.model, self.teacher))
         loader = self.data.loader(
             self.schedule,
             start_iter=self.start_iter,
@@ -116,7 +156,10 @@ class FXTrainer(TrainerBase):
             seed=self.seed,
         )
         self._batches = iter(loader)
-        super().train(self.start_iter, self.max_iter)
+        try:
+            super().train(self.start_iter, self.max_iter)
+        finally:
+            self._batches = iter(())  # lets the workers end
 
     def enter_phase(self, state: PhaseState) -> None:
         """Lock and release for the pass that begins (or, after a resume, goes on) here."""
@@ -172,19 +215,27 @@ class FXTrainer(TrainerBase):
     def _record(
         self, losses: dict[str, Tensor], norm: Tensor, data_time: float, state: PhaseState, batch: list[dict[str, Any]]
     ) -> None:
-        """Write the step's numbers; stop on a loss that is not finite, before it reaches the weights."""
-        values = torch.stack([x.detach().float() for x in (*losses.values(), norm)]).tolist()
-        scalars = dict(zip(losses, values[:-1], strict=True))
-        total = sum(scalars.values())
+        """Write the step's numbers; stop on a loss that is not finite, before it reaches the weights.
+
+        The numbers of all processes are averaged, and with them travels whether one of them was asked to stop, so that
+        all know it at the same step.
+        """
+        stop = norm.new_tensor(float(bool(self.stop_request.received)))
+        numbers = torch.stack([x.detach().float() for x in (*losses.values(), norm, stop)])
+        total = float(numbers[: len(losses)].sum())
+        world = comm.get_world_size()
+        if world > 1:
+            torch.distributed.all_reduce(numbers)
+        *values, mean_norm, stops = (numbers / world).tolist()
+        scalars = dict(zip(losses, values, strict=True))
         if not math.isfinite(total):
             raise FXError(f"the loss is not finite {self._whereabouts(state, batch)}; losses: {scalars}")
-        if comm.get_world_size() > 1:
-            device = self.model.device
-            reduced = comm.reduce_dict({k: torch.tensor(v, device=device) for k, v in scalars.items()})
-            scalars = {k: float(v) for k, v in reduced.items()}
+        if not math.isfinite(sum(values)):
+            raise FXError(f"the loss of another process is not finite at iteration {self.iter} in {state.phase}")
+        self.stopping = stops > 0
         if comm.is_main_process():
-            total, slot = sum(scalars.values()), f"{state.phase.dataset}/{state.phase.task}"
-            scalars |= {"total_loss": total, f"{slot}/total_loss": total, f"{slot}/grad_norm": values[-1]}
+            total, slot = sum(values), f"{state.phase.dataset}/{state.phase.task}"
+            scalars |= {"total_loss": total, f"{slot}/total_loss": total, f"{slot}/grad_norm": mean_norm}
             self.storage.put_scalars(**scalars, data_time=data_time, smoothing_hint=False)
 
 

@@ -6,10 +6,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fx_d2.layers.precision import at_least_float32
+from fx_d2.layers.processes import shared_count
 
 
 def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean binary cross-entropy over the known labels.
+
+    With several processes the mean is over the labels of all: the processes' losses average to it.
 
     Args:
         logits: (B, C).
@@ -22,4 +25,4 @@ def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
     logits = at_least_float32(logits)
     truth = labels.nan_to_num().to(logits.dtype)
     terms = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
-    return (terms * known).sum() / known.sum().clamp(min=1)
+    return (terms * known).sum() / shared_count(known.sum())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+from fvcore.nn.distributed import differentiable_all_reduce
 from torch import Tensor
 
 from fx_d2.layers.precision import at_least_float32
@@ -10,7 +12,10 @@ from fx_d2.layers.precision import at_least_float32
 def dice_loss(
     logits: Tensor, masks: Tensor, known: Tensor, valid: Tensor, per_class: bool, smooth: float = 1.0
 ) -> Tensor:
-    """1 - (2 I + s) / (P + T + s), with I, P, T summed over the batch.
+    """1 - (2 I + s) / (P + T + s), with I, P, T summed over the batch, of all processes together.
+
+    Dice of a whole is not the mean of the Dice of its parts: each process gets the loss of the joined batch, and the
+    processes' gradients average to that loss's gradient.
 
     Args:
         logits: (B, C, H, W).
@@ -30,8 +35,16 @@ def dice_loss(
     axes = (0, 2, 3) if per_class else (0, 1, 2, 3)
     overlap = (probabilities * truth).sum(axes)
     total = probabilities.sum(axes) + truth.sum(axes)
+    images = known.sum(0).to(overlap.dtype)
+    overlap, total, images = _joined(overlap, total, images)
     loss = 1 - (2 * overlap + smooth) / (total + smooth)
     if not per_class:
         return loss
-    present = known.any(0)
+    present = images > 0
     return (loss * present).sum() / present.sum().clamp(min=1)
+
+
+def _joined(*parts: Tensor) -> list[Tensor]:
+    """Tensors summed over processes, with gradients, in one exchange."""
+    joined = differentiable_all_reduce(torch.cat([part.flatten() for part in parts]))
+    return [x.view_as(part) for x, part in zip(joined.split([p.numel() for p in parts]), parts, strict=True)]

@@ -19,11 +19,12 @@ from torch.nn import functional as F
 
 from fx_d2.layers.boxes import generalized_iou, to_centre_size, to_corners
 from fx_d2.layers.precision import at_least_float32
+from fx_d2.layers.processes import largest_over_processes, shared_count
 
 
 @dataclass(frozen=True)
 class Targets:
-    """Boxes of a batch, padded to the largest count T (at least 1).
+    """Boxes of a batch, padded to the largest count T (at least 1) of an image of any process.
 
     Attributes:
         labels: (B, T) int64, 0 where padded.
@@ -37,9 +38,14 @@ class Targets:
 
     @classmethod
     def from_instances(cls, instances: Sequence[Instances], device: torch.device) -> Targets:
-        """Pad `gt_classes` and `gt_boxes` (pixels of `image_size`) of each image, on the host, in two transfers."""
+        """Pad `gt_classes` and `gt_boxes` (pixels of `image_size`) of each image, on the host, in two transfers.
+
+        Every process pads to the largest count of all: the layout of the denoising queries, whose padding counts as
+        background, follows from it.
+        """
         counts = tuple(len(x) for x in instances)
-        labels = torch.zeros(len(counts), max(1, *counts), dtype=torch.int64)
+        widest = largest_over_processes(max(1, *counts), device)
+        labels = torch.zeros(len(counts), widest, dtype=torch.int64)
         boxes = torch.zeros(*labels.shape, 4)
         for i, x in enumerate(instances):
             height, width = x.image_size
@@ -54,13 +60,10 @@ class Targets:
         return sum(self.counts)
 
     def normalizer(self) -> float:
-        """Mean number of boxes per process, at least 1: what DETR losses are divided by."""
-        total = torch.tensor(float(self.total), device=self.labels.device)
-        world = comm.get_world_size()
-        if world > 1:
-            torch.distributed.all_reduce(total)
-            return max(float(total) / world, 1.0)
-        return max(float(self.total), 1.0)
+        """Mean number of boxes per process, of at least 1 in all: what DETR losses are divided by."""
+        if comm.get_world_size() == 1:
+            return max(float(self.total), 1.0)
+        return float(shared_count(torch.tensor(self.total, device=self.labels.device)))
 
 
 @dataclass(frozen=True)

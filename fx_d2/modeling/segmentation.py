@@ -9,6 +9,18 @@ from detectron2.layers import Conv2d, get_norm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fx_d2.structures import FXError
+
+
+def _norm(name: str, channels: int) -> nn.Module | None:
+    """Detectron2's norm; FXError where GroupNorm's 32 groups do not divide the channels."""
+    if name == "GN" and channels % 32:
+        raise FXError(
+            f"MODEL.SEG.NORM GN has 32 groups, which do not divide the {channels} channels of a convolution: change "
+            "MODEL.SEG.DIM, MODEL.SEG.POOL_BINS (the trunk's last width is divided by their number), or the norm"
+        )
+    return get_norm(name, channels)
+
 
 def _resize(x: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=True)
@@ -29,11 +41,11 @@ class PyramidPooling(nn.Module):
         self.bins = tuple(bins)
         width = channels // len(self.bins)
         self.stages = nn.ModuleList(
-            Conv2d(channels, width, 1, bias=False, norm=get_norm(norm, width), activation=F.relu) for _ in self.bins
+            Conv2d(channels, width, 1, bias=False, norm=_norm(norm, width), activation=F.relu) for _ in self.bins
         )
         total = channels + width * len(self.bins)
         self.bottleneck = Conv2d(
-            total, channels, 3, padding=1, bias=False, norm=get_norm(norm, channels), activation=F.relu
+            total, channels, 3, padding=1, bias=False, norm=_norm(norm, channels), activation=F.relu
         )
         self.dropout = nn.Dropout2d(dropout)
 
@@ -64,7 +76,7 @@ class SegDecoder(nn.Module):
         self.laterals = nn.ModuleList(Conv2d(c, width, 1) for c in in_channels[1:])
         self.smooth = nn.ModuleList(Conv2d(width, width, 3, padding=1, bias=True) for _ in in_channels[1:])
         total = width * len(in_channels)
-        self.fuse = Conv2d(total, dim, 3, padding=1, bias=False, norm=get_norm(norm, dim), activation=F.relu)
+        self.fuse = Conv2d(total, dim, 3, padding=1, bias=False, norm=_norm(norm, dim), activation=F.relu)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Raw stages (B, C_i, H_i, W_i), fine to coarse -> (B, dim, H_0, W_0)."""

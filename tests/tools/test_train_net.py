@@ -154,8 +154,24 @@ def test_cuda_without_a_gpu(fails: Fails) -> None:
     assert "MODEL.DEVICE" in fails(opts=("MODEL.DEVICE", "cuda"))
 
 
-def test_resume_without_a_checkpoint(fails: Fails) -> None:
-    assert "--resume" in fails("--resume")
+def test_a_run_is_not_overwritten(fails: Fails, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "model_0000007.pth").write_bytes(b"")
+    assert "model_0000007.pth" in fails() and "damaged" in fails("--resume")
+
+
+def test_the_command_starts_as_many_processes_as_asked_for(
+    train_net: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(CONFIG)
+    calls: list[tuple] = []
+    monkeypatch.setattr(train_net, "launch", lambda *arguments: calls.append(arguments))
+    train_net.start(["--config-file", str(config), "--num-gpus", "2"])
+    [(main, args, device)] = calls
+    assert main is train_net.main and (args.num_gpus, args.dist_url, device) == (2, "auto", "cpu")
+    with pytest.raises(SystemExit, match="error: .*nowhere.yaml does not exist"):
+        train_net.start(["--config-file", str(tmp_path / "nowhere.yaml")])
 
 
 def test_output_folder_that_cannot_be_written(fails: Fails, tmp_path: Path) -> None:

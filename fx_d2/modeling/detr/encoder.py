@@ -11,6 +11,10 @@ from torch.nn import functional as F
 
 from fx_d2.layers.deformable_attention import DeformableAttention
 from fx_d2.layers.position_encoding import encode_positions
+from fx_d2.structures import FXError
+
+_GROUPS = 32
+"""Of the group norms, as in DINO."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +87,13 @@ class LocEncoder(nn.Module):
         temperature: float,
     ) -> None:
         super().__init__()
+        if dim % _GROUPS:
+            raise FXError(f"MODEL.LOC.HIDDEN_DIM {dim} must be a multiple of {_GROUPS}, the groups of its norms")
         self.dim, self.temperature = dim, temperature
         self.num_levels = len(in_channels) + 1
         projections = [nn.Conv2d(c, dim, 1) for c in in_channels]
         projections.append(nn.Conv2d(in_channels[-1], dim, 3, stride=2, padding=1))
-        self.input_proj = nn.ModuleList(nn.Sequential(conv, nn.GroupNorm(32, dim)) for conv in projections)
+        self.input_proj = nn.ModuleList(nn.Sequential(conv, nn.GroupNorm(_GROUPS, dim)) for conv in projections)
         for conv in projections:
             nn.init.xavier_uniform_(conv.weight)
             nn.init.zeros_(conv.bias)  # type: ignore[arg-type]  # a convolution may have none

@@ -1,0 +1,130 @@
+"""Checkpoints as files: written whole or not at all, checked, found again, and thrown away in turn."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import shutil
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fx_d2.structures import FXError
+
+logger = logging.getLogger(__name__)
+
+FINAL = "model_final.pth"
+
+_NUMBERED = re.compile(r"model_(\d{7,})\.pth")
+_TEMPORARY = ".tmp"
+_DAMAGED = ".damaged"
+
+
+def path_of(folder: Path, iteration: int) -> Path:
+    """The checkpoint written after a 0-based iteration."""
+    return folder / f"model_{iteration:07d}.pth"
+
+
+def numbered(folder: Path) -> dict[int, Path]:
+    """The folder's checkpoints by iteration, in order."""
+    found = ((_NUMBERED.fullmatch(path.name), path) for path in folder.glob("model_*.pth"))
+    return dict(sorted((int(match.group(1)), path) for match, path in found if match))
+
+
+def write(content: Mapping[str, Any], path: Path) -> None:
+    """Write a checkpoint: whoever reads `path`, now or after a crash, finds the old file or the whole new one.
+
+    Raises:
+        FXError: the disk is full or refuses; the old file and all others are as they were.
+    """
+    temporary = path.with_name(path.name + _TEMPORARY)
+    try:
+        with temporary.open("wb") as stream:
+            torch.save(dict(content), stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # torch's writer turns some of the former into the latter
+        reason = (isinstance(error, OSError) and error.strerror) or str(error).splitlines()[0]
+        with contextlib.suppress(OSError):
+            reason += f"; {shutil.disk_usage(path.parent).free / 2**30:.2f} GB free"
+            temporary.unlink(missing_ok=True)
+        raise FXError(f"checkpoint {path} could not be written ({reason}): make room, or change OUTPUT_DIR") from error
+
+
+def link(source: Path, name: str) -> None:
+    """Give a checkpoint a second name beside it that outlives its rotation: a hard link, else a copy.
+
+    Raises:
+        FXError: neither is possible.
+    """
+    temporary = source.with_name(name + _TEMPORARY)
+    temporary.unlink(missing_ok=True)
+    try:
+        try:
+            os.link(source, temporary)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(source, temporary)
+        os.replace(temporary, source.with_name(name))
+        _sync_folder(source.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise FXError(f"checkpoint {source.with_name(name)} could not be written ({error.strerror})") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def damage(path: Path) -> str:
+    """What is wrong with a checkpoint file, or "". Reads all of it: `torch.load` does not check the checksums."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            record = archive.testzip()
+    except (OSError, zipfile.BadZipFile, EOFError) as error:
+        return str(error) or type(error).__name__
+    return f"checksum of {record} is wrong" if record else ""
+
+
+def newest_sound(folder: Path) -> Path | None:
+    """The latest undamaged checkpoint, or None when there is none at all; damaged ones are renamed, with a warning.
+
+    Raises:
+        FXError: there are checkpoints, and all are damaged.
+    """
+    found = numbered(folder)
+    for path in reversed(found.values()):
+        wrong = damage(path)
+        if not wrong:
+            return path
+        aside = path.with_name(path.name + _DAMAGED)
+        os.replace(path, aside)
+        logger.warning("checkpoint %s is damaged (%s): kept as %s, taking the one before", path, wrong, aside.name)
+    if found:
+        raise FXError(f"--resume: all {len(found)} checkpoints of {folder} are damaged; use another OUTPUT_DIR")
+    return None
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what a killed writer left unfinished."""
+    for path in folder.glob(f"model_*.pth{_TEMPORARY}"):
+        path.unlink(missing_ok=True)
+
+
+def rotate(folder: Path, *, keep: int, every: int) -> None:
+    """Delete numbered checkpoints but the last `keep` and, unless `every` is 0, those after each `every` iterations."""
+    found = numbered(folder)
+    for iteration in list(found)[:-keep]:
+        if not every or (iteration + 1) % every:
+            found[iteration].unlink(missing_ok=True)

@@ -1,0 +1,236 @@
+"""One command, one or many processes: started by --num-gpus, by torchrun, or by srun."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import logging
+import os
+import re
+import signal
+import socket
+import sys
+import types
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from detectron2.utils import comm
+from torch import distributed, multiprocessing
+
+from fx_d2.data.loaders import STOP_SIGNALS
+from fx_d2.structures import FXError
+
+logger = logging.getLogger(__name__)
+
+_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+
+Main = Callable[[argparse.Namespace], None]
+
+TIMEOUT = datetime.timedelta(minutes=30)
+"""Longest wait for the other processes: the main one may merge and score a large evaluation alone."""
+
+GRACE_SECONDS = 10.0
+"""After one process died: how long the others may take to end by themselves, and again after SIGTERM."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a process stands among all.
+
+    Attributes:
+        rank: 0 .. world_size - 1.
+        world_size: all processes.
+        local_rank: place on its machine.
+        local_size: processes of its machine; the same on every machine.
+        address: where they meet: "env://", or "tcp://host:port" of rank 0.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_size: int
+    address: str
+
+
+def place_from_environment(env: Mapping[str, str]) -> Place | None:
+    """The place that torchrun or srun gave this process, or None when neither started it as one of several.
+
+    Raises:
+        FXError: srun's variables do not say where to meet, or the machines have unequal numbers of processes.
+    """
+    if all(key in env for key in (*_TORCHRUN, "MASTER_ADDR")):
+        rank, world, local_rank, local = (int(env[key]) for key in _TORCHRUN)
+        place = Place(rank, world, local_rank, local, address="env://")
+    elif "SLURM_PROCID" in env and _slurm_tasks(env) > 1:
+        world = _slurm_tasks(env)
+        # "4", or "4(x2)" for two machines of four; "4,3" is refused below.
+        first = re.match(r"\d+", env.get("SLURM_STEP_TASKS_PER_NODE", env.get("SLURM_TASKS_PER_NODE", "")))
+        local = int(first.group()) if first else world
+        place = Place(int(env["SLURM_PROCID"]), world, int(env["SLURM_LOCALID"]), local, _slurm_address(env))
+    else:
+        return None
+    if place.world_size % place.local_size:
+        raise FXError(f"{place.world_size} processes are spread unevenly over the machines: give each machine as many")
+    return place
+
+
+def _slurm_tasks(env: Mapping[str, str]) -> int:
+    return int(env.get("SLURM_STEP_NUM_TASKS", env.get("SLURM_NTASKS", "1")))
+
+
+def _slurm_address(env: Mapping[str, str]) -> str:
+    """MASTER_ADDR:MASTER_PORT, else the job's first machine and a port that follows from the job's number."""
+    nodes = env.get("SLURM_STEP_NODELIST", env.get("SLURM_JOB_NODELIST", ""))
+    # "gpu[03-05,9],cpu1" begins with gpu03.
+    first = re.match(r"([^\[,]+)(?:\[(\w+))?", nodes)
+    host = env.get("MASTER_ADDR") or ("".join(part or "" for part in first.groups()) if first else "")
+    if not host:
+        raise FXError("Slurm started several processes, but names no machine where they meet: set MASTER_ADDR")
+    port = env.get("MASTER_PORT") or 20000 + int(env.get("SLURM_JOB_ID", "0")) % 20000
+    return f"tcp://{host}:{port}"
+
+
+def launch(main: Main, args: argparse.Namespace, device: str) -> None:
+    """Run `main(args)` in every process of the run, joined to a group: NCCL on GPUs, gloo on CPUs.
+
+    A process that torchrun or srun started joins its group. Else `args.num_gpus` processes are started on this
+    machine (with MODEL.DEVICE cpu: that many CPU processes), as one of `args.num_machines`; SIGTERM and SIGUSR1 are
+    handed on to them, and when one of them dies the others are ended.
+
+    Args:
+        main: top-level function, so that it can be sent to a new process.
+        args: of Detectron2's `default_argument_parser`.
+        device: MODEL.DEVICE; "cuda" is the process's own GPU.
+
+    Raises:
+        FXError: too few GPUs, or processes are asked for twice.
+        SystemExit: with a failed process's exit code.
+    """
+    place = place_from_environment(os.environ)
+    world = args.num_gpus * args.num_machines
+    if place is not None:
+        if world > 1:
+            raise FXError(
+                f"torchrun or Slurm (--ntasks) gives {place.world_size} processes and --num-gpus {args.num_gpus} asks "
+                "for more: leave --num-gpus out and start with torchrun or srun, or give the job --ntasks=1"
+            )
+        _run_at(place, main, args, device)
+        return
+    if device.startswith("cuda") and args.num_gpus > max(1, torch.cuda.device_count()):
+        raise FXError(f"--num-gpus {args.num_gpus}: torch sees {torch.cuda.device_count()} GPUs on this machine")
+    if world <= 1:
+        main(args)
+        return
+    if args.dist_url == "auto" and args.num_machines > 1:
+        raise FXError("--num-machines: give all machines the same --dist-url tcp://<first machine>:<free port>")
+    address = f"tcp://127.0.0.1:{_free_port()}" if args.dist_url == "auto" else args.dist_url
+    first = args.machine_rank * args.num_gpus
+    places = [Place(first + i, world, i, args.num_gpus, address) for i in range(args.num_gpus)]
+    _run_here(places, main, args, device)
+
+
+def _run_here(places: list[Place], main: Main, args: argparse.Namespace, device: str) -> None:
+    """Start a process for each place and wait for them; SystemExit with the code of one that failed."""
+    context = multiprocessing.start_processes(
+        _started, args=(places, main, args, device), nprocs=len(places), join=False, start_method="spawn"
+    )
+    try:
+        with _handing_on(context.pids()):
+            # A process may hang in a collective that its dead neighbour will never join.
+            while not context.join(grace_period=GRACE_SECONDS):
+                pass
+    except multiprocessing.ProcessExitedException as error:  # type: ignore[attr-defined]
+        if error.exit_code > 0:
+            sys.exit(error.exit_code)  # it has said why
+        if -error.exit_code in STOP_SIGNALS:
+            sys.exit(128 - error.exit_code)  # as a shell says it: asked to stop where there was nothing to save
+        sys.exit(
+            f"error: process {error.error_index} of {len(places)} was killed ({error.signal_name}; out of memory?): "
+            "the run has ended, --resume continues it"
+        )
+
+
+def _started(index: int, places: list[Place], main: Main, args: argparse.Namespace, device: str) -> None:
+    _run_at(places[index], main, args, device)
+
+
+def _run_at(place: Place, main: Main, args: argparse.Namespace, device: str) -> None:
+    """Join the group, run, leave it."""
+    join_group(place, device)
+    main(args)
+    # Only after success: peers of a failed process are gone, and NCCL would wait for them.
+    distributed.destroy_process_group()
+
+
+def join_group(place: Place, device: str) -> None:
+    """Make this process part of the group, with its own GPU where `device` is one.
+
+    Raises:
+        FXError: no GPU for this place, or the others cannot be reached.
+    """
+    on_gpu = device.startswith("cuda")
+    if on_gpu:
+        seen = torch.cuda.device_count()
+        # Slurm may show each process only its own GPU.
+        index = 0 if seen == 1 else place.local_rank
+        if index >= seen:
+            raise FXError(f"process {place.local_rank} of this machine has no GPU: torch sees {seen}")
+        torch.cuda.set_device(index)
+    try:
+        distributed.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            init_method=place.address,
+            rank=place.rank,
+            world_size=place.world_size,
+            timeout=TIMEOUT,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise FXError(f"process {place.rank} of {place.world_size} cannot join at {place.address}: {error}") from error
+    comm.create_local_process_group(place.local_size)
+    comm.synchronize()
+
+
+@contextmanager
+def _handing_on(pids: list[int]) -> Iterator[None]:
+    """Inside, signals that ask the run to stop go on to the processes of the run."""
+
+    def hand_on(number: int, frame: types.FrameType | None) -> None:
+        del frame
+        for pid in pids:
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                continue
+
+    before: dict[Any, Any] = {number: signal.signal(number, hand_on) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def on_first(function: Callable[[], Any]) -> Any:
+    """What `function` gives on the main process, on every process; an FXError there is raised on all.
+
+    A collective call.
+    """
+    result: list[Any] = [None, None]
+    if comm.is_main_process():
+        try:
+            result[0] = function()
+        except FXError as error:
+            result[1] = str(error)
+    result = comm.all_gather(result)[0]
+    if result[1] is not None:
+        raise FXError(result[1])
+    return result[0]

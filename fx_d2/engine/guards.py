@@ -1,0 +1,126 @@
+"""What can be known to go wrong before the first step, checked before the first step."""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from torch import nn
+
+from fx_d2.data import TrainData, check_test_split
+from fx_d2.engine.checkpoint_files import numbered
+from fx_d2.engine.distributed import on_first
+from fx_d2.engine.schedule import PhaseSchedule
+from fx_d2.modeling import FoundationX
+from fx_d2.structures import FXError, spec_of
+
+logger = logging.getLogger(__name__)
+
+_HEADS = {"cls": "cls_heads", "loc": "loc_decoders", "seg": "seg_heads"}
+
+
+def check_start(
+    cfg: CfgNode, model: FoundationX, schedule: PhaseSchedule, data: TrainData, *, with_tests: bool
+) -> None:
+    """Check norms, heads, settings of checkpoints and, on the main process, that images can be read.
+
+    That every parameter is in exactly one group is checked where the groups are made (`build_optimizer`), that
+    batches can be shared where the loaders are. A collective call.
+
+    Args:
+        cfg: the run's.
+        model: as trained.
+        schedule: as trained.
+        data: as trained.
+        with_tests: whether DATASETS.TEST will be evaluated.
+
+    Raises:
+        FXError: naming the key, head or file.
+    """
+    check_norm(cfg, model)
+    check_heads(model, schedule)
+    node = cfg.SOLVER
+    if node.CHECKPOINT_CYCLES < 1 or node.CHECKPOINTS_TO_KEEP < 1:
+        raise FXError("SOLVER.CHECKPOINT_CYCLES and SOLVER.CHECKPOINTS_TO_KEEP must be at least 1")
+    if with_tests:
+        strange = [name for name in cfg.DATASETS.TEST if spec_of(name).name not in model.specs]
+        if strange:
+            raise FXError(f"DATASETS.TEST names {strange}, but DATASETS.TRAIN gives the model no head for them")
+    on_first(lambda: _check_images(cfg, data, with_tests))
+
+
+def _check_images(cfg: CfgNode, data: TrainData, with_tests: bool) -> None:
+    data.check_readable()
+    for name in cfg.DATASETS.TEST if with_tests else ():
+        check_test_split(cfg, name)
+
+
+def check_norm(cfg: CfgNode, model: nn.Module) -> None:
+    """FXError for a norm that fails in a step: of one image a process, or of synchronised statistics on a CPU."""
+    kinds = {type(module) for module in model.modules()}
+    if nn.SyncBatchNorm in kinds and cfg.MODEL.DEVICE == "cpu" and comm.get_world_size() > 1:
+        raise FXError("MODEL.SEG.NORM SyncBN needs GPUs: use naiveSyncBN on CPUs, or GN")
+    trains_masks = any(row["task"] == "seg" for row in cfg.SCHEDULE.STRATEGY)
+    here = cfg.SCHEDULE.BATCH_SIZE.SEG // comm.get_world_size()
+    if nn.BatchNorm2d in kinds and trains_masks and here == 1:
+        raise FXError(
+            "SCHEDULE.BATCH_SIZE.SEG gives each process one image, of which batch statistics (MODEL.SEG.NORM BN) "
+            "cannot be taken: use a larger batch, or MODEL.SEG.NORM GN or SyncBN"
+        )
+
+
+def check_heads(model: FoundationX, schedule: PhaseSchedule) -> None:
+    """Every pass has its head, and every head its dataset; a head that no pass trains is worth a warning.
+
+    Raises:
+        FXError: a pass without a head, or a head without a row.
+    """
+    heads = {(name, task) for task, part in _HEADS.items() for name in getattr(model, part)}
+    rows = {(name, task) for name, spec in model.specs.items() for task in spec.tasks}
+    trained = {(phase.dataset, phase.task) for phase in schedule.phases}
+    if heads != rows or not trained <= heads:
+        wrong = sorted(heads ^ rows | trained - heads)
+        raise FXError(f"heads and datasets do not agree: {wrong} have only one of head and row, or a pass but no head")
+    if heads - trained:
+        names = ", ".join(f"{name}/{task}" for name, task in sorted(heads - trained))
+        logger.warning("SCHEDULE.STRATEGY never trains the heads %s: their results mean nothing", names)
+
+
+def checkpoint_bytes(model: nn.Module, teacher: nn.Module | None) -> int:
+    """Size of a checkpoint of AdamW in full: student, teacher, and two moments for each parameter."""
+    parameters = sum(p.numel() * p.element_size() for p in model.parameters())
+    return _state_bytes(model) + (_state_bytes(teacher) if teacher is not None else 0) + 2 * parameters
+
+
+def _state_bytes(module: nn.Module) -> int:
+    return sum(value.numel() * value.element_size() for value in module.state_dict().values())
+
+
+def check_disk(cfg: CfgNode, model: nn.Module, teacher: nn.Module | None) -> None:
+    """Say how large checkpoints are, and check that all that will be kept, and one being written, has room.
+
+    Raises:
+        FXError: OUTPUT_DIR's disk has not enough free space.
+    """
+    node, folder = cfg.SOLVER, Path(cfg.OUTPUT_DIR)
+    size = checkpoint_bytes(model, teacher)
+    kept = cfg.SCHEDULE.CYCLES // node.CHECKPOINT_KEEP_CYCLES if node.CHECKPOINT_KEEP_CYCLES else 0
+    count = node.CHECKPOINTS_TO_KEEP + kept + len(node.CHECKPOINT_BEST) + 1
+    free = shutil.disk_usage(folder).free
+    missing = count * size - _present_bytes(numbered(folder).values()) - free
+    logger.info("a checkpoint is %.3f GB; up to %d of them are kept or being written", size / 2**30, count)
+    if missing > 0:
+        raise FXError(
+            f"OUTPUT_DIR {folder}: {count} checkpoints of {size / 2**30:.2f} GB need {math.ceil(missing / 2**20)} MB "
+            "more than is free: make room, or keep fewer (SOLVER.CHECKPOINTS_TO_KEEP, CHECKPOINT_KEEP_CYCLES, "
+            "CHECKPOINT_BEST)"
+        )
+
+
+def _present_bytes(paths: Iterable[Path]) -> int:
+    return sum(path.stat().st_size for path in paths)

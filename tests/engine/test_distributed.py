@@ -1,0 +1,119 @@
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from detectron2.engine import default_argument_parser
+
+from fx_d2.engine.distributed import Place, launch, on_first, place_from_environment
+from fx_d2.structures import FXError
+
+TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "here"}
+SRUN = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_TASKS_PER_NODE": "4(x2)"}
+
+
+def test_torchrun() -> None:
+    assert place_from_environment(TORCHRUN) == Place(3, 4, 1, 2, "env://")
+
+
+def test_without_either_there_is_no_place() -> None:
+    assert place_from_environment({"SLURM_JOB_ID": "3"}) is None
+    # A batch script's single task is an ordinary process.
+    assert place_from_environment({"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_LOCALID": "0"}) is None
+
+
+@pytest.mark.parametrize(
+    ("more", "address"),
+    [
+        ({"SLURM_JOB_NODELIST": "gpu[03-05,9],cpu1", "SLURM_JOB_ID": "40007"}, "tcp://gpu03:20007"),
+        ({"SLURM_JOB_NODELIST": "n7,n9"}, "tcp://n7:20000"),
+        ({"SLURM_JOB_NODELIST": "n[7,9]", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "4444"}, "tcp://10.0.0.1:4444"),
+    ],
+)
+def test_srun(more: dict[str, str], address: str) -> None:
+    assert place_from_environment(SRUN | more) == Place(5, 8, 1, 4, address)
+
+
+def test_srun_of_one_step_counts_the_tasks_of_the_step() -> None:
+    step = {"SLURM_STEP_NUM_TASKS": "6", "SLURM_STEP_TASKS_PER_NODE": "6", "MASTER_ADDR": "a"}
+    place = place_from_environment(SRUN | step)
+    assert place is not None and (place.world_size, place.local_size) == (6, 6)
+
+
+def test_srun_that_names_no_machine_or_spreads_unevenly() -> None:
+    with pytest.raises(FXError, match="MASTER_ADDR"):
+        place_from_environment(SRUN)
+    with pytest.raises(FXError, match="unevenly"):
+        place_from_environment(SRUN | {"MASTER_ADDR": "a", "SLURM_TASKS_PER_NODE": "5,3"})
+
+
+def _arguments(**changes: object) -> argparse.Namespace:
+    args = default_argument_parser().parse_args([])
+    vars(args).update({"dist_url": "auto"} | changes)
+    return args
+
+
+def test_one_process_runs_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in (*TORCHRUN, *SRUN):
+        monkeypatch.delenv(key, raising=False)
+    seen: list[object] = []
+    args = _arguments()
+    launch(seen.append, args, "cpu")
+    assert seen == [args]
+
+
+def test_what_cannot_be_started_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(FXError, match="--num-gpus 3: torch sees 2 GPUs"):
+        launch(print, _arguments(num_gpus=3), "cuda")
+    with pytest.raises(FXError, match="--dist-url"):
+        launch(print, _arguments(num_gpus=2, num_machines=2), "cuda")
+    for key, value in (SRUN | {"MASTER_ADDR": "a"}).items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(FXError, match="8 processes and --num-gpus 2"):
+        launch(print, _arguments(num_gpus=2), "cuda")
+
+
+def test_on_first_gives_the_value_and_raises_the_error() -> None:
+    def fail() -> None:
+        raise FXError("wrong")
+
+    assert on_first(lambda: 3) == 3
+    with pytest.raises(FXError, match="wrong"):
+        on_first(fail)
+
+
+def test_two_processes(world: Path, config_file: Path, tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    program = root / "tests" / "engine" / "two_processes.py"
+    done = subprocess.run(
+        [sys.executable, str(program), str(config_file), str(world), str(tmp_path), "--num-gpus", "2"],
+        env=os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    # One of the two kills itself at the end; the other must not wait for it.
+    assert done.returncode == 1 and "process 1 of 2 was killed (SIGKILL" in done.stderr, done.stderr[-3000:]
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["world_size"] == 2
+    for setting, differences in report["gradients"].items():
+        wrong = {phase for phase, value in differences.items() if not value < 1e-10}
+        # Batch statistics of each process alone are the one thing that cannot agree.
+        assert wrong == ({"alpha/seg/release"} if setting.startswith("BN") else set()), (setting, differences)
+        assert len(differences) == 6
+    training = report["training"]
+    assert training["ranks_equal"] and training["tensors"] > 400
+    assert training["codes"] == [75, 75] and training["resumed_at"] == [5, 5] and training["resumed_equal"]
+    assert all("--resume" in error for error in training["refused"])
+    together, alone = report["evaluation"]["together"], report["evaluation"]["alone"]
+    assert together["student/alpha/loc/images"] == 5
+    assert {k: v for k, v in together.items() if v == v} == {k: v for k, v in alone.items() if v == v}
+    for name in ("together", "alone"):
+        records = json.loads((tmp_path / name / "inference" / "predictions_student.json").read_text())
+        ids = [row["image_id"] for row in records["splits"]["alpha_test"]]
+        assert ids == sorted(set(ids)) and len(ids) == 5

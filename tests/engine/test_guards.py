@@ -1,0 +1,103 @@
+import copy
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+
+from fx_d2.engine import FXTrainer, PhaseSchedule, guards
+from fx_d2.engine.guards import check_disk, check_heads, check_norm, checkpoint_bytes
+from fx_d2.structures import FXError, Phase
+
+MakeCfg = Callable[..., CfgNode]
+ONLY_CLS = "[{'task': 'cls', 'share': 1.0, 'train': ['backbone', 'cls_heads']}]"
+
+
+def test_one_image_a_process_has_no_batch_statistics(make_cfg: MakeCfg) -> None:
+    one = ("SCHEDULE.BATCH_SIZE.SEG", "1")
+    with pytest.raises(FXError, match=r"SCHEDULE\.BATCH_SIZE\.SEG gives each process one image.*GN"):
+        FXTrainer(make_cfg(*one))
+    for fine in (("MODEL.SEG.NORM", "GN", "MODEL.SEG.DIM", "32"), ("SCHEDULE.STRATEGY", ONLY_CLS)):
+        cfg = make_cfg(*one, *fine)
+        check_norm(cfg, build_model(cfg))
+
+
+def test_synchronised_statistics_need_gpus(make_cfg: MakeCfg, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = make_cfg("MODEL.SEG.NORM", "SyncBN")
+    model = build_model(cfg)
+    check_norm(cfg, model)
+    monkeypatch.setattr(guards.comm, "get_world_size", lambda: 2)
+    with pytest.raises(FXError, match="naiveSyncBN"):
+        check_norm(cfg, model)
+
+
+def test_widths_that_groups_do_not_divide(make_cfg: MakeCfg) -> None:
+    with pytest.raises(FXError, match=r"MODEL\.SEG\.NORM GN has 32 groups.*16 channels"):
+        build_model(make_cfg("MODEL.SEG.NORM", "GN", "MODEL.SEG.DIM", "16"))
+    with pytest.raises(FXError, match=r"MODEL\.LOC\.HIDDEN_DIM 48"):
+        build_model(make_cfg("MODEL.LOC.HIDDEN_DIM", "48"))
+
+
+def test_heads_passes_and_rows_agree(make_cfg: MakeCfg, caplog: pytest.LogCaptureFixture) -> None:
+    model = build_model(make_cfg())
+    phases = [Phase(*slot, ("backbone",)) for slot in (("alpha", "cls"), ("alpha", "loc"), ("alpha", "seg"))]
+    with caplog.at_level(logging.WARNING):
+        check_heads(model, PhaseSchedule(phases, [1, 1, 1], 1))
+    assert "never trains the heads beta/cls" in caplog.text
+    with pytest.raises(FXError, match=r"\('beta', 'loc'\)"):
+        check_heads(model, PhaseSchedule([Phase("beta", "loc", ("backbone",))], [1], 1))
+    del model.cls_heads["beta"]
+    with pytest.raises(FXError, match=r"\('beta', 'cls'\)"):
+        check_heads(model, PhaseSchedule(phases, [1, 1, 1], 1))
+
+
+def test_a_split_without_a_head_and_settings_that_save_nothing(make_cfg: MakeCfg) -> None:
+    only = ("DATASETS.TRAIN", "('alpha_train',)")
+    with pytest.raises(FXError, match="beta_test.*no head"):
+        FXTrainer(make_cfg(*only), lambda models: {})
+    FXTrainer(make_cfg(*only))
+    with pytest.raises(FXError, match="CHECKPOINT_CYCLES"):
+        FXTrainer(make_cfg("SOLVER.CHECKPOINT_CYCLES", "0"))
+
+
+def test_images_are_read_before_the_first_step(make_cfg: MakeCfg, world: Path) -> None:
+    for split in ("train", "test"):
+        path = world / "alpha" / "images" / f"{split}_0.png"
+        content = path.read_bytes()
+        path.write_bytes(content[:100])
+        try:
+            with pytest.raises(FXError, match=f"{split}_0.png"):
+                FXTrainer(make_cfg(), lambda models: {})
+        finally:
+            path.write_bytes(content)
+
+
+def test_the_size_of_a_checkpoint_is_known_beforehand(make_cfg: MakeCfg, tmp_path: Path) -> None:
+    trainer = FXTrainer(make_cfg("SCHEDULE.ITERS_PER_PASS", "1"))
+    expected = checkpoint_bytes(trainer.model, trainer.teacher)
+    trainer.train()
+    size = (tmp_path / "run" / "model_final.pth").stat().st_size
+    # Names and headers: a few hundred bytes for each of four times 220 tensors.
+    assert expected < size < expected + 700 * 1000
+
+
+def test_too_little_room_is_said_before_the_first_step(
+    make_cfg: MakeCfg, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = make_cfg("SOLVER.CHECKPOINT_KEEP_CYCLES", "1", "SCHEDULE.CYCLES", "3", "SOLVER.CHECKPOINT_BEST", "['a']")
+    model = torch.nn.Linear(1000, 1000)
+    size = checkpoint_bytes(model, copy.deepcopy(model))
+    assert size == 4 * 4 * 1001000
+    (tmp_path / "run").mkdir()
+    # Two last ones, three cycles, one best, one being written.
+    monkeypatch.setattr(guards.shutil, "disk_usage", lambda folder: SimpleNamespace(free=7 * size))
+    check_disk(cfg, model, copy.deepcopy(model))
+    monkeypatch.setattr(guards.shutil, "disk_usage", lambda folder: SimpleNamespace(free=7 * size - 1))
+    with pytest.raises(FXError, match="7 checkpoints of 0.01 GB need 1 MB more"):
+        check_disk(cfg, model, copy.deepcopy(model))
+    (tmp_path / "run" / "model_0000005.pth").write_bytes(b"x")
+    check_disk(cfg, model, copy.deepcopy(model))

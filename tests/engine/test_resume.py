@@ -1,0 +1,92 @@
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from detectron2.config import CfgNode
+
+from fx_d2.engine.resume import require_same_run, run_record
+from fx_d2.structures import FXError
+
+MakeCfg = Callable[..., CfgNode]
+
+
+def test_killed_in_every_kind_of_phase_a_run_ends_bit_equal(world: Path, config_file: Path, tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    program = root / "tests" / "engine" / "kill_and_resume.py"
+    done = subprocess.run(
+        [sys.executable, str(program), str(config_file), str(world), str(tmp_path), "--workers", "0", "2"],
+        env=os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert not done.returncode, done.stderr[-3000:]
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    deaths, ends = [r for r in rows if "killed_at" in r], [r for r in rows if "difference" in r]
+    kinds = {"/".join(r["phase"].split("/")[1:]) for r in deaths}
+    assert kinds == {"cls/release", "loc/lock", "loc/release", "seg/lock", "seg/release"}
+    assert any(r["writing"] for r in deaths) and all(r["began_at"] <= r["killed_at"] for r in deaths)
+    assert len({r["began_at"] for r in deaths}) > 3, "runs did not go on where they were killed"
+    assert [(r["workers"], r["difference"]) for r in ends] == [(0, 0.0), (2, 0.0)]
+    assert all(r["tensors"] > 500 for r in ends)
+
+
+def _require(make_cfg: MakeCfg, *opts: str) -> None:
+    require_same_run(run_record(make_cfg()), run_record(make_cfg(*opts)), "m.pth")
+
+
+def test_what_has_no_part_in_the_weights_may_change(make_cfg: MakeCfg, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        _require(make_cfg, "OUTPUT_DIR", "x", "DATALOADER.NUM_WORKERS", "3", "TEST.BATCH_SIZE", "1",
+                 "DATASETS.TEST", "('beta_test',)", "SOLVER.CHECKPOINT_STEPS", "7")  # fmt: skip
+    assert not caplog.text
+
+
+def test_a_longer_run_is_warned_about(make_cfg: MakeCfg, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        _require(make_cfg, "SCHEDULE.CYCLES", "4")
+    assert "not bit by bit: SCHEDULE.CYCLES was 1 and is now 4" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("SOLVER.BASE_LR", "0.5", r"SOLVER\.BASE_LR was 0\.001 and is now 0\.5"),
+        ("DATASETS.TRAIN", "('beta_train', 'alpha_train')", r"DATASETS\.TRAIN was"),
+        ("SCHEDULE.BATCH_SIZE.LOC", "2", r"SCHEDULE\.BATCH_SIZE\.LOC was 4 and is now 2"),
+        ("SCHEDULE.STRATEGY", "[{'task': 'cls', 'share': 1.0, 'train': ['cls_heads']}]", r"SCHEDULE\.STRATEGY"),
+        ("SEED", "4", "SEED was 3 and is now 4"),
+    ],
+)
+def test_other_settings_are_another_run(make_cfg: MakeCfg, key: str, value: str, message: str) -> None:
+    with pytest.raises(FXError, match=message):
+        _require(make_cfg, key, value)
+
+
+def test_changed_data_and_changed_rows_are_named(make_cfg: MakeCfg) -> None:
+    stored, record = run_record(make_cfg()), run_record(make_cfg())
+    record["datasets"]["beta_train"]["annotations"] = "0" * 64
+    with pytest.raises(FXError, match="annotation file of beta_train has changed"):
+        require_same_run(stored, record, "m.pth")
+    record = run_record(make_cfg())
+    record["datasets"]["alpha_train"]["row"]["flip_pairs"] = []
+    with pytest.raises(FXError, match="row .* of alpha_train has changed"):
+        require_same_run(stored, record, "m.pth")
+
+
+def test_other_processes_and_versions_are_warned_about(make_cfg: MakeCfg, caplog: pytest.LogCaptureFixture) -> None:
+    stored = run_record(make_cfg()) | {"world_size": 2, "versions": {"torch": "1.0"}}
+    with caplog.at_level(logging.WARNING):
+        require_same_run(stored, run_record(make_cfg()), "m.pth")
+    assert "world_size was 2 and is now 1" in caplog.text and "versions was {'torch': '1.0'}" in caplog.text
+
+
+def test_a_file_without_a_record_cannot_be_resumed(make_cfg: MakeCfg) -> None:
+    with pytest.raises(FXError, match="does not say its config"):
+        require_same_run({}, run_record(make_cfg()), "m.pth")

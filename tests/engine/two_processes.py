@@ -1,0 +1,187 @@
+"""What two CPU processes must agree on; writes OUT/report.json, then one of them dies and the other must not hang.
+
+python tests/engine/two_processes.py CONFIG ROOT OUT --num-gpus 2
+"""
+
+import argparse
+import functools
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from unittest import mock
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase, default_argument_parser
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+from torch.nn.parallel import DistributedDataParallel
+
+from fx_d2.data import build_test_loader, build_train_data, register_datasets
+from fx_d2.engine import FXTrainer, apply_phase, build_cfg, launch
+from fx_d2.engine.trainer import build_schedule
+from fx_d2.evaluation import evaluate_model
+from fx_d2.modeling import EMATeacher
+from fx_d2.structures import FXError, specs_of
+
+STILL = ("MODEL.TIMM.DROP_PATH", "0.0", "MODEL.SEG.DROPOUT", "0.0", "MODEL.LOC.DN_BOX_NOISE", "0.0",
+         "MODEL.LOC.DN_LABEL_NOISE", "0.0", "MODEL.SEG.DIM", "32")  # fmt: skip
+"""No randomness inside the model."""
+
+
+def make_cfg(args: argparse.Namespace, name: str, *opts: str) -> CfgNode:
+    base = ["DATASETS.ROOT", args.opts[0], "OUTPUT_DIR", str(Path(args.opts[1]) / name)]
+    cfg = build_cfg(args.config_file, [*base, *opts])
+    register_datasets(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def alone() -> mock._patch:
+    """Inside, this process is a run of its own."""
+    return mock.patch("torch.distributed.is_initialized", return_value=False)
+
+
+def gradient_differences(args: argparse.Namespace, norm: str, dice: str) -> dict[str, float]:
+    """Per phase: averaged gradients of two processes against those of one with the joined batch, in float64."""
+    cfg = make_cfg(args, "gradients", *STILL, "MODEL.SEG.NORM", norm, "MODEL.SEG.DICE", dice)
+    data = build_train_data(cfg)
+    schedule = build_schedule(cfg, data.sizes)
+    torch.manual_seed(0)
+    model = build_model(cfg).double()
+    teacher = EMATeacher(model, 0.5)
+    # First weights leave queries tied, so that rounding decides which of them answers for a box.
+    with torch.no_grad():
+        for parameter in (*model.parameters(), *teacher.parameters()):
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    rank, world, found = comm.get_rank(), comm.get_world_size(), {}
+    for iteration in range(schedule.cycle_length):
+        state = schedule.at(iteration)
+        if not state.first:
+            continue
+        whole = next(iter(data.loader(schedule, iteration, rank=0, world_size=1, num_iters=1, seed=1)))
+        _make_uneven(whole)
+        size = len(whole) // world
+        gradients = []
+        for batch in (whole[rank * size : (rank + 1) * size], whole):
+            apply_phase(model, state.phase)
+            model.zero_grad(set_to_none=True)
+            if len(batch) == size:
+                _backward(DistributedDataParallel(model), teacher, batch, state.phase)
+            else:
+                with alone():
+                    _backward(model, teacher, batch, state.phase)
+            gradients.append({k: p.grad.clone() for k, p in model.named_parameters() if p.grad is not None})
+        ours, joined = gradients
+        assert set(ours) == set(joined) and ours
+        found[str(state.phase)] = max(float((ours[k] - joined[k]).abs().max()) for k in ours)
+    return found
+
+
+def _make_uneven(batch: list[dict]) -> None:
+    """Unknown labels and masks in the first half, no box at all in the second: the halves count differently."""
+    half = len(batch) // 2
+    if "labels" in batch[0]:
+        batch[0]["labels"][0] = float("nan")
+    if "masks" in batch[0]:
+        batch[0]["mask_known"][1] = False
+        batch[1]["mask_known"][:] = False
+    for sample in batch[half:]:
+        if "instances" in sample:
+            sample["instances"] = sample["instances"][:0]
+
+
+def _backward(model: torch.nn.Module, teacher: EMATeacher, batch: list[dict], phase: object) -> None:
+    losses = model(batch, teacher.guide(batch, phase))
+    torch.stack(list(losses.values())).sum().backward()
+
+
+class Stop(HookBase):
+    """Sends the second process, and only it, SIGTERM at an iteration."""
+
+    def before_step(self) -> None:
+        if comm.get_rank() == 1 and self.trainer.iter == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def train(cfg: CfgNode, resume: bool, *hooks: HookBase) -> FXTrainer:
+    torch.manual_seed(comm.get_rank())  # ranks start apart: the run must join them
+    trainer = FXTrainer(cfg)
+    trainer.register_hooks(list(hooks))
+    trainer.resume_or_load(resume)
+    trainer.train()
+    return trainer
+
+
+def _states(trainer: FXTrainer) -> list[torch.Tensor]:
+    return [v.clone() for m in (trainer.model, trainer.teacher) for v in m.state_dict().values()]
+
+
+def training(args: argparse.Namespace) -> dict[str, object]:
+    """A cycle with lock and release; the same, stopped inside a pass by a signal to one process, and resumed."""
+    whole = _states(train(make_cfg(args, "whole"), resume=False))
+    ranks = comm.gather(whole)
+    try:
+        train(make_cfg(args, "stopped"), False, Stop())
+        code: object = "not stopped"
+    except SystemExit as stop:
+        code = stop.code
+    resumed = train(make_cfg(args, "stopped"), resume=True)
+    try:
+        train(make_cfg(args, "stopped"), resume=False)
+        refused = ""
+    except FXError as error:
+        refused = str(error)
+    return {
+        "tensors": len(whole),
+        "ranks_equal": all(map(torch.equal, *ranks)) if ranks else True,
+        "codes": comm.all_gather(code),
+        "resumed_at": comm.all_gather(resumed.start_iter),
+        "resumed_equal": all(comm.all_gather(all(map(torch.equal, whole, _states(resumed))))),
+        "refused": comm.all_gather(refused),
+    }
+
+
+def evaluation(args: argparse.Namespace) -> dict[str, object]:
+    """Five images over two processes: each counts once, and the numbers are those of one process."""
+    names, models = ("alpha_test",), {}
+    results = {}
+    for kind in ("together", "alone"):
+        # One image on a map of 1 x 1 is one value for each of 32 groups of 32 channels, which GroupNorm refuses.
+        cfg = make_cfg(args, kind, "DATASETS.LIMIT", "5", "TEST.BATCH_SIZE", "2", "MODEL.LOC.HIDDEN_DIM", "64")
+        loaders = {name: functools.partial(build_test_loader, cfg, name) for name in names}
+        if not models:
+            torch.manual_seed(0)
+            models["student"] = build_model(cfg)
+        if kind == "alone":
+            with alone():
+                results[kind] = evaluate_model(cfg, models, loaders, specs_of(names))
+        else:
+            results[kind] = evaluate_model(cfg, models, loaders, specs_of(names))
+    return results
+
+
+def main(args: argparse.Namespace) -> None:
+    report = {
+        "world_size": comm.get_world_size(),
+        "gradients": {
+            f"{norm} {dice}": gradient_differences(args, norm, dice)
+            for norm, dice in (("GN", "class"), ("naiveSyncBN", "batch"), ("BN", "class"))
+        },
+        "training": training(args),
+        "evaluation": evaluation(args),
+    }
+    if comm.is_main_process():
+        (Path(args.opts[1]) / "report.json").write_text(json.dumps(report))
+    comm.synchronize()
+    if comm.get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    comm.synchronize()
+
+
+if __name__ == "__main__":
+    parsed = default_argument_parser().parse_args(["--config-file", sys.argv[1], *sys.argv[4:], *sys.argv[2:4]])
+    parsed.dist_url = "auto"
+    launch(main, parsed, "cpu")
