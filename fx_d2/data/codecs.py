@@ -131,6 +131,8 @@ def read_mask_file(path: str | Path) -> np.ndarray:
             if image.format == "JPEG":
                 raise FXError(f"{path}: a mask must be a PNG or GIF: a JPEG does not keep its values")
             pixels = np.asarray(image if image.mode in ("1", "L", "I;16", "I") else image.convert("RGB"))
+    except FXError:
+        raise
     except FileNotFoundError:
         raise FXError(f"{path}: mask file not found") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
