@@ -24,6 +24,7 @@ def test_round_trip(make_dataset: Callable[..., Path], spec: DatasetSpec, images
     assert second["annotated"] == {"cls": True, "loc": False, "seg": False}
     assert [row["category_id"] for row in first["annotations"]] == [0, 1]
     assert first["masks"][2] is None
+    assert (first["patient_id"], first["study_id"], second["study_id"]) == ("train_p0", "s7", "")
     np.testing.assert_array_equal(decode_masks([first["masks"][0]], "")[:, :, 0], images[0]["masks"][0])
     assert Path(first["file_name"]).is_file()
 
