@@ -132,7 +132,8 @@ def load_split(path: str | Path, spec: DatasetSpec, split: str) -> list[dict[str
 
     Raises:
         FXError: a missing or broken file, another format or version, class lists that do not fit the row, no images,
-            or an image or annotation with wrong content; the message names it.
+            an image or annotation with wrong content (the message names it), or a content that `info.content_hash`,
+            where there is one, does not fit.
     """
     path = Path(path)
     where = str(path)
@@ -144,7 +145,14 @@ def load_split(path: str | Path, spec: DatasetSpec, split: str) -> list[dict[str
         raise FXError(f"{where}: not a readable json file ({error})") from None
     _check_head(document, spec, split, where)
     root = document["info"].get("image_root", "")
-    return read_records(document, spec, where, image_root=os.path.abspath(path.parent / root))
+    records = read_records(document, spec, where, image_root=os.path.abspath(path.parent / root))
+    stated = document["info"].get("content_hash")
+    if stated and stated != content_hash(document):
+        raise FXError(
+            f"{where}: its content is not what info.content_hash says: it was changed or damaged after it was written; "
+            "prepare the dataset again (after a deliberate change by hand, remove content_hash)"
+        )
+    return records
 
 
 def write_spec(folder: str | Path, spec: DatasetSpec) -> None:
