@@ -164,7 +164,7 @@ def _bad_test_box(root: Path) -> None:
         (lambda root: (root / "images" / "1.png").unlink(), [], "1.png: image file not found"),
         (lambda root: (root / "images" / "1.png").write_text("x"), [], "1.png: not a whole PNG"),
         (_big_mask, [], "the mask is 5 x 5, its image 30 x 20"),
-        (lambda root: (root / "masks" / "left_lung" / "0.png").unlink(), [], "0.png: mask file not found"),
+        (lambda root: (root / "masks" / "left_lung" / "0.png").unlink(), [], "0.png: mask file cannot be read"),
         (_replace("boxes_train.json", "0.png", "8.png"), [], "image '8.png' is not in this split"),
         (_replace("boxes_train.json", '"width": 30', '"width": 31'), [], "size (31, 20)"),
         (_replace("boxes_train.json", "[2, 3, 10, 9]", "[25, 3, 10, 9]"), [], "leaves its image"),
