@@ -49,7 +49,14 @@ class ResizeTransform(Transform):
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
         """Resize a mask or a packed bit plane (H, W)."""
-        return cv2.resize(segmentation, self.new[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+        rows, columns = self.nearest
+        return segmentation[rows[:, None], columns]
+
+    @property
+    def nearest(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows (H,) and columns (W,) of the old pixels that lie under the middles of the new ones."""
+        rows, columns = ((np.arange(b) * 2 + 1) * a // (2 * b) for a, b in zip(self.old, self.new, strict=True))
+        return rows, columns
 
 
 class Resize(T.Augmentation):
@@ -243,6 +250,29 @@ def _check_ranges(values: dict[str, Any], where: str) -> None:
     for key, (low, high) in (limits | {"BRIGHTNESS": (0, MAX_LIGHT), "CONTRAST": (0, MAX_LIGHT)}).items():
         if not low <= values[key] <= high:
             raise FXError(f"{where}: {key} is {values[key]}, it must be in [{low}, {high}]")
+
+
+def split_grid(transform: TransformList, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, TransformList]:
+    """The part of a geometry that picks rows and columns, and the rest.
+
+    Args:
+        transform: of `TaskAugmentation.geometry`.
+        size: (height, width) before it.
+
+    Returns:
+        rows int (H,) and columns int (W,) of the pixels that the leading crops and changes of size pick for a mask, and
+        the transforms after them: `rest.apply_segmentation(mask[rows][:, columns])` moves a mask as `transform` does.
+    """
+    rows, columns = np.arange(size[0]), np.arange(size[1])
+    for done, part in enumerate(transform.transforms):
+        if isinstance(part, CropTransform):
+            rows, columns = rows[part.y0 : part.y0 + part.h], columns[part.x0 : part.x0 + part.w]
+        elif isinstance(part, ResizeTransform):
+            picked_rows, picked_columns = part.nearest
+            rows, columns = rows[picked_rows], columns[picked_columns]
+        elif not isinstance(part, NoOpTransform):
+            return rows, columns, TransformList(transform.transforms[done:])
+    return rows, columns, TransformList([])
 
 
 def _check_sides(spec: DatasetSpec, task: str, where: str) -> None:

@@ -16,6 +16,7 @@ from fx_d2.data.augmentation import (
     RandomAreaCrop,
     ResizeTransform,
     build_augmentation,
+    split_grid,
 )
 from fx_d2.data.cache import resize_image
 from fx_d2.structures import DatasetSpec, FXError
@@ -150,6 +151,21 @@ def test_a_crop_that_cannot_fit_is_left_out() -> None:
     """A strip has no window of nearly all its area and a moderate aspect ratio."""
     image = np.arange(400, dtype=np.uint8).reshape(2, 200)
     np.testing.assert_array_equal(RandomAreaCrop(area=0.9).get_transform(image).apply_image(image), image)
+
+
+@pytest.mark.parametrize("task", ["cls", "loc", "seg"])
+def test_picked_rows_and_columns_move_masks_alike(cfg: CfgNode, spec: DatasetSpec, task: str) -> None:
+    """Picking pixels and then the rest equals the whole geometry on the whole mask."""
+    cfg.INPUT[task.upper()].merge_from_list(["CROP_AREA", 0.3, "ROTATE", 8.0, "PROB", 0.5])
+    augmentation = build_augmentation(cfg, task, spec)
+    mask = (np.random.default_rng(0).random((80, 120)) < 0.5).astype(np.uint8)
+    np.random.seed(0)
+    for _ in range(10):
+        _, transform, _ = augmentation.geometry(mask)
+        rows, columns, rest = split_grid(transform, (80, 120))
+        np.testing.assert_array_equal(
+            rest.apply_segmentation(mask[rows][:, columns]), transform.apply_segmentation(mask)
+        )
 
 
 def test_resize_moves_points_and_masks() -> None:
