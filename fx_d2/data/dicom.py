@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -46,14 +47,14 @@ def read_dicom(data: bytes, where: str) -> np.ndarray:
         raise FXError(f"{where}: broken or truncated DICOM file ({_one_line(error)})") from None
 
 
-def dicom_size(data: bytes, where: str) -> tuple[int, int]:
-    """(height, width) from a DICOM header; FXError when it has none."""
-    pydicom = _pydicom(where)
+def dicom_size(path: Path) -> tuple[int, int]:
+    """(height, width) from a file's header, without reading its pixels; FXError when it has none."""
+    pydicom = _pydicom(str(path))
     try:
-        dataset = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True, specific_tags=["Rows", "Columns"])
+        dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["Rows", "Columns"])
         return int(dataset.Rows), int(dataset.Columns)
     except Exception as error:  # As above.
-        raise FXError(f"{where}: broken or truncated DICOM file ({_one_line(error)})") from None
+        raise FXError(f"{path}: broken or truncated DICOM file ({_one_line(error)})") from None
 
 
 def _pydicom(where: str) -> ModuleType:

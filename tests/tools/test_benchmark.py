@@ -23,10 +23,10 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_data(benchmark: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    """A small run prints both tables with their rows."""
+    """A small run prints the three tables with their rows."""
     assert benchmark.main(["data", "--num", "1", "--side", "300", "--repetitions", "1"]) == 0
     report = capsys.readouterr().out
-    assert report.count("PIL + torchvision") == 2 and report.count("cache of 256") == 2 and "area 0.08" in report
+    assert report.count("PIL + torchvision") == 3 and report.count("cache of 256") == 2 and "area 0.08" in report
 
 
 def test_empty_folder(benchmark: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,13 +1,15 @@
-"""Images a second on one core: decoding and augmenting large grey PNGs, beside PIL and torchvision.
+"""Images a second on one core: decoding and augmenting large grey PNGs and masks, beside PIL and torchvision.
 
 The baseline is what training code for chest X-rays commonly does for each sample: open with PIL, convert to RGB, crop
 and resize, flip, rotate, change brightness and contrast for each view, make a float tensor, normalise. Ours does the
-same on one grey channel in bytes and leaves normalising to the model; a third row normalises on the CPU as well.
+same on one grey channel in bytes and leaves normalising to the model; a third row normalises on the CPU as well. With
+masks, the baseline draws each run-length code and moves it as an image of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -19,17 +21,25 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode, get_cfg
 from PIL import Image
+from pycocotools import mask as mask_api
 from torchvision import transforms
+from torchvision.transforms import InterpolationMode, functional
 
 from benchmarks.timing import ratio_table, take_turns
 from fx_d2.config import add_fx_config
 from fx_d2.data.cache import cache_images
 from fx_d2.data.image_io import image_size
 from fx_d2.data.mapper import TrainMapper
+from fx_d2.data.masks import encode_mask
 from fx_d2.structures import DatasetSpec, FXError
 
 HELP = "images a second of reading and augmenting, beside PIL + torchvision"
-SPEC = DatasetSpec(name="benchmark", title="Benchmark", cls_classes=("finding",), loc_classes=("finding",))
+MASKS = 13
+"""Masks an image, as in ChestX-Det."""
+SPEC = DatasetSpec(
+    name="benchmark", title="Benchmark", cls_classes=("finding",), seg_classes=tuple(f"mask {i}" for i in range(MASKS))
+)
+BASELINE = "PIL + torchvision"
 CACHE_SIZE = 256
 ROTATE = 7.0
 LIGHT = 0.2
@@ -60,9 +70,13 @@ def run(args: argparse.Namespace) -> str:
         records, cached = _records(images, root), _records(copies, cache)
         kilobytes = sum(path.stat().st_size for path in paths) / len(paths) / 1000
         parts = [f"{len(paths)} grey PNGs of {kilobytes:.0f} kB on average; items are images, seconds CPU seconds"]
-        for title, crop in (("random crop of area 0.08 to 1", 0.08), ("whole image", 1.0)):
-            times = take_turns(_candidates(records, cached, crop), args.repetitions)
-            parts.append(f"{title}, to 224 x 224, two views\n{ratio_table(times, 'PIL + torchvision', len(paths))}")
+        for title, candidates in (
+            ("random crop of area 0.08 to 1", _candidates(records, cached, 0.08)),
+            ("whole image", _candidates(records, cached, 1.0)),
+            (f"whole image with {MASKS} masks", _mask_candidates(records)),
+        ):
+            times = take_turns(candidates, args.repetitions)
+            parts.append(f"{title}, to 224 x 224, two views\n{ratio_table(times, BASELINE, len(paths))}")
     return "\n\n".join(parts)
 
 
@@ -86,18 +100,53 @@ def _candidates(
 
     baseline = _baseline(crop)
     return {
-        "PIL + torchvision": lambda _: [baseline(record["file_name"]) for record in records],
+        BASELINE: lambda _: [baseline(record["file_name"]) for record in records],
         "fx_d2": partial(ours, records),
         "fx_d2, normalised on the CPU": ours_normalised,
         f"fx_d2, cache of {CACHE_SIZE}": partial(ours, cached),
     }
 
 
+def _mask_candidates(records: list[dict[str, Any]]) -> dict[str, Callable[[int], object]]:
+    """The rows of the table with masks: discs in each image."""
+    with_masks = [
+        record | {"masks": _discs(record["height"], record["width"]), "ignore_mask": None} for record in records
+    ]
+    mapper = TrainMapper(_config(1.0), SPEC, "seg")
+    light = _light()
+
+    def baseline(record: dict[str, Any]) -> object:
+        flip, angle = random.random() < 0.5, random.uniform(-ROTATE, ROTATE)
+        with Image.open(record["file_name"]) as image:
+            pictures = [image.convert("RGB")]
+        pictures += [Image.fromarray(mask) for mask in mask_api.decode(record["masks"]).transpose(2, 0, 1)]
+        for number, picture in enumerate(pictures):
+            how = InterpolationMode.NEAREST if number else InterpolationMode.BILINEAR
+            picture = functional.resize(picture, [224, 224], how)
+            picture = functional.hflip(picture) if flip else picture
+            pictures[number] = functional.rotate(picture, angle, how)
+        masks = torch.from_numpy(np.stack([np.asarray(mask) for mask in pictures[1:]])).float()
+        return light(pictures[0]), light(pictures[0]), masks
+
+    return {
+        BASELINE: lambda _: [baseline(record) for record in with_masks],
+        "fx_d2": lambda repetition: [mapper(record, repetition) for record in with_masks],
+    }
+
+
+def _discs(height: int, width: int) -> list[dict[str, Any]]:
+    y, x = np.ogrid[:height, :width]
+    middles = np.linspace(0.2, 0.8, MASKS) * width
+    return [encode_mask((x - middle) ** 2 + (y - height / 2) ** 2 < (height / 6) ** 2) for middle in middles]
+
+
 def _config(crop: float) -> CfgNode:
     """The default config with the baseline's augmentation."""
     cfg = get_cfg()
     add_fx_config(cfg)
-    cfg.INPUT.CLS.update({"CROP_AREA": crop, "ROTATE": ROTATE, "BRIGHTNESS": LIGHT, "CONTRAST": LIGHT, "FLIP": 0.5})
+    ranges = {"ROTATE": ROTATE, "SCALE": 0.0, "SHIFT": 0.0, "BRIGHTNESS": LIGHT, "CONTRAST": LIGHT, "PROB": 1.0}
+    for task in ("CLS", "SEG"):
+        cfg.INPUT[task].update(ranges | {"CROP_AREA": crop, "FLIP": 0.5})
     return cfg
 
 
@@ -105,13 +154,7 @@ def _baseline(crop: float) -> Callable[[str], tuple[torch.Tensor, torch.Tensor]]
     """Function of a path: the two views of its image."""
     first = transforms.RandomResizedCrop(224, scale=(crop, 1)) if crop < 1 else transforms.Resize((224, 224))
     geometry = transforms.Compose([first, transforms.RandomHorizontalFlip(), transforms.RandomRotation(ROTATE)])
-    light = transforms.Compose(
-        [
-            transforms.ColorJitter(LIGHT, LIGHT),
-            transforms.ToTensor(),
-            transforms.Normalize([0.5056] * 3, [0.252] * 3),
-        ]
-    )
+    light = _light()
 
     def sample(path: str) -> tuple[torch.Tensor, torch.Tensor]:
         with Image.open(path) as image:
@@ -119,6 +162,12 @@ def _baseline(crop: float) -> Callable[[str], tuple[torch.Tensor, torch.Tensor]]
         return light(moved), light(moved)
 
     return sample
+
+
+def _light() -> Callable[[Image.Image], torch.Tensor]:
+    """Brightness and contrast, then a normalised tensor."""
+    jitter, mean, std = transforms.ColorJitter(LIGHT, LIGHT), [0.5056] * 3, [0.252] * 3
+    return transforms.Compose([jitter, transforms.ToTensor(), transforms.Normalize(mean, std)])
 
 
 def _draw(folder: Path, num: int, side: int) -> list[Path]:
