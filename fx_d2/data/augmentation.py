@@ -27,8 +27,8 @@ MAX_LIGHT = 0.5
 CROP_ASPECT = (3 / 4, 4 / 3)
 """Width by height of a random crop, torchvision's default."""
 
-
 _SIDE = re.compile(r"(?<![a-z])(left|right)(?![a-z])", re.IGNORECASE)
+"""A side in the name of a class: "left_lung", "Right Clavicle"."""
 
 
 class ResizeTransform(Transform):
