@@ -21,6 +21,7 @@ INSTALL_REQUIRES = [
     # cv2 for resizing and warping, and for detectron2's Visualizer. The headless build holds the same cv2 without X11
     # libraries, which cluster nodes lack.
     "opencv-python-headless>=5",
+    "kornia-rs>=0.2,<0.3",  # decodes grey PNGs twice as fast as cv2's libpng; half of a loader's time is decoding
     "pycocotools>=2.0.11",  # run-length masks and average precision; the C++ evaluator of detectron2 is not needed
     "PyYAML>=6",  # a dataset's own row, dataset.yaml
     "matplotlib>=3.11",  # detectron2's Visualizer
@@ -39,10 +40,13 @@ INSTALL_REQUIRES = [
 
 EXTRAS_REQUIRE = {
     "dicom": [
-        "pydicom>=3,<4",  # DICOM files: VOI window, MONOCHROME1, bit depth
-        "pylibjpeg>=2",  # loads the two decoders below into pydicom
-        "pylibjpeg-openjpeg>=2",  # JPEG 2000 pixels (VinDr-CXR)
-        "pylibjpeg-libjpeg>=2",  # JPEG and JPEG lossless pixels; GPL-3.0, hence only in this extra
+        "pydicom>=3,<4",  # DICOM files: modality and VOI tables, windows, MONOCHROME1, bit depth
+        # Compressed pixels, all kinds in one package: JPEG, JPEG lossless, JPEG-LS, JPEG 2000. Apache-2.0, where the
+        # usual pylibjpeg-libjpeg is GPL-3.0.
+        "python-gdcm>=3.2",
+    ],
+    "mha": [
+        "SimpleITK>=2.5",  # MHA and MHD files (NODE21)
     ],
     "dev": [
         "ruff",  # style
@@ -52,6 +56,8 @@ EXTRAS_REQUIRE = {
         "hypothesis",  # property tests of box maths, masks and schedules
         "scikit-learn",  # independent AUROC to test ours against
         "pydicom>=3,<4",  # tests write and read DICOM files
+        "python-gdcm>=3.2",  # tests compress and read DICOM files
+        "SimpleITK>=2.5",  # tests write and read MHA files
     ],
 }
 

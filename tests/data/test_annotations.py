@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ def test_round_trip(make_dataset: Callable[..., Path], spec: DatasetSpec, images
     assert second["annotated"] == {"cls": True, "loc": False, "seg": False}
     assert [row["category_id"] for row in first["annotations"]] == [0, 1]
     assert first["masks"][2] is None
+    assert (first["patient_id"], first["study_id"], second["study_id"]) == ("train_p0", "s7", "")
     np.testing.assert_array_equal(decode_masks([first["masks"][0]], "")[:, :, 0], images[0]["masks"][0])
     assert Path(first["file_name"]).is_file()
 
@@ -75,6 +77,35 @@ def test_missing_and_broken_json(tmp_path: Path, spec: DatasetSpec) -> None:
     (tmp_path / "train.json").write_text('{"info":')
     with pytest.raises(FXError, match="not a readable json"):
         load_split(tmp_path / "train.json", spec, "train")
+
+
+def test_what_is_written_of_the_release_and_the_file(
+    tmp_path: Path, spec: DatasetSpec, images: list[dict[str, Any]]
+) -> None:
+    """The release's version stands in info; tuples and numpy's numbers are written as json's."""
+    images[0] |= {"intensity": (np.uint16(0), np.uint16(4095)), "stored_size": np.array([20, 30]), "study_id": 7}
+    path = tmp_path / "train.json"
+    write_split(path, spec=spec, split="train", image_root=".", images=images, release="v2", licence="CC0")
+    info = json.loads(path.read_text())["info"]
+    assert (info["release"], info["licence"], info["dataset"], info["split"]) == ("v2", "CC0", "toy", "train")
+    first, second = load_split(path, spec, "train")
+    assert (first["intensity"], first["stored_size"], first["study_id"]) == ([0, 4095], [20, 30], "7")
+    assert (second["intensity"], second["stored_size"]) == (None, None)
+
+
+def test_content_hash(make_dataset: Callable[..., Path], spec: DatasetSpec) -> None:
+    """A changed label is noticed, another layout of the same content is not; without a hash nothing is compared."""
+    path = make_dataset() / "toy" / "train.json"
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps(document, indent=1))
+    assert len(load_split(path, spec, "train")) == 2
+    document["images"][0]["labels"][1] = 1
+    path.write_text(json.dumps(document))
+    with pytest.raises(FXError, match=r"train.json: its content is not what info.content_hash says"):
+        load_split(path, spec, "train")
+    del document["info"]["content_hash"]
+    path.write_text(json.dumps(document))
+    assert load_split(path, spec, "train")[0]["labels"] == [1, 1, None]
 
 
 @pytest.mark.parametrize(

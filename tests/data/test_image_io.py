@@ -7,8 +7,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
-from fx_d2.data.image_io import read_image
+from fx_d2.data.image_io import image_size, read_image
 from fx_d2.structures import FXError
 
 RAMP = np.linspace(0, 65535, 64 * 48).astype(np.uint16).reshape(48, 64)
@@ -17,6 +18,62 @@ RAMP = np.linspace(0, 65535, 64 * 48).astype(np.uint16).reshape(48, 64)
 def _write(path: Path, image: np.ndarray) -> Path:
     assert cv2.imwrite(str(path), image)
     return path
+
+
+def test_12_bit_data_must_be_announced(tmp_path: Path) -> None:
+    """A 16-bit file of 12-bit data is neither read dark nor stretched by guess, and never clipped."""
+    ramp = (RAMP // 16).astype(np.uint16)
+    path = _write(tmp_path / "a.png", ramp)
+    with pytest.raises(FXError, match=r"a.png: holds 16-bit values up to 4095 only: state"):
+        read_image(path)
+    exact = ramp / 4095
+    np.testing.assert_array_equal(read_image(path, intensity=(0, 4095)), np.rint(exact * 255).astype(np.uint8))
+    np.testing.assert_allclose(read_image(path, intensity=(0, 4095), dtype="float32"), exact, atol=1e-6)
+    np.testing.assert_allclose(read_image(path, intensity=(4095, 0), dtype="float32"), 1 - exact, atol=1e-6)
+    assert read_image(path, intensity=(0, 65535)).max() == 16
+    with pytest.raises(FXError, match=r"a.png: holds the value 4095, outside its `intensity` \[0, 4000\]"):
+        read_image(path, intensity=(0, 4000))
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+@pytest.mark.parametrize("shape", [(1, 1), (33, 7), (64, 129)])
+def test_every_filter_of_grey_png(tmp_path: Path, depth: int, shape: tuple[int, int]) -> None:
+    """What PIL and cv2 wrote is read exactly, and both sides come out the right way round."""
+    noise = np.random.default_rng(0).integers(0, 2**depth, shape).astype(f"uint{depth}")
+    noise[0, 0] = 2**depth - 1
+    for image in (noise, np.sort(noise, axis=0), np.sort(noise, axis=1)):
+        Image.fromarray(image).save(tmp_path / "pil.png")
+        for path in (_write(tmp_path / "cv2.png", image), tmp_path / "pil.png"):
+            wanted = (image / (2**depth - 1)).astype(np.float32)
+            np.testing.assert_allclose(read_image(path, dtype="float32"), wanted, atol=1e-7)
+            assert image_size(path) == shape
+
+
+@pytest.mark.parametrize("mode", ["1", "P", "LA", "RGBA"])
+def test_other_kinds_of_png(tmp_path: Path, mode: str) -> None:
+    """One bit, palette and alpha: the picture as it is seen."""
+    image = Image.new("L", (30, 20), 255)
+    image.paste(0, (10, 5, 20, 15))
+    image.convert(mode).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), np.asarray(image))
+
+
+def test_jsrt_file(tmp_path: Path) -> None:
+    """Big-endian, 12 bits, inverted; a shorter file or a larger value is refused."""
+    values = (np.arange(2048 * 2048) % 4096).astype(">u2")
+    path = tmp_path / "JPCLN001.IMG"
+    path.write_bytes(values.tobytes())
+    wanted = (1 - np.asarray(values, dtype=float) / 4095).reshape(2048, 2048)
+    np.testing.assert_allclose(read_image(path, dtype="float32"), wanted, atol=1e-6)
+    np.testing.assert_array_equal(read_image(path), np.rint(wanted * 255))
+    assert image_size(path) == (2048, 2048)
+    path.write_bytes(values.astype("<u2").tobytes())
+    with pytest.raises(FXError, match=r"JPCLN001.IMG: holds the value \d+, outside"):
+        read_image(path)
+    path.write_bytes(values.tobytes()[:-1])
+    for call in (read_image, image_size):
+        with pytest.raises(FXError, match=r"JPCLN001.IMG: has 8388607 bytes"):
+            call(path)
 
 
 def test_16_bit_is_scaled_not_clipped(tmp_path: Path) -> None:
@@ -33,8 +90,9 @@ def test_grey_colour_and_alpha(tmp_path: Path, suffix: str, channels: int) -> No
     image = np.repeat(grey[:, :, None], channels, axis=2)
     if channels == 4:
         image[:, :, 3] = 7
-    read = read_image(_write(tmp_path / f"a.{suffix}", image))
-    assert read.shape == (20, 30)
+    path = _write(tmp_path / f"a.{suffix}", image)
+    read = read_image(path)
+    assert read.shape == image_size(path) == (20, 30)
     np.testing.assert_allclose(read.astype(int), 90, atol=1)
 
 
@@ -48,6 +106,9 @@ def test_truncated(tmp_path: Path, suffix: str, share: float) -> None:
     path.write_bytes(data[: int(len(data) * share)])
     with pytest.raises(FXError, match=f"a.{suffix}"):
         read_image(path)
+    if share == 0:
+        with pytest.raises(FXError, match="empty file"):
+            image_size(path)
 
 
 def test_corrupt_png(tmp_path: Path) -> None:
@@ -66,7 +127,7 @@ def test_missing_and_other_formats(tmp_path: Path) -> None:
         read_image(tmp_path / "none.png")
     (tmp_path / "text.png").write_text("hello")
     for path in (tmp_path / "text.png", _write(tmp_path / "a.tiff", RAMP)):
-        with pytest.raises(FXError, match="neither JPEG nor PNG"):
+        with pytest.raises(FXError, match="not a whole PNG, JPEG"):
             read_image(path)
     (tmp_path / "fake.jpg").write_bytes(b"\xff\xd8\xff" + b"0" * 50 + b"\xff\xd9")
     with pytest.raises(FXError, match="cannot be decoded"):

@@ -1,0 +1,72 @@
+"""MetaImage files (.mha, .mhd with its raw file) as 2-D arrays of stored values, read with SimpleITK.
+
+SimpleITK comes with `pip install fx_d2[mha]` and is imported only when such a file is read.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from fx_d2.structures import FXError
+
+SUFFIXES = (".mha", ".mhd")
+
+
+def read_metaimage(path: Path) -> np.ndarray:
+    """The stored values (H, W), of the file's own type, of an image with one slice and one value a pixel.
+
+    Raises:
+        FXError: naming the file: SimpleITK is missing, a broken or truncated file, a volume or a colour image.
+    """
+    sitk = _simpleitk(path)
+    reader = _header(sitk, path)
+    size = _size(reader, path)
+    try:
+        return sitk.GetArrayFromImage(reader.Execute()).reshape(size)
+    except RuntimeError:
+        raise _broken(path) from None
+
+
+def metaimage_size(path: Path) -> tuple[int, int]:
+    """(height, width) from the header; FXError as in `read_metaimage`."""
+    return _size(_header(_simpleitk(path), path), path)
+
+
+def _simpleitk(path: Path) -> ModuleType:
+    try:
+        import SimpleITK
+    except ImportError:
+        raise FXError(f"{path}: reading MHA and MHD needs SimpleITK: pip install fx_d2[mha]") from None
+    return SimpleITK
+
+
+def _header(sitk: ModuleType, path: Path) -> Any:
+    """A SimpleITK reader that has read the header."""
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("MetaImageIO")
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:
+        raise _broken(path) from None
+    return reader
+
+
+def _size(reader: Any, path: Path) -> tuple[int, int]:
+    width, height, *others = reader.GetSize()
+    values = reader.GetNumberOfComponents()
+    if values != 1 or any(side != 1 for side in others):
+        raise FXError(
+            f"{path}: is of size {reader.GetSize()} with {values} values a pixel; "
+            "a chest X-ray has one slice and one value a pixel"
+        )
+    return height, width
+
+
+def _broken(path: Path) -> FXError:
+    # ITK's own text is a page of its source files; what it has to say it has written to stderr.
+    return FXError(f"{path}: broken or truncated MHA or MHD file, or its raw file is missing")
