@@ -1,0 +1,82 @@
+"""Boxes that a release does not state: extents of masks, and one box from those of several readers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from fx_d2.structures import FXError
+
+Box = list[float]
+"""x, y, width, height in pixels."""
+
+MASK_RULES = ("annotations", "components", "extent")
+"""How boxes follow from the masks of a class: see `boxes_of_masks`."""
+
+
+def boxes_of_masks(masks: Sequence[np.ndarray], rule: str, min_pixels: int = 1) -> list[Box]:
+    """The boxes of one class from its masks on one image.
+
+    Args:
+        masks: one array (H, W) an annotation, nonzero = inside; equal shapes, may overlap or be empty.
+        rule: "annotations": the extent of each mask; "components": of each 8-connected piece of their union;
+            "extent": of the union as a whole.
+        min_pixels: smaller masks (or pieces, by the rule) give no box.
+
+    Returns:
+        boxes [x, y, w, h] of whole pixels; empty masks give none.
+    """
+    if rule not in MASK_RULES:
+        raise FXError(f"rule {rule!r} of boxes from masks must be one of {MASK_RULES}")
+    if not masks:
+        return []
+    parts = [mask != 0 for mask in masks]
+    if rule != "annotations":
+        parts = [np.any(parts, axis=0)]
+    if rule == "components":
+        _, _, stats, _ = cv2.connectedComponentsWithStats(parts[0].astype(np.uint8), connectivity=8)
+        return [[float(v) for v in row[:4]] for row in stats[1:] if row[cv2.CC_STAT_AREA] >= min_pixels]
+    return [_extent(part) for part in parts if part.sum() >= max(1, min_pixels)]
+
+
+def fuse_boxes(boxes: Sequence[Box], min_iou: float) -> tuple[list[Box], list[list[int]]]:
+    """Weighted boxes fusion (Solovyev et al. 2021) of boxes without scores: boxes of one class by several readers.
+
+    In the given order a box joins the fused box it overlaps most, if by more than `min_iou`, else it begins a new one;
+    a fused box is the mean of the corners of its members and moves with each. Readers' boxes weigh the same.
+
+    Args:
+        boxes: [x, y, w, h] of one class on one image.
+        min_iou: intersection over union above which two boxes mean one thing, in (0, 1).
+
+    Returns:
+        the fused boxes, and for each the places of its members in `boxes`.
+    """
+    corners = [np.array([x, y, x + w, y + h], dtype=np.float64) for x, y, w, h in boxes]
+    fused: list[np.ndarray] = []
+    members: list[list[int]] = []
+    for place, corner in enumerate(corners):
+        overlaps = [_iou(corner, other) for other in fused]
+        best = int(np.argmax(overlaps)) if overlaps else -1
+        if best < 0 or overlaps[best] <= min_iou:
+            fused.append(corner)
+            members.append([place])
+        else:
+            members[best].append(place)
+            fused[best] = np.mean([corners[i] for i in members[best]], axis=0)
+    return [[float(a), float(b), float(c - a), float(d - b)] for a, b, c, d in fused], members
+
+
+def _extent(mask: np.ndarray) -> Box:
+    """The box of the True pixels of a mask that has some."""
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    return [float(columns[0]), float(rows[0]), float(np.ptp(columns) + 1), float(np.ptp(rows) + 1)]
+
+
+def _iou(a: np.ndarray, b: np.ndarray) -> float:
+    """Intersection over union of two boxes given by corners x1, y1, x2, y2."""
+    sides = np.clip(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0, None)
+    both = float(sides.prod())
+    return both / float((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - both)

@@ -1,0 +1,64 @@
+"""Boxes from masks, and one box from several readers'."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fx_d2.data.derived_boxes import boxes_of_masks, fuse_boxes
+from fx_d2.structures import FXError
+
+
+def masks() -> list[np.ndarray]:
+    """Two masks that touch by a corner, one of two pieces."""
+    first, second = np.zeros((2, 20, 30), np.uint8)
+    first[2:5, 3:8] = 1
+    first[10, 20] = 7
+    second[5:9, 8:10] = 255
+    return [first, second]
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ("annotations", [[3, 2, 18, 9], [8, 5, 2, 4]]),
+        ("components", [[3, 2, 7, 7], [20, 10, 1, 1]]),
+        ("extent", [[3, 2, 18, 9]]),
+    ],
+)
+def test_boxes_follow_the_rule(rule: str, expected: list[list[float]]) -> None:
+    assert boxes_of_masks(masks(), rule) == expected
+
+
+def test_small_pieces_and_empty_masks_give_no_box() -> None:
+    assert boxes_of_masks(masks(), "components", min_pixels=2) == [[3, 2, 7, 7]]
+    assert boxes_of_masks(masks(), "annotations", min_pixels=9) == [[3, 2, 18, 9]]
+    for rule in ("annotations", "components", "extent"):
+        assert boxes_of_masks([np.zeros((4, 5))], rule) == boxes_of_masks([], rule) == []
+
+
+def test_unknown_rule_is_refused() -> None:
+    with pytest.raises(FXError, match="'hull' of boxes from masks"):
+        boxes_of_masks(masks(), "hull")
+
+
+def test_readers_boxes_become_the_mean_of_those_that_overlap() -> None:
+    boxes = [[0.0, 0.0, 10.0, 10.0], [50.0, 50.0, 10.0, 20.0], [1.0, 2.0, 10.0, 8.0], [2.0, 1.0, 9.0, 9.0]]
+    fused, members = fuse_boxes(boxes, 0.5)
+    assert members == [[0, 2, 3], [1]]
+    assert np.allclose(fused, [[1, 1, 29 / 3, 9], [50, 50, 10, 20]])
+
+
+def test_the_threshold_and_the_best_overlap_decide() -> None:
+    half = [[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 5.0]]  # IoU exactly 0.5
+    assert len(fuse_boxes(half, 0.5)[0]) == 2 and len(fuse_boxes(half, 0.49)[0]) == 1
+    rivals = [[0.0, 0.0, 10.0, 10.0], [6.0, 0.0, 10.0, 10.0], [5.0, 0.0, 10.0, 10.0]]
+    assert fuse_boxes(rivals, 0.3)[1] == [[0], [1, 2]]
+    assert fuse_boxes([], 0.5) == ([], [])
+
+
+def test_a_fused_box_moves_with_its_members() -> None:
+    # The third overlaps the first by less than the threshold, and the mean of the first two by more.
+    chain = [[0.0, 0.0, 10.0, 10.0], [3.0, 0.0, 10.0, 10.0], [4.5, 0.0, 10.0, 10.0]]
+    assert fuse_boxes([chain[0], chain[2]], 0.5)[1] == [[0], [1]]
+    assert fuse_boxes(chain, 0.5)[1] == [[0, 1, 2]]
