@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
 
-from fx_d2.structures import FXError
+from fx_d2.data.codecs import merge_masks
+from fx_d2.data.masks import encode_mask
+from fx_d2.structures import DatasetSpec, FXError
 
 Box = list[float]
 """x, y, width, height in pixels."""
@@ -39,6 +42,32 @@ def boxes_of_masks(masks: Sequence[np.ndarray], rule: str, min_pixels: int = 1) 
         _, _, stats, _ = cv2.connectedComponentsWithStats(parts[0].astype(np.uint8), connectivity=8)
         return [[float(v) for v in row[:4]] for row in stats[1:] if row[cv2.CC_STAT_AREA] >= min_pixels]
     return [_extent(part) for part in parts if part.sum() >= max(1, min_pixels)]
+
+
+def annotate_from_masks(
+    spec: DatasetSpec, masks: Mapping[str, Sequence[np.ndarray]], shape: tuple[int, int], rule: str, min_pixels: int = 1
+) -> dict[str, Any]:
+    """Labels, boxes and masks of an image whose findings are all masks: part of a mapping for `write_split`.
+
+    Args:
+        spec: the row; its classes have the same names in every task.
+        masks: class name -> masks (H, W) of its annotations, by `boxes_of_masks`; a class without is absent.
+        shape: (H, W).
+        rule: see `boxes_of_masks`.
+        min_pixels: likewise.
+
+    Returns:
+        `labels` (1 where a mask has a pixel, else 0), `boxes` and `masks` (merged), each None where the row has no
+        classes for it.
+    """
+    merged = {name: merge_masks([np.zeros(shape, np.uint8), *found]) for name, found in masks.items()}
+    empty = np.zeros(shape, np.uint8)
+    boxes = [(name, box) for name in spec.loc_classes for box in boxes_of_masks(masks.get(name, ()), rule, min_pixels)]
+    return {
+        "labels": [int(merged.get(name, empty).any()) for name in spec.cls_classes] or None,
+        "boxes": boxes if spec.loc_classes else None,
+        "masks": [encode_mask(merged.get(name, empty)) for name in spec.seg_classes] or None,
+    }
 
 
 def fuse_boxes(boxes: Sequence[Box], min_iou: float) -> tuple[list[Box], list[list[int]]]:

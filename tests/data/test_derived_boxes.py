@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fx_d2.data.derived_boxes import boxes_of_masks, fuse_boxes
-from fx_d2.structures import FXError
+from fx_d2.data.derived_boxes import annotate_from_masks, boxes_of_masks, fuse_boxes
+from fx_d2.data.masks import decode_masks
+from fx_d2.structures import DatasetSpec, FXError
 
 
 def masks() -> list[np.ndarray]:
@@ -40,6 +41,18 @@ def test_small_pieces_and_empty_masks_give_no_box() -> None:
 def test_unknown_rule_is_refused() -> None:
     with pytest.raises(FXError, match="'hull' of boxes from masks"):
         boxes_of_masks(masks(), "hull")
+
+
+def test_masks_make_labels_boxes_and_merged_masks() -> None:
+    names = ("a", "b")
+    spec = DatasetSpec(name="d", title="D", cls_classes=names, loc_classes=names, seg_classes=names)
+    row = annotate_from_masks(spec, {"b": masks()}, (20, 30), "annotations")
+    assert row["labels"] == [0, 1]
+    assert row["boxes"] == [("b", [3, 2, 18, 9]), ("b", [8, 5, 2, 4])]
+    decoded = decode_masks(row["masks"], "test")
+    assert not decoded[..., 0].any() and np.array_equal(decoded[..., 1], np.any(masks(), axis=0))
+    only = annotate_from_masks(DatasetSpec(name="d", title="D", loc_classes=names), {}, (20, 30), "extent")
+    assert only == {"labels": None, "boxes": [], "masks": None}
 
 
 def test_readers_boxes_become_the_mean_of_those_that_overlap() -> None:
