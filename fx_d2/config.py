@@ -35,19 +35,25 @@ def _add_data(cfg: CN) -> None:
 
     # Images are resized to this (height, width) in pixels, aspect ratio not kept, as in the reference recipe.
     cfg.INPUT.SIZE = [224, 224]
+    # Reduce images to this shorter side in pixels as they are read, before augmentation (0: full size). A cache made
+    # when the dataset was prepared (--cache-size) holds the same pixels and is quicker; it must not be smaller.
+    cfg.INPUT.READ_SIZE = 0
+    # Grey values of the network's input, in 0..255: "uint8", or "float32", which keeps all the depth of 12- and 16-bit
+    # images and does without a cache.
+    cfg.INPUT.DTYPE = "uint8"
     # What the teacher sees: "same" tensor as the student, or its own "photometric" view (geometry must agree,
     # because tokens and maps are compared position by position).
     cfg.INPUT.TEACHER_VIEW = "photometric"
     # Augmentation per task. FLIP: probability of a left-right flip (classes with a side are swapped);
-    # CROP: smallest side of a random crop relative to the image (1 = no crop); ROTATE: degrees;
-    # SCALE, SHIFT: relative range of a random affine window; BRIGHTNESS, CONTRAST: +- relative range.
+    # CROP_AREA: smallest area of a random crop relative to the image (1 = no crop; reference: 0.08 for classification);
+    # ROTATE: degrees; SCALE, SHIFT: relative range of a random affine window; BRIGHTNESS, CONTRAST: +- relative range.
     for task, crop, rotate, scale, shift in (
-        ("CLS", 0.7, 7.0, 0.0, 0.0),
+        ("CLS", 0.5, 7.0, 0.0, 0.0),
         ("LOC", 1.0, 0.0, 0.0, 0.0),
         ("SEG", 1.0, 10.0, 0.1, 0.0625),
     ):
         cfg.INPUT[task] = CN(
-            {"FLIP": 0.5, "CROP": crop, "ROTATE": rotate, "SCALE": scale, "SHIFT": shift}
+            {"FLIP": 0.5, "CROP_AREA": crop, "ROTATE": rotate, "SCALE": scale, "SHIFT": shift}
             | {"BRIGHTNESS": 0.2, "CONTRAST": 0.2}
         )
 

@@ -206,7 +206,7 @@ def declared_packages() -> set[str]:
 def test_every_import_is_declared() -> None:
     distribution = {"cv2": "opencv-python-headless", "PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn"}
     distribution |= {"kornia_rs": "kornia-rs"}
-    known = set(sys.stdlib_module_names) | {"fx_d2", "detectron2", "synthetic", "datasets", "__future__"}
+    known = set(sys.stdlib_module_names) | {"fx_d2", "detectron2", "synthetic", "datasets", "benchmarks", "__future__"}
     declared = declared_packages()
     for path in [*SOURCES, *PROGRAMS]:
         local = {p.stem for p in path.parent.iterdir()}

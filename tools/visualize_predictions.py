@@ -18,7 +18,7 @@ import numpy as np
 from detectron2.config import CfgNode
 from PIL import Image
 
-from fx_d2.data import get_dicts, read_image
+from fx_d2.data import get_dicts, read_full_size
 from fx_d2.evaluation import prediction_record, read_predictions
 from fx_d2.structures import FXError, spec_of
 from fx_d2.visualization import draw_comparison, predicted_findings, truth_findings
@@ -60,7 +60,7 @@ def draw_split(args: argparse.Namespace) -> list[Path]:
     written = []
     for sample in chosen:
         picture = draw_comparison(
-            read_image(sample["file_name"]),
+            read_full_size(sample),
             spec,
             truth_findings(sample),
             predicted_findings(records[sample["image_id"]], args.score_thresh),

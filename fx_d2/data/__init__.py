@@ -1,8 +1,9 @@
 """Data: table of datasets, annotation format, catalog, image reader, augmentation, mappers, sampler, loaders."""
 
 from fx_d2.data.annotations import check_patients, load_spec, load_split, write_spec, write_split
+from fx_d2.data.cache import cache_images, read_full_size, read_record
 from fx_d2.data.catalog import check_images, dataset_root, get_dicts, register_datasets, register_spec
-from fx_d2.data.image_io import read_image
+from fx_d2.data.image_io import image_size, read_image
 from fx_d2.data.loaders import Loader, TrainData, build_test_loader, build_train_data
 from fx_d2.data.mapper import EvalMapper, TrainMapper
 from fx_d2.data.sampler import PassBatchSampler, SampleKey, images_in_pass, steps_in_pass
@@ -18,14 +19,18 @@ __all__ = [
     "TrainMapper",
     "build_test_loader",
     "build_train_data",
+    "cache_images",
     "check_images",
     "check_patients",
     "dataset_root",
     "get_dicts",
+    "image_size",
     "images_in_pass",
     "load_spec",
     "load_split",
+    "read_full_size",
     "read_image",
+    "read_record",
     "register_datasets",
     "register_spec",
     "steps_in_pass",

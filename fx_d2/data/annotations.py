@@ -35,6 +35,7 @@ def write_split(
     images: Sequence[Mapping[str, Any]],
     source: str = "",
     licence: str = "",
+    release: str = "",
 ) -> None:
     """Write one split; the file appears complete or not at all.
 
@@ -46,16 +47,19 @@ def write_split(
         images: one mapping an image with `file_name` (relative to image_root), `width`, `height` (pixels),
             `patient_id`, and per task, None meaning not annotated: `labels` (list per cls class of 1, 0,
             -1 = uncertain, None = blank), `boxes` (list of (class name, [x, y, w, h] in pixels); empty list = true
-            negative), `masks` (list per seg class of array (H, W), RLE, or None = unknown; all-zero = annotated and
-            absent).
-            Optional: `ignore_mask` (array or RLE: pixels to leave out of loss and metrics), `meta` (plain data).
+            negative), `masks` (list per seg class of array (H, W), RLE, {"file": mask file relative to image_root, read
+            when needed}, or None = unknown; all-zero = annotated and absent).
+            Optional: `study_id`; `intensity` ([black, white] of the stored values, see `read_image`); `stored_size`
+            (see `cache_images`); `ignore_mask` (array or RLE: pixels to leave out of loss and metrics); `meta` (plain
+            data).
         source: where the data comes from; empty: the row's.
         licence: its terms; empty: the row's.
+        release: version of the public release.
 
     Raises:
         FXError: anything `load_split` would refuse, naming the image.
     """
-    request = SplitRequest(Path(path), split, images, source, licence)
+    request = SplitRequest(Path(path), split, images, source, licence, release)
     write_splits([request], spec=spec, image_root=image_root)
 
 
@@ -68,6 +72,7 @@ class SplitRequest:
     images: Sequence[Mapping[str, Any]]
     source: str = ""
     licence: str = ""
+    release: str = ""
 
 
 def write_splits(requests: Sequence[SplitRequest], *, spec: DatasetSpec, image_root: str | Path) -> None:
@@ -99,6 +104,7 @@ def _split_text(request: SplitRequest, spec: DatasetSpec, image_root: str | Path
         "image_root": str(image_root),
         "source": request.source or spec.source,
         "licence": request.licence or spec.licence,
+        "release": request.release,
         "content_hash": content_hash(content),
     }
     document = {"info": info, **content}
@@ -117,14 +123,17 @@ def content_hash(document: Mapping[str, Any]) -> str:
 def load_split(path: str | Path, spec: DatasetSpec, split: str) -> list[dict[str, Any]]:
     """The validated Detectron2 dicts of one split, in the order of the file.
 
-    Each dict: dataset, file_name (absolute), image_id, height, width, patient_id, labels (list of 1, 0, -1, None, or
-    None), annotated {task: bool}, annotations (list of {bbox, bbox_mode XYWH_ABS, category_id 0-based}), masks (list of
-    RLE or None, or None), ignore_mask (RLE or None), meta. `annotated["cls"]` is False for an image whose labels all
+    Each dict: dataset, file_name (absolute), image_id, height, width, intensity ([black, white] or None), stored_size
+    ([height, width] of the file where it is a smaller copy, or None), patient_id, study_id ("": not known), labels
+    (list of 1, 0, -1, None, or None), annotated {task: bool}, annotations (list of {bbox, bbox_mode XYWH_ABS,
+    category_id 0-based}), masks (list of RLE, {"file": absolute path} or None, or None; see `masks.image_masks`),
+    ignore_mask (RLE or None), meta. `annotated["cls"]` is False for an image whose labels all
     become unknown under the row's policies. Image files are not touched: see `catalog.check_images`.
 
     Raises:
         FXError: a missing or broken file, another format or version, class lists that do not fit the row, no images,
-            or an image or annotation with wrong content; the message names it.
+            an image or annotation with wrong content (the message names it), or a content that `info.content_hash`,
+            where there is one, does not fit.
     """
     path = Path(path)
     where = str(path)
@@ -136,7 +145,14 @@ def load_split(path: str | Path, spec: DatasetSpec, split: str) -> list[dict[str
         raise FXError(f"{where}: not a readable json file ({error})") from None
     _check_head(document, spec, split, where)
     root = document["info"].get("image_root", "")
-    return read_records(document, spec, where, image_root=os.path.abspath(path.parent / root))
+    records = read_records(document, spec, where, image_root=os.path.abspath(path.parent / root))
+    stated = document["info"].get("content_hash")
+    if stated and stated != content_hash(document):
+        raise FXError(
+            f"{where}: its content is not what info.content_hash says: it was changed or damaged after it was written; "
+            "prepare the dataset again (after a deliberate change by hand, remove content_hash)"
+        )
+    return records
 
 
 def write_spec(folder: str | Path, spec: DatasetSpec) -> None:
@@ -227,10 +243,9 @@ def _image_row(image: Mapping[str, Any], image_id: int, spec: DatasetSpec, path:
         raise FXError(f"{where}: lacks {error}") from None
     if not spec.seg_classes and row["masks"] is not None:
         raise FXError(f"{where}: has masks, but the row {spec.name!r} has no seg classes")
+    row |= {key: image[key] for key in ("study_id", "intensity", "stored_size", "meta") if image.get(key)}
     if image.get("ignore_mask") is not None:
         row["ignore_mask"] = _as_rle(image["ignore_mask"], where)
-    if image.get("meta"):
-        row["meta"] = dict(image["meta"])
     return row
 
 
@@ -244,11 +259,11 @@ def _labels(labels: Sequence[Any] | None, where: str) -> list[int | None] | None
     return [None if value is None else int(value) for value in labels]
 
 
-def _masks(masks: Sequence[Any] | None, where: str) -> list[Rle | None] | None:
-    """Masks as RLEs; a list of only unknown masks is no annotation."""
+def _masks(masks: Sequence[Any] | None, where: str) -> list[dict[str, Any] | None] | None:
+    """Masks as RLEs or names of files; a list of only unknown masks is no annotation."""
     if masks is None or all(mask is None for mask in masks):
         return None
-    return [None if mask is None else _as_rle(mask, where) for mask in masks]
+    return [mask if mask is None or "file" in mask else _as_rle(mask, where) for mask in masks]
 
 
 def _as_rle(mask: np.ndarray | Mapping[str, Any], where: str) -> Rle:

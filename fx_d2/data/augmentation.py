@@ -1,7 +1,9 @@
 """Augmentation of 2-D grey images with their boxes and masks, on Detectron2's transforms.
 
 Order: crop (full resolution), resize to the network's size (antialiased), flip, then rotation, scale and shift as one
-affine warp of the small image, then brightness and contrast. Random numbers come from numpy's global generator, as
+affine warp of the small image, then brightness and contrast as one table of grey values. Images stay bytes until the
+model normalises them, so no step sees values of another range (the reference changed brightness of normalised images
+under a clip to [0, 1], which left nearly blank pictures). Random numbers come from numpy's global generator, as
 everywhere in Detectron2; the mapper seeds it for each sample.
 """
 
@@ -13,9 +15,117 @@ import cv2
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
-from fvcore.transforms.transform import HFlipTransform, Transform, TransformList
+from fvcore.transforms.transform import CropTransform, HFlipTransform, NoOpTransform, Transform, TransformList
 
+from fx_d2.data.cache import resize_image
 from fx_d2.structures import DatasetSpec, FXError
+
+MAX_LIGHT = 0.5
+"""Largest range of brightness and contrast: below it no picture can become blank."""
+
+CROP_ASPECT = (3 / 4, 4 / 3)
+"""Width by height of a random crop, torchvision's default."""
+
+
+class ResizeTransform(Transform):
+    """A change of size: images are averaged or interpolated (`resize_image`), masks take the nearest pixel."""
+
+    def __init__(self, *, old: tuple[int, int], new: tuple[int, int]) -> None:
+        """old, new: (height, width)."""
+        super().__init__()
+        self.old, self.new = old, new
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        """Resize an image (H, W) of uint8 or float32."""
+        return resize_image(img, self.new)
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        """Map points (N, 2) of x, y."""
+        return coords * (self.new[1] / self.old[1], self.new[0] / self.old[0])
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """Resize a mask or a packed bit plane (H, W)."""
+        return cv2.resize(segmentation, self.new[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+
+
+class Resize(T.Augmentation):
+    """To a fixed size, aspect ratio not kept."""
+
+    def __init__(self, *, size: tuple[int, int]) -> None:
+        """size: (height, width)."""
+        super().__init__()
+        self.size = size
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """The change of size of an image (H, W)."""
+        return ResizeTransform(old=image.shape[:2], new=self.size)
+
+
+class RandomAreaCrop(T.Augmentation):
+    """A random crop by area and aspect ratio: the crop of torchvision's RandomResizedCrop, without the resize."""
+
+    def __init__(self, *, area: float) -> None:
+        """area: smallest share of the image's area, in (0, 1]; the largest is 1."""
+        super().__init__()
+        self.area = area
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """Draw the window; a drawn window that does not fit is drawn again, ten times, then nothing is cropped.
+
+        The sides of windows in large images are multiples of eight, which `resize_image` halves quickly.
+        """
+        height, width = image.shape[:2]
+        unit = 8 if min(height, width) >= 256 else 1
+        for _ in range(10):
+            area = np.random.uniform(self.area, 1) * height * width
+            aspect = np.exp(np.random.uniform(*np.log(CROP_ASPECT)))
+            w, h = (max(1, round(side / unit)) * unit for side in (np.sqrt(area * aspect), np.sqrt(area / aspect)))
+            if w <= width and h <= height:
+                x, y = np.random.randint(width - w + 1), np.random.randint(height - h + 1)
+                return CropTransform(x, y, w, h, width, height)
+        return NoOpTransform()
+
+
+class LightTransform(Transform):
+    """Brightness, then contrast about the mean; grey values beyond 0..255 are cut off."""
+
+    def __init__(self, *, brightness: float, contrast: float) -> None:
+        """brightness, contrast: factors, 1 = no change."""
+        super().__init__()
+        self.brightness, self.contrast = brightness, contrast
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        """Change the light of an image (H, W) of uint8 or float32, both in 0..255."""
+        scale = self.brightness * self.contrast
+        offset = self.brightness * cv2.mean(img)[0] * (1 - self.contrast)
+        if img.dtype != np.uint8:
+            return np.clip(img * np.float32(scale) + np.float32(offset), 0, 255)
+        table = np.rint(np.clip(np.arange(256) * scale + offset, 0, 255)).astype(np.uint8)
+        return cv2.LUT(img, table)
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        """Points stay where they are."""
+        return coords
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """Masks know no light."""
+        return segmentation
+
+
+class RandomLight(T.Augmentation):
+    """Uniform random brightness and contrast."""
+
+    def __init__(self, *, brightness: float, contrast: float) -> None:
+        """brightness, contrast: relative ranges about 1, in [0, MAX_LIGHT]."""
+        super().__init__()
+        self.brightness, self.contrast = brightness, contrast
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """Draw both factors."""
+        return LightTransform(
+            brightness=np.random.uniform(1 - self.brightness, 1 + self.brightness),
+            contrast=np.random.uniform(1 - self.contrast, 1 + self.contrast),
+        )
 
 
 class AffineTransform(Transform):
@@ -72,7 +182,7 @@ class TaskAugmentation:
         self._photometric = T.AugmentationList(photometric)
 
     def geometry(self, image: np.ndarray) -> tuple[np.ndarray, TransformList, bool]:
-        """Draw a geometry for an image uint8 (H, W).
+        """Draw a geometry for an image uint8 or float32 (H, W).
 
         Returns:
             the moved image, the transform (for boxes and masks), and whether left and right changed sides.
@@ -82,44 +192,37 @@ class TaskAugmentation:
         return moved.image, transform, _count_flips(transform) % 2 == 1
 
     def photometry(self, image: np.ndarray) -> np.ndarray:
-        """A copy of an image uint8 (H, W) with newly drawn brightness and contrast."""
+        """An image (H, W) of 0..255 with newly drawn brightness and contrast."""
         lit = T.AugInput(image)
         self._photometric(lit)
-        return np.array(lit.image)
+        return lit.image
 
 
 def build_augmentation(cfg: CfgNode, task: str, spec: DatasetSpec) -> TaskAugmentation:
     """The augmentation of INPUT.{CLS,LOC,SEG}; FXError for a value out of range, naming the key.
 
-    All parts are optional: a range of 0 (CROP: 1) leaves the part out. `spec` is not needed to move pixels; classes
-    with a side are swapped by the mapper through `spec.flip_permutation`.
+    All parts are optional: a range of 0 (CROP_AREA: 1) leaves the part out. `spec` is named in errors; classes with a
+    side are swapped by the mapper through `spec.flip_permutation`.
     """
     values = cfg.INPUT[task.upper()]
     _check_ranges(values, f"INPUT.{task.upper()} (dataset {spec.name})")
     geometric: list[T.Augmentation] = []
-    if values.CROP < 1:
-        geometric.append(T.RandomCrop("relative_range", (values.CROP, values.CROP)))
-    geometric.append(T.Resize(tuple(cfg.INPUT.SIZE)))
+    if values.CROP_AREA < 1:
+        geometric.append(RandomAreaCrop(area=values.CROP_AREA))
+    geometric.append(Resize(size=tuple(cfg.INPUT.SIZE)))
     if values.FLIP > 0:
         geometric.append(T.RandomFlip(prob=values.FLIP))
     if values.ROTATE > 0 or values.SCALE > 0 or values.SHIFT > 0:
         geometric.append(RandomAffine(rotate=values.ROTATE, scale=values.SCALE, shift=values.SHIFT))
     photometric: list[T.Augmentation] = []
-    if values.BRIGHTNESS > 0:
-        photometric.append(T.RandomBrightness(1 - values.BRIGHTNESS, 1 + values.BRIGHTNESS))
-    if values.CONTRAST > 0:
-        photometric.append(T.RandomContrast(1 - values.CONTRAST, 1 + values.CONTRAST))
+    if values.BRIGHTNESS > 0 or values.CONTRAST > 0:
+        photometric.append(RandomLight(brightness=values.BRIGHTNESS, contrast=values.CONTRAST))
     return TaskAugmentation(geometric=geometric, photometric=photometric)
 
 
-def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """An image uint8 (H, W) at `size` (height, width), with the same antialiased resize that training uses."""
-    return np.array(T.ResizeTransform(*image.shape[:2], *size).apply_image(image))
-
-
 def _check_ranges(values: dict[str, Any], where: str) -> None:
-    limits = {"FLIP": (0, 1), "CROP": (0.01, 1), "ROTATE": (0, 180), "SCALE": (0, 0.99), "SHIFT": (0, 1)}
-    for key, (low, high) in (limits | {"BRIGHTNESS": (0, 1), "CONTRAST": (0, 1)}).items():
+    limits = {"FLIP": (0, 1), "CROP_AREA": (0.01, 1), "ROTATE": (0, 180), "SCALE": (0, 0.99), "SHIFT": (0, 1)}
+    for key, (low, high) in (limits | {"BRIGHTNESS": (0, MAX_LIGHT), "CONTRAST": (0, MAX_LIGHT)}).items():
         if not low <= values[key] <= high:
             raise FXError(f"{where}: {key} is {values[key]}, it must be in [{low}, {high}]")
 

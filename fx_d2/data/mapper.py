@@ -12,9 +12,9 @@ from detectron2.config import CfgNode, configurable
 from detectron2.structures import Boxes, Instances
 from fvcore.transforms.transform import TransformList
 
-from fx_d2.data.augmentation import TaskAugmentation, build_augmentation, resize_image
-from fx_d2.data.image_io import read_image
-from fx_d2.data.masks import Rle, decode_masks
+from fx_d2.data.augmentation import ResizeTransform, TaskAugmentation, build_augmentation
+from fx_d2.data.cache import read_record, resize_image
+from fx_d2.data.masks import Rle, decode_masks, image_masks
 from fx_d2.structures import DatasetSpec, FXError
 
 MIN_VISIBLE = 0.1
@@ -32,7 +32,14 @@ class TrainMapper:
 
     @configurable
     def __init__(
-        self, *, spec: DatasetSpec, task: str, augmentation: TaskAugmentation, teacher_view: str = "photometric"
+        self,
+        *,
+        spec: DatasetSpec,
+        task: str,
+        augmentation: TaskAugmentation,
+        teacher_view: str = "photometric",
+        read_size: int = 0,
+        dtype: str = "uint8",
     ) -> None:
         """See `from_config`: `TrainMapper(cfg, spec, task)`.
 
@@ -41,10 +48,13 @@ class TrainMapper:
             task: "cls", "loc" or "seg".
             augmentation: geometry and photometry of that task.
             teacher_view: "same", or "photometric": one more image of equal geometry and its own photometry.
+            read_size: shorter side in pixels that images are reduced to when they are read; 0: as stored.
+            dtype: of the images, "uint8" or "float32", both in 0..255.
         """
         if teacher_view not in ("same", "photometric"):
             raise FXError(f"INPUT.TEACHER_VIEW must be 'same' or 'photometric', not {teacher_view!r}")
         self.spec, self.task, self.augmentation, self.teacher_view = spec, task, augmentation, teacher_view
+        self.read_size, self.dtype = read_size, _checked_dtype(dtype)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, spec: DatasetSpec, task: str) -> dict[str, Any]:
@@ -55,6 +65,8 @@ class TrainMapper:
             "task": task,
             "augmentation": build_augmentation(cfg, task, spec),
             "teacher_view": cfg.INPUT.TEACHER_VIEW if teacher else "same",
+            "read_size": cfg.INPUT.READ_SIZE,
+            "dtype": cfg.INPUT.DTYPE,
         }
 
     def __call__(self, record: dict[str, Any], seed: int) -> dict[str, Any]:
@@ -65,8 +77,8 @@ class TrainMapper:
             seed: 0 .. 2**32 - 1; all randomness of the sample follows from it.
 
         Returns:
-            dataset, task, image_id, file_name, height, width (original pixels), image uint8 (1, H, W), teacher_image
-            (the same type; only with teacher_view "photometric"), and by task:
+            dataset, task, image_id, file_name, height, width (original pixels), image uint8 or float32 (1, H, W) in
+            0..255, teacher_image (the same type; only with teacher_view "photometric"), and by task:
             cls: labels float32 (C,), NaN = unknown;
             loc: instances with gt_boxes (float32 xyxy, network pixels) and gt_classes (int64);
             seg: masks float32 0/1 (C, H, W), mask_known bool (C,), mask_valid bool (H, W), False = ignore.
@@ -74,9 +86,10 @@ class TrainMapper:
         Raises:
             FXError: naming the file, when it cannot be read or has not the annotated size.
         """
-        image = _read_checked(record)
+        image = read_record(record, self.read_size, self.dtype)
         with _numpy_seed(seed):
             small, transform, flipped = self.augmentation.geometry(image)
+            transform = _from_original(record, image) + transform
             sample = _header(record) | {"task": self.task, "image": _to_tensor(self.augmentation.photometry(small))}
             if self.teacher_view == "photometric":
                 sample["teacher_image"] = _to_tensor(self.augmentation.photometry(small))
@@ -96,29 +109,32 @@ class EvalMapper:
     """Reads and resizes one image without augmentation and hands on its whole annotation in original pixels."""
 
     @configurable
-    def __init__(self, *, spec: DatasetSpec, size: tuple[int, int]) -> None:
-        """See `from_config`: `EvalMapper(cfg, spec)`. size: the network's (height, width)."""
-        self.spec, self.size = spec, size
+    def __init__(self, *, spec: DatasetSpec, size: tuple[int, int], read_size: int = 0, dtype: str = "uint8") -> None:
+        """See `from_config`: `EvalMapper(cfg, spec)`. size: the network's (height, width); others: `TrainMapper`."""
+        self.spec, self.size, self.read_size, self.dtype = spec, size, read_size, _checked_dtype(dtype)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, spec: DatasetSpec) -> dict[str, Any]:
-        """Arguments from INPUT.SIZE."""
-        return {"spec": spec, "size": tuple(cfg.INPUT.SIZE)}
+        """Arguments from INPUT."""
+        sizes = {"size": tuple(cfg.INPUT.SIZE), "read_size": cfg.INPUT.READ_SIZE}
+        return {"spec": spec, **sizes, "dtype": cfg.INPUT.DTYPE}
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
         """One sample.
 
         Returns:
-            dataset, image_id, file_name, height, width, image uint8 (1, H, W) at the network's size, annotated,
-            annotations (as in the record), masks (list of RLE or None, or None), ignore_mask, patient_id, meta, and,
-            where annotated for cls, labels float32 (C,), NaN = unknown (an uncertain label of policy "soft" included).
+            dataset, image_id, file_name, height, width, image uint8 or float32 (1, H, W) in 0..255 at the network's
+            size, annotated, annotations (as in the record), masks (list of RLE or None, or None), ignore_mask,
+            patient_id, meta, and, where annotated for cls, labels float32 (C,), NaN = unknown (an uncertain label of
+            policy "soft" included).
 
         Raises:
             FXError: naming the file, when it cannot be read or has not the annotated size.
         """
-        sample = _header(record) | {"image": _to_tensor(resize_image(_read_checked(record), self.size))}
-        kept = ("annotated", "annotations", "masks", "ignore_mask", "patient_id", "meta")
-        sample |= {key: record[key] for key in kept}
+        image = read_record(record, self.read_size, self.dtype)
+        sample = _header(record) | {"image": _to_tensor(resize_image(image, self.size))}
+        kept = ("annotated", "annotations", "ignore_mask", "patient_id", "meta")
+        sample |= {key: record[key] for key in kept} | {"masks": image_masks(record)}
         if record["annotated"]["cls"]:
             sample["labels"] = torch.from_numpy(apply_label_policy(record["labels"], self.spec, training=False))
         return sample
@@ -151,15 +167,16 @@ def _numpy_seed(seed: int) -> Iterator[None]:
         np.random.set_state(state)
 
 
-def _read_checked(record: dict[str, Any]) -> np.ndarray:
-    """The image uint8 (H, W); FXError when its size is not the annotated one."""
-    image = read_image(record["file_name"])
-    if image.shape != (record["height"], record["width"]):
-        raise FXError(
-            f"{record['file_name']}: the image is {image.shape[1]} x {image.shape[0]} pixels, its annotation says "
-            f"{record['width']} x {record['height']}: prepare dataset {record['dataset']!r} again"
-        )
-    return image
+def _checked_dtype(dtype: str) -> str:
+    if dtype not in ("uint8", "float32"):
+        raise FXError(f"INPUT.DTYPE must be 'uint8' or 'float32', not {dtype!r}")
+    return dtype
+
+
+def _from_original(record: dict[str, Any], image: np.ndarray) -> TransformList:
+    """The change from the annotation's pixels to those of the image that was read."""
+    old = (record["height"], record["width"])
+    return TransformList([ResizeTransform(old=old, new=image.shape)] if image.shape != old else [])
 
 
 def _header(record: dict[str, Any]) -> dict[str, Any]:
@@ -167,7 +184,7 @@ def _header(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _to_tensor(image: np.ndarray) -> torch.Tensor:
-    """uint8 (H, W) to a tensor (1, H, W)."""
+    """(H, W) to a tensor (1, H, W)."""
     return torch.from_numpy(np.ascontiguousarray(image)[None])
 
 
@@ -194,16 +211,17 @@ def _mask_targets(
     record: dict[str, Any], transform: TransformList, shape: tuple[int, ...], order: list[int]
 ) -> dict[str, torch.Tensor]:
     """masks, mask_known and mask_valid; pixels that come from outside the picture are background."""
-    rles: list[Rle | None] = [record["masks"][i] for i in order]
+    masks = image_masks(record) or []
+    rles = [masks[i] for i in order]
     known = [i for i, rle in enumerate(rles) if rle is not None]
     wanted = [rle for rle in [*rles, record["ignore_mask"]] if rle is not None]
     planes = _move_masks(wanted, transform, record["file_name"])
-    masks = np.zeros((len(rles), *shape), dtype=np.float32)
-    masks[known] = planes[: len(known)]
+    targets = np.zeros((len(rles), *shape), dtype=np.float32)
+    targets[known] = planes[: len(known)]
     valid = planes[-1] == 0 if record["ignore_mask"] is not None else np.ones(shape, dtype=bool)
     mask_known = torch.zeros(len(rles), dtype=torch.bool)
     mask_known[known] = True
-    return {"masks": torch.from_numpy(masks), "mask_known": mask_known, "mask_valid": torch.from_numpy(valid)}
+    return {"masks": torch.from_numpy(targets), "mask_known": mask_known, "mask_valid": torch.from_numpy(valid)}
 
 
 def _move_masks(rles: list[Rle], transform: TransformList, where: str) -> np.ndarray:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as mask_api
 
+from fx_d2.data.codecs import read_mask_file
 from fx_d2.structures import FXError
 
 Rle = dict[str, Any]
@@ -28,6 +29,32 @@ def decode_masks(rles: Sequence[Rle], where: str) -> np.ndarray:
         return mask_api.decode(list(rles))
     except (ValueError, TypeError, KeyError) as error:
         raise FXError(f"{where}: a mask's run-length code is broken ({error}); prepare the dataset again") from error
+
+
+def image_masks(record: Mapping[str, Any]) -> list[Rle | None] | None:
+    """The masks of a dataset dict as RLEs (None: unknown), those kept in files read now; None: not annotated.
+
+    Raises:
+        FXError: a mask file that cannot be read or has not its image's size, naming it.
+    """
+    masks = record["masks"]
+    if masks is None:
+        return None
+    return [_from_file(mask["file"], record) if mask and "file" in mask else mask for mask in masks]
+
+
+def _from_file(path: str, record: Mapping[str, Any]) -> Rle:
+    mask, size = read_mask_file(path), (record["height"], record["width"])
+    if mask.shape != size:
+        raise FXError(f"{path}: the mask is {mask.shape[1]} x {mask.shape[0]}, its image {size[1]} x {size[0]}")
+    return encode_mask(mask)
+
+
+def mask_problem(mask: object, height: int, width: int) -> str:
+    """Why an object is neither an RLE of a mask (height, width) nor {"file": path}, or ""."""
+    if isinstance(mask, dict) and "file" in mask:
+        return "" if set(mask) == {"file"} and isinstance(mask["file"], str) else "must name its file as a string alone"
+    return rle_problem(mask, height, width)
 
 
 def rle_problem(rle: object, height: int, width: int) -> str:

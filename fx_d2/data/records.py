@@ -6,13 +6,14 @@ Boxes are checked as one array and images in one plain loop: 112,000 images take
 from __future__ import annotations
 
 import gc
+import math
 import os
 from typing import Any
 
 import numpy as np
 from detectron2.structures import BoxMode
 
-from fx_d2.data.masks import rle_problem
+from fx_d2.data.masks import mask_problem, rle_problem
 from fx_d2.structures import DatasetSpec, FXError
 
 LABEL_VALUES = frozenset((0, 1, -1, None))
@@ -63,7 +64,10 @@ def _image_records(
                 "image_id": image["id"],
                 "height": image["height"],
                 "width": image["width"],
+                "intensity": image.get("intensity"),
+                "stored_size": image.get("stored_size"),
                 "patient_id": image["patient_id"],
+                "study_id": image.get("study_id", ""),
                 "labels": labels,
                 "annotated": {
                     "cls": bool(label_set and label_set - unknown),
@@ -82,6 +86,8 @@ def _image_records(
             problem = f"its id {image['id']} occurs twice"
         if problem:
             raise FXError(f"{where}: image {_name(image)}: {problem}")
+        if masks is not None:
+            record["masks"] = [_absolute(mask, prefix) for mask in masks]
         records[image["id"]] = record
     _check_unique_names(records, where, len(prefix))
     return records
@@ -92,6 +98,11 @@ def _image_problem(record: dict[str, Any], label_set: set[Any] | None, spec: Dat
     height, width, labels, masks = record["height"], record["width"], record["labels"], record["masks"]
     if type(height) is not int or type(width) is not int or height <= 0 or width <= 0:
         return f"size {width} x {height} is not two positive whole numbers"
+    if record["intensity"] is not None and not _is_range(record["intensity"]):
+        return f"intensity {record['intensity']} is not two different numbers [black, white]"
+    stored = record["stored_size"]
+    if stored is not None and not (_is_size(stored) and stored[0] <= height and stored[1] <= width):
+        return f"stored_size {stored} is not [height, width] of a smaller copy of {height} x {width}"
     if label_set is not None:
         if len(labels) != len(spec.cls_classes):
             return f"{len(labels)} labels for {len(spec.cls_classes)} classes of {spec.name!r}"
@@ -103,12 +114,26 @@ def _image_problem(record: dict[str, Any], label_set: set[Any] | None, spec: Dat
     if masks is not None:
         if not spec.seg_classes or len(masks) != len(spec.seg_classes):
             return f"{len(masks)} masks for {len(spec.seg_classes)} seg classes of {spec.name!r}"
-    named = [*zip(spec.seg_classes, masks or (), strict=False), ("ignore_mask", record["ignore_mask"])]
-    for name, mask in named:
-        problem = rle_problem(mask, height, width) if mask is not None else ""
+    for name, mask in zip(spec.seg_classes, masks or (), strict=False):
+        problem = mask_problem(mask, height, width) if mask is not None else ""
         if problem:
             return f"mask {name!r} {problem}"
-    return ""
+    problem = rle_problem(record["ignore_mask"], height, width) if record["ignore_mask"] is not None else ""
+    return f"ignore_mask {problem}" if problem else ""
+
+
+def _is_range(value: Any) -> bool:
+    numbers = isinstance(value, list) and len(value) == 2 and all(type(v) in (int, float) for v in value)
+    return numbers and math.isfinite(value[0] - value[1]) and value[0] != value[1]
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(type(v) is int and v > 0 for v in value)
+
+
+def _absolute(mask: dict[str, Any] | None, prefix: str) -> dict[str, Any] | None:
+    """A mask whose file, if it has one, no longer depends on where the annotation file is."""
+    return {"file": prefix + mask["file"]} if mask and "file" in mask else mask
 
 
 def _name(image: Any) -> str:

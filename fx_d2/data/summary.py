@@ -8,6 +8,7 @@ from typing import Any
 
 from pycocotools import mask as mask_api
 
+from fx_d2.data.masks import image_masks
 from fx_d2.structures import DatasetSpec
 
 
@@ -53,6 +54,7 @@ def _label_cell(dicts: Sequence[dict[str, Any]], i: int) -> str:
 
 
 def _mask_cell(dicts: Sequence[dict[str, Any]], i: int) -> str:
-    rles = [d["masks"][i] for d in dicts if d["masks"] is not None and d["masks"][i] is not None]
+    masks = [image_masks(d | {"masks": d["masks"][i : i + 1]}) for d in dicts if d["masks"] is not None]
+    rles = [rle for (rle,) in filter(None, masks) if rle is not None]
     filled = int((mask_api.area(rles) > 0).sum()) if rles else 0
     return f"{filled}/{len(rles) - filled}/{len(dicts) - len(rles)}"

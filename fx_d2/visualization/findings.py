@@ -12,6 +12,7 @@ import numpy as np
 from detectron2.structures import BoxMode
 from pycocotools import mask as mask_utils
 
+from fx_d2.data.masks import image_masks
 from fx_d2.structures import DatasetSpec
 
 Color = tuple[float, float, float]
@@ -51,7 +52,7 @@ def truth_findings(sample: Mapping[str, Any]) -> Findings:
         boxes = np.array(rows, np.float64).reshape(-1, 4)
         classes = np.array([a["category_id"] for a in annotations], np.int64)
     if annotated["seg"] and sample.get("masks") is not None:
-        masks = _decode_all(sample["masks"])
+        masks = _decode_all(image_masks(sample) or [])
     return Findings(labels=labels, boxes=boxes, classes=classes, masks=masks)
 
 

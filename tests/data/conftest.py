@@ -41,6 +41,7 @@ def images() -> list[dict[str, Any]]:
         "width": WIDTH,
         "height": HEIGHT,
         "patient_id": "p0",
+        "study_id": "s7",
         "labels": [1, 0, None],
         "boxes": [("left_lung", [40, 10, 16, 20]), ("right_lung", [4, 10, 16, 20])],
         "masks": [left, left[:, ::-1], None],

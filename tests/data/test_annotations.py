@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ def test_round_trip(make_dataset: Callable[..., Path], spec: DatasetSpec, images
     assert second["annotated"] == {"cls": True, "loc": False, "seg": False}
     assert [row["category_id"] for row in first["annotations"]] == [0, 1]
     assert first["masks"][2] is None
+    assert (first["patient_id"], first["study_id"], second["study_id"]) == ("train_p0", "s7", "")
     np.testing.assert_array_equal(decode_masks([first["masks"][0]], "")[:, :, 0], images[0]["masks"][0])
     assert Path(first["file_name"]).is_file()
 
@@ -75,6 +77,21 @@ def test_missing_and_broken_json(tmp_path: Path, spec: DatasetSpec) -> None:
     (tmp_path / "train.json").write_text('{"info":')
     with pytest.raises(FXError, match="not a readable json"):
         load_split(tmp_path / "train.json", spec, "train")
+
+
+def test_content_hash(make_dataset: Callable[..., Path], spec: DatasetSpec) -> None:
+    """A changed label is noticed, another layout of the same content is not; without a hash nothing is compared."""
+    path = make_dataset() / "toy" / "train.json"
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps(document, indent=1))
+    assert len(load_split(path, spec, "train")) == 2
+    document["images"][0]["labels"][1] = 1
+    path.write_text(json.dumps(document))
+    with pytest.raises(FXError, match=r"train.json: its content is not what info.content_hash says"):
+        load_split(path, spec, "train")
+    del document["info"]["content_hash"]
+    path.write_text(json.dumps(document))
+    assert load_split(path, spec, "train")[0]["labels"] == [1, 1, None]
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from detectron2.config import CfgNode
+from torchvision.transforms import RandomResizedCrop
 
-from fx_d2.data.augmentation import AffineTransform, RandomAffine, build_augmentation, resize_image
+from fx_d2.data.augmentation import (
+    MAX_LIGHT,
+    AffineTransform,
+    LightTransform,
+    RandomAffine,
+    RandomAreaCrop,
+    ResizeTransform,
+    build_augmentation,
+)
+from fx_d2.data.cache import resize_image
 from fx_d2.structures import DatasetSpec, FXError
 
 
@@ -17,15 +28,17 @@ def _square() -> tuple[np.ndarray, np.ndarray]:
     return image, np.array([[30.0, 20.0, 80.0, 50.0]])
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
 @pytest.mark.parametrize("task", ["cls", "loc", "seg"])
-def test_image_mask_and_box_agree(cfg: CfgNode, spec: DatasetSpec, task: str) -> None:
+def test_image_mask_and_box_agree(cfg: CfgNode, spec: DatasetSpec, task: str, dtype: str) -> None:
     """After any geometry the bright pixels, the mask and the box are the same thing."""
     cfg.INPUT[task.upper()].merge_from_list(
-        ["CROP", 0.9, "ROTATE", 8.0, "SCALE", 0.1, "SHIFT", 0.05, "BRIGHTNESS", 0.0, "CONTRAST", 0.0]
+        ["CROP_AREA", 0.8, "ROTATE", 8.0, "SCALE", 0.1, "SHIFT", 0.05, "BRIGHTNESS", 0.0, "CONTRAST", 0.0]
     )
     cfg.INPUT.SIZE = [160, 240]
     augmentation = build_augmentation(cfg, task, spec)
     image, box = _square()
+    image = image.astype(dtype)
     np.random.seed(0)
     flips = []
     for _ in range(12):
@@ -33,7 +46,7 @@ def test_image_mask_and_box_agree(cfg: CfgNode, spec: DatasetSpec, task: str) ->
         flips.append(flipped)
         mask = transform.apply_segmentation((image > 0).astype(np.uint8))
         bright = moved > 100
-        assert moved.shape == mask.shape == (160, 240)
+        assert moved.dtype == image.dtype and moved.shape == mask.shape == (160, 240)
         assert (bright & (mask > 0)).sum() > 0.97 * max(bright.sum(), mask.sum())
         ys, xs = np.nonzero(bright)
         x0, y0, x1, y1 = np.asarray(transform.apply_box(box.copy()))[0]
@@ -76,3 +89,74 @@ def test_out_of_range_is_named(cfg: CfgNode, spec: DatasetSpec) -> None:
     cfg.INPUT.SEG.FLIP = 2.0
     with pytest.raises(FXError, match=r"INPUT.SEG.*FLIP is 2.0"):
         build_augmentation(cfg, "seg", spec)
+
+
+def _film() -> np.ndarray:
+    """A picture (256, 224) with the range of a chest film."""
+    y, x = np.mgrid[-1:1:256j, -1:1:224j]
+    lungs = np.exp(-12 * ((np.abs(x) - 0.4) ** 2 + 0.4 * y**2))
+    return np.clip(190 - 140 * lungs + 12 * np.sin(20 * y), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("range_", [None, MAX_LIGHT])
+@pytest.mark.parametrize("task", ["cls", "loc", "seg"])
+def test_no_picture_becomes_blank(cfg: CfgNode, spec: DatasetSpec, task: str, range_: float | None) -> None:
+    """Neither the default ranges of light nor the largest that are allowed leave a picture without contrast.
+
+    The reference clipped normalised images to [0, 1]: half of its segmentation images were a constant.
+    """
+    cfg.INPUT.SIZE = [64, 64]
+    if range_ is not None:
+        cfg.INPUT[task.upper()].merge_from_list(["BRIGHTNESS", range_, "CONTRAST", range_])
+    augmentation, film = build_augmentation(cfg, task, spec), _film()
+    np.random.seed(0)
+    for _ in range(150):
+        moved = augmentation.geometry(film)[0]
+        lit = augmentation.photometry(moved)
+        assert lit.astype(float).std() > 0.2 * moved.astype(float).std()
+        assert 20 < lit.mean() < 250 and np.ptp(lit) > 30
+
+
+def test_light_by_hand() -> None:
+    """Brightness scales, contrast turns about the mean, bytes are rounded and cut off; floats agree."""
+    image = np.array([[0, 100], [200, 100]], dtype=np.uint8)
+    transform = LightTransform(brightness=1.2, contrast=0.5)
+    assert transform.apply_image(image).tolist() == [[60, 120], [180, 120]]
+    np.testing.assert_allclose(transform.apply_image(image.astype(np.float32)), [[60, 120], [180, 120]], rtol=1e-5)
+    assert LightTransform(brightness=1.5, contrast=1.0).apply_image(image).tolist() == [[0, 150], [255, 150]]
+    mask = np.eye(2, dtype=np.uint8)
+    np.testing.assert_array_equal(transform.apply_segmentation(mask), mask)
+
+
+def test_crop_has_the_distribution_of_random_resized_crop() -> None:
+    """Area and aspect ratio as torchvision draws them, within the image, also where it is not square."""
+    np.random.seed(0)
+    torch.manual_seed(0)
+    image = np.zeros((300, 400), dtype=np.uint8)
+    ours, theirs = [], []
+    for _ in range(600):
+        crop = RandomAreaCrop(area=0.08).get_transform(image)
+        window = crop.apply_image(image)
+        ours.append((window.size / image.size, window.shape[1] / window.shape[0]))
+        _, _, h, w = RandomResizedCrop.get_params(torch.zeros(1, 300, 400), [0.08, 1.0], [3 / 4, 4 / 3])
+        theirs.append((h * w / image.size, w / h))
+    for share in (0.1, 0.5, 0.9):
+        quantiles = np.quantile(ours, share, axis=0), np.quantile(theirs, share, axis=0)
+        np.testing.assert_allclose(*quantiles, atol=0.08)
+    assert np.min(ours, axis=0)[0] > 0.05
+
+
+def test_a_crop_that_cannot_fit_is_left_out() -> None:
+    """A strip has no window of nearly all its area and a moderate aspect ratio."""
+    image = np.arange(400, dtype=np.uint8).reshape(2, 200)
+    np.testing.assert_array_equal(RandomAreaCrop(area=0.9).get_transform(image).apply_image(image), image)
+
+
+def test_resize_moves_points_and_masks() -> None:
+    """Corners go to corners; the nearest pixel is the one under the middle."""
+    transform = ResizeTransform(old=(4, 6), new=(2, 3))
+    assert transform.apply_coords(np.array([[6.0, 4.0], [0.0, 2.0]])).tolist() == [[3.0, 2.0], [0.0, 1.0]]
+    mask = np.zeros((4, 6), dtype=np.uint8)
+    mask[:, 3:] = 1
+    assert transform.apply_segmentation(mask).tolist() == [[0, 1, 1], [0, 1, 1]]
+    assert ResizeTransform(old=(1, 3), new=(1, 1)).apply_segmentation(np.array([[0, 1, 0]], np.uint8)).tolist() == [[1]]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 
-from fx_d2.data.annotations import load_split
+from fx_d2.data.annotations import load_split, write_split
 from fx_d2.data.mapper import EvalMapper, TrainMapper, apply_label_policy
 from fx_d2.data.masks import encode_mask
 from fx_d2.structures import DatasetSpec, FXError
@@ -52,7 +52,7 @@ def test_same_seed_same_sample(cfg: CfgNode, spec: DatasetSpec, records: list[di
 def test_flip_swaps_sides(cfg: CfgNode, spec: DatasetSpec, records: list[dict[str, Any]]) -> None:
     """The patient's left stays left: labels, boxes and masks change names together."""
     for task in ("CLS", "LOC", "SEG"):
-        cfg.INPUT[task].merge_from_list(["FLIP", 1.0, "CROP", 1.0, "ROTATE", 0.0, "SCALE", 0.0, "SHIFT", 0.0])
+        cfg.INPUT[task].merge_from_list(["FLIP", 1.0, "CROP_AREA", 1.0, "ROTATE", 0.0, "SCALE", 0.0, "SHIFT", 0.0])
     labels = TrainMapper(cfg, spec, "cls")(records[0], 0)["labels"]
     assert labels[:2].tolist() == [0.0, 1.0] and labels[2].isnan()
     instances = TrainMapper(cfg, spec, "loc")(records[0], 0)["instances"]
@@ -90,7 +90,7 @@ def test_more_than_eight_masks(cfg: CfgNode, records: list[dict[str, Any]]) -> N
 
 def test_cut_boxes(cfg: CfgNode, spec: DatasetSpec, records: list[dict[str, Any]]) -> None:
     """Boxes stay in the picture and have an area, whatever the crop."""
-    cfg.INPUT.LOC.merge_from_list(["CROP", 0.3, "SHIFT", 0.3])
+    cfg.INPUT.LOC.merge_from_list(["CROP_AREA", 0.1, "SHIFT", 0.3])
     mapper = TrainMapper(cfg, spec, "loc")
     for seed in range(20):
         boxes = mapper(records[0], seed)["instances"].gt_boxes
@@ -142,3 +142,51 @@ def test_teacher_view(cfg: CfgNode, spec: DatasetSpec, records: list[dict[str, A
     cfg.MODEL.TEACHER.ENABLED, cfg.INPUT.TEACHER_VIEW = True, "other"
     with pytest.raises(FXError, match="TEACHER_VIEW"):
         TrainMapper(cfg, spec, "cls")
+
+
+def test_all_tasks_see_the_same_grey_values(cfg: CfgNode, spec: DatasetSpec, records: list[dict[str, Any]]) -> None:
+    """Without augmentation the three tasks and evaluation hand on one picture: normalising is the model's alone."""
+    off = {"FLIP": 0.0, "CROP_AREA": 1.0, "ROTATE": 0.0, "SCALE": 0.0, "SHIFT": 0.0, "BRIGHTNESS": 0.0, "CONTRAST": 0.0}
+    wanted = EvalMapper(cfg, spec)(records[0])["image"]
+    for task in ("cls", "loc", "seg"):
+        cfg.INPUT[task.upper()].update(off)
+        sample = TrainMapper(cfg, spec, task)(records[0], 5)
+        assert torch.equal(sample["image"], wanted) and torch.equal(sample["teacher_image"], wanted)
+
+
+def test_float_images_keep_depth(cfg: CfgNode, spec: DatasetSpec, records: list[dict[str, Any]]) -> None:
+    """INPUT.DTYPE float32: 0..255 without rounding, so a 12-bit ramp has more than 256 values."""
+    ramp = np.arange(40 * 60).reshape(40, 60)
+    cv2.imwrite(records[0]["file_name"], ramp.astype(np.uint16))
+    records[0]["intensity"] = [0, 2399]
+    cfg.INPUT.SIZE, cfg.INPUT.DTYPE = [40, 60], "float32"
+    image = EvalMapper(cfg, spec)(records[0])["image"]
+    torch.testing.assert_close(image[0], torch.from_numpy(ramp / 2399 * 255).float(), rtol=1e-5, atol=1e-4)
+    for task in ("cls", "loc", "seg"):
+        sample = TrainMapper(cfg, spec, task)(records[0], 1)
+        for view in ("image", "teacher_image"):
+            assert sample[view].dtype == torch.float32 and len(sample[view].unique()) > 500
+            assert sample[view].min() >= 0 and sample[view].max() <= 255
+    cfg.INPUT.DTYPE = "float16"
+    for build in (lambda: TrainMapper(cfg, spec, "cls"), lambda: EvalMapper(cfg, spec)):
+        with pytest.raises(FXError, match=r"INPUT.DTYPE must be .* not 'float16'"):
+            build()
+
+
+def test_masks_in_files(
+    tmp_path: Path, cfg: CfgNode, spec: DatasetSpec, images: list[dict[str, Any]], records: list[dict[str, Any]]
+) -> None:
+    """A mask named by its file gives the sample that its run-length code gives; a bad file is named."""
+    (tmp_path / "toy" / "images" / "masks").mkdir()
+    for number, mask in enumerate(images[0]["masks"][:2]):
+        cv2.imwrite(str(tmp_path / "toy" / "images" / "masks" / f"{number}.png"), mask.astype(np.uint8) * 255)
+    row = images[0] | {"file_name": "train_a.png", "masks": [{"file": "masks/0.png"}, {"file": "masks/1.png"}, None]}
+    write_split(tmp_path / "toy" / "train.json", spec=spec, split="train", image_root="images", images=[row])
+    (record,) = load_split(tmp_path / "toy" / "train.json", spec, "train")
+    for seed in range(3):
+        mapper = TrainMapper(cfg, spec, "seg")
+        assert torch.equal(mapper(record, seed)["masks"], mapper(records[0], seed)["masks"])
+    assert EvalMapper(cfg, spec)(record)["masks"] == records[0]["masks"]
+    cv2.imwrite(str(tmp_path / "toy" / "images" / "masks" / "1.png"), np.zeros((3, 3), np.uint8))
+    with pytest.raises(FXError, match=r"1.png: the mask is 3 x 3, its image 60 x 40"):
+        EvalMapper(cfg, spec)(record)

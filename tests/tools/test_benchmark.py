@@ -1,0 +1,47 @@
+"""The benchmark command: its report, and how ratios are made."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """tools/benchmark.py as a module."""
+    monkeypatch.syspath_prepend(str(TOOLS))
+    spec = importlib.util.spec_from_file_location("benchmark", TOOLS / "benchmark.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_data(benchmark: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    """A small run prints both tables with their rows."""
+    assert benchmark.main(["data", "--num", "1", "--side", "300", "--repetitions", "1"]) == 0
+    report = capsys.readouterr().out
+    assert report.count("PIL + torchvision") == 2 and report.count("cache of 256") == 2 and "area 0.08" in report
+
+
+def test_empty_folder(benchmark: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert benchmark.main(["data", "--images", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"error: --images {tmp_path}: no *.png there\n"
+
+
+def test_ratios(benchmark: ModuleType) -> None:
+    """Ratios are taken within a repetition; everybody is called once in each and once before."""
+    from benchmarks.timing import ratio_table, take_turns
+
+    table = ratio_table({"old": [4.0, 8.0, 4.0], "new": [2.0, 2.0, 1.0]}, "old", 8).splitlines()
+    assert table[1].split() == ["old", "2.0", "1.00", "1.00", "..", "1.00"]
+    assert table[2].split() == ["new", "4.0", "4.00", "2.00", "..", "4.00"]
+    calls: list[tuple[str, int]] = []
+    times = take_turns({name: lambda n, name=name: calls.append((name, n)) for name in "ab"}, 2)
+    assert calls == [("a", 0), ("b", 0), ("a", 0), ("b", 0), ("a", 1), ("b", 1)]
+    assert [len(seconds) for seconds in times.values()] == [2, 2]

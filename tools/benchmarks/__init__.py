@@ -1,0 +1,1 @@
+"""Measurements of `tools/benchmark.py`, one module a sub-command."""
