@@ -6,7 +6,6 @@ The folder's layout is described in datasets/README.md. Everything is read and c
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from fx_d2.data.catalog import check_own_row
 from fx_d2.data.folder_tables import Boxes, read_boxes, read_description, read_names, read_table
 from fx_d2.data.image_io import read_image
 from fx_d2.data.masks import Rle, encode_mask
+from fx_d2.data.preparation import Prepared, relative_root
 from fx_d2.structures import SPLITS, TASKS, DatasetSpec, FXError
 
 logger = logging.getLogger(__name__)
@@ -74,10 +74,6 @@ class _Source:
         return self.root / (self.description.get("labels") or {}).get("file", "labels.csv")
 
 
-Prepared = tuple[Path, dict[str, list[dict[str, Any]]]]
-"""The folder that was written, and the Detectron2 dicts by split as `load_split` gives them."""
-
-
 def prepare_folder(source: str | Path, output: str | Path, options: FolderOptions) -> Prepared:
     """Write `<output>/<name>/{train,val,test}.json` and dataset.yaml for a plain folder.
 
@@ -101,7 +97,7 @@ def prepare_folder(source: str | Path, output: str | Path, options: FolderOption
     splits = {split: _read_split(src, split) for split in SPLITS if split in src.description["splits"]}
     _check_splits(src, splits)
     requests = [SplitRequest(target / f"{split}.json", split, images) for split, images in splits.items()]
-    write_splits(requests, spec=spec, image_root=_image_root(src, target))
+    write_splits(requests, spec=spec, image_root=relative_root(_image_folder(src), target))
     write_spec(target, spec)
     return target, {split: load_split(target / f"{split}.json", spec, split) for split in splits}
 
@@ -167,13 +163,6 @@ def _build_spec(src: _Source) -> DatasetSpec:
         source=str(src.description.get("source") or ""),
         licence=str(src.description.get("licence") or ""),
     )
-
-
-def _image_root(src: _Source, target: Path) -> str:
-    """How the annotation files name the folder of images."""
-    images = _image_folder(src).resolve()
-    inside = images.is_relative_to(target.parent.resolve())
-    return os.path.relpath(images, target.resolve()) if inside else str(images)
 
 
 def _image_folder(src: _Source) -> Path:

@@ -1,0 +1,254 @@
+"""What all preparation scripts share: command line, splits, reading the images' sizes in parallel, writing, counting.
+
+A script reads its release's tables and makes a `Plan`: for every image a `Case`, and one function that turns a case's
+annotation into labels, boxes and masks. Images stay where the release has them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import multiprocessing
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from fx_d2.data.annotations import SplitRequest, check_patients, load_split, write_spec, write_splits
+from fx_d2.data.catalog import check_own_row
+from fx_d2.data.image_io import image_size
+from fx_d2.data.splits import draw_splits, find_listed, read_split_lists
+from fx_d2.data.summary import count_table
+from fx_d2.structures import SPLITS, DatasetSpec, FXError
+
+logger = logging.getLogger(__name__)
+
+Annotate = Callable[[Any, tuple[int, int]], Mapping[str, Any]]
+"""From a case's annotation and (height, width) to fields of `write_split`'s mapping, usually `labels`, `boxes` and
+`masks`; what it leaves out is not annotated. Its FXError names what is wrong, the image is named around it."""
+
+DEFAULT_SHARES = {"val": 0.1, "test": 0.2}
+"""Shares of the images where a release has no splits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One image as a release's tables know it.
+
+    Attributes:
+        image: its file; whether it is there and readable is found out later.
+        patient_id: images of one patient never go to two splits.
+        split: the release's own split; "" = it has none.
+        study_id: "" = not known.
+        annotation: what `Plan.annotate` makes labels, boxes and masks of; plain data.
+        meta: sex, age, view and the like, plain data.
+    """
+
+    image: Path
+    patient_id: str
+    split: str = ""
+    study_id: str = ""
+    annotation: Any = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A release as its tables tell it.
+
+    Attributes:
+        spec: the row.
+        root: folder that holds all images.
+        cases: the images.
+        annotate: see `Annotate`; a function of a module, or a partial of one: it is sent to other processes.
+        release: its version, where the files tell.
+        note: choices that were made, for the annotation file's `source`.
+    """
+
+    spec: DatasetSpec
+    root: Path
+    cases: Sequence[Case]
+    annotate: Annotate
+    release: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to prepare; the attributes are the common options of the command line (see `make_parser`)."""
+
+    output: Path
+    splits: Path | None = None
+    val_share: float | None = None
+    test_share: float | None = None
+    seed: int = 0
+    workers: int = 0
+    limit: int = 0
+    dry_run: bool = False
+    skip_bad: bool = False
+
+
+Prepared = tuple[Path, dict[str, list[dict[str, Any]]]]
+"""The folder that was written (or would have been), and the Detectron2 dicts by split as `load_split` gives them."""
+
+
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser with the options that all scripts have; a script adds its own."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, metavar="SRC", help="folder of the release, as it was downloaded")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="root of the prepared datasets")
+    parser.add_argument("--splits", type=Path, metavar="DIR", help="train.txt, val.txt, test.txt of your own")
+    shares = " of the patients: of all where the release has no splits (default {:g}), else of those in train (0)"
+    parser.add_argument("--val-share", type=float, metavar="X", help="share" + shares.format(DEFAULT_SHARES["val"]))
+    parser.add_argument("--test-share", type=float, metavar="X", help="share" + shares.format(DEFAULT_SHARES["test"]))
+    parser.add_argument("--seed", type=int, default=0, help="of the draw of patients (default 0)")
+    cores = min(8, os.cpu_count() or 1)
+    parser.add_argument("--workers", type=int, default=cores, help="processes; 0 = no others (default %(default)s)")
+    parser.add_argument("--limit", type=int, default=0, metavar="N", help="at most N images a split, for a trial")
+    parser.add_argument("--dry-run", action="store_true", help="read, check and count everything, write nothing")
+    parser.add_argument("--skip-bad", action="store_true", help="leave images with a fault out instead of stopping")
+    return parser
+
+
+def run(parser: argparse.ArgumentParser, make_plan: Callable[[Any], Plan], argv: Sequence[str] | None = None) -> int:
+    """A script's `main`: returns 0 after a table of counts, or 1 after one line on stderr about what is wrong."""
+    args = parser.parse_args(argv)
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    names = Options.__dataclass_fields__
+    try:
+        plan = make_plan(args)
+        target, splits = prepare(plan, Options(**{name: getattr(args, name) for name in names}))
+    except FXError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    sys.stdout.write(count_table(plan.spec, splits) + "\n")
+    if args.dry_run:
+        sys.stdout.write("nothing written (--dry-run)\n")
+        return 0
+    first = next(iter(splits))
+    sys.stdout.write(f"written to {target}; use it as DATASETS.ROOT {args.output} and split {target.name}_{first}\n")
+    return 0
+
+
+def prepare(plan: Plan, options: Options) -> Prepared:
+    """Write `<output>/<name>/{train,val,test}.json` and dataset.yaml for a plan.
+
+    Raises:
+        FXError: one clear line about the first thing that is wrong; nothing was written then.
+    """
+    check_own_row(plan.spec, str(plan.root))
+    if not plan.cases:
+        raise FXError(f"{plan.root}: the release's tables name no image")
+    cases = _choose(plan, options)
+    images: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+    skipped = 0
+    for case, image, problem in _annotated(plan, cases, options.workers):
+        if image is not None:
+            images[case.split].append(image)
+        elif options.skip_bad:
+            skipped += 1
+            logger.warning("left out: %s", problem)
+        else:
+            raise FXError(f"{problem} (--skip-bad leaves such images out)")
+    if skipped:
+        logger.warning("%d of %d images left out", skipped, len(cases))
+    images = {split: rows for split, rows in images.items() if rows}
+    if not images:
+        raise FXError(f"{plan.root}: no image is left")
+    check_patients(images)
+    if not options.dry_run:
+        return _write(plan, images, options.output / plan.spec.name)
+    with tempfile.TemporaryDirectory() as folder:
+        _, splits = _write(plan, images, Path(folder) / plan.spec.name)
+    return options.output / plan.spec.name, splits
+
+
+def relative_root(images: Path, target: Path) -> str:
+    """How annotation files in `target` name the folder of images: relative when it lies in the root of the prepared
+    datasets, so that root can be moved, else absolute."""
+    images = images.resolve()
+    inside = images.is_relative_to(target.parent.resolve())
+    return os.path.relpath(images, target.resolve()) if inside else str(images)
+
+
+def _write(plan: Plan, images: Mapping[str, Sequence[dict[str, Any]]], target: Path) -> Prepared:
+    source = "; ".join(filter(None, (plan.spec.source, plan.note)))
+    requests = [
+        SplitRequest(target / f"{split}.json", split, rows, source=source, release=plan.release)
+        for split, rows in images.items()
+    ]
+    write_splits(requests, spec=plan.spec, image_root=relative_root(plan.root, target))
+    write_spec(target, plan.spec)
+    return target, {split: load_split(target / f"{split}.json", plan.spec, split) for split in images}
+
+
+def _choose(plan: Plan, options: Options) -> list[Case]:
+    """The cases with their splits, cut to the limit."""
+    if options.splits is not None:
+        cases = _listed(plan, read_split_lists(options.splits), options.splits)
+    else:
+        cases = _drawn(plan, options)
+    if not options.limit:
+        return cases
+    return [case for split in SPLITS for case in [c for c in cases if c.split == split][: options.limit]]
+
+
+def _listed(plan: Plan, owner: Mapping[str, str], folder: Path) -> list[Case]:
+    """The cases that lists name; all names must be found."""
+    paths = [case.image.relative_to(plan.root).as_posix() for case in plan.cases]
+    places = find_listed(owner, paths, str(folder))
+    if len(places) < len(paths):
+        logger.warning("%s: %d of %d images are in no list", folder, len(paths) - len(places), len(paths))
+    return [replace(plan.cases[place], split=split) for place, split in zip(places, owner.values(), strict=True)]
+
+
+def _drawn(plan: Plan, options: Options) -> list[Case]:
+    """The cases in the release's splits, and drawn by patient where it has none or a share was asked for."""
+    shares = {"val": options.val_share, "test": options.test_share}
+    free = [case for case in plan.cases if case.split in ("", "train")]
+    official = any(case.split for case in plan.cases)
+    used = {split: (0 if official else DEFAULT_SHARES[split]) if x is None else x for split, x in shares.items()}
+    for split, share in used.items():
+        if share and any(case.split == split for case in plan.cases):
+            raise FXError(f"--{split}-share: the release has a {split} split of its own; leave the option out")
+    drawn = iter(draw_splits([case.patient_id for case in free], used, options.seed))
+    return [replace(case, split=next(drawn)) if case.split in ("", "train") else case for case in plan.cases]
+
+
+def _annotated(plan: Plan, cases: Sequence[Case], workers: int) -> Iterator[tuple[Case, dict[str, Any] | None, str]]:
+    """Each case with its mapping for `write_split`, or None and what is wrong with it; in order."""
+    work = partial(_annotate, plan.annotate, plan.root)
+    progress = partial(tqdm, total=len(cases), unit="image", desc=plan.spec.name, disable=None)
+    if workers <= 0:
+        yield from ((case, *work(case)) for case in progress(cases))
+        return
+    with multiprocessing.Pool(workers) as pool:
+        results = pool.imap(work, cases, chunksize=16)
+        yield from ((case, *result) for case, result in zip(cases, progress(results), strict=True))
+
+
+def _annotate(annotate: Annotate, root: Path, case: Case) -> tuple[dict[str, Any] | None, str]:
+    """One image in `write_split`'s form, or None and what is wrong."""
+    try:
+        height, width = image_size(case.image)
+        try:
+            fields = annotate(case.annotation, (height, width))
+        except FXError as error:
+            raise FXError(f"{case.image}: {error}") from None
+    except FXError as error:
+        return None, str(error)
+    image = {
+        "file_name": case.image.relative_to(root).as_posix(),
+        "width": width,
+        "height": height,
+        "patient_id": case.patient_id,
+        "study_id": case.study_id,
+        "meta": dict(case.meta),
+    }
+    return image | dict(fields), ""
