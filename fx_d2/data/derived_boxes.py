@@ -98,6 +98,25 @@ def fuse_boxes(boxes: Sequence[Box], min_iou: float) -> tuple[list[Box], list[li
     return [[float(a), float(b), float(c - a), float(d - b)] for a, b, c, d in fused], members
 
 
+def clip_box(corners: Sequence[float], shape: tuple[int, int], slack: float = 1.0) -> Box:
+    """The box [x, y, w, h] of corners x1, y1, x2, y2, cut to the image (height, width).
+
+    Raises:
+        FXError: a corner that is no finite number, a box that leaves its image by more than `slack` pixels (so that it
+            was drawn on an image of another size), or one without area.
+    """
+    box, (height, width) = np.asarray(corners, dtype=np.float64), shape
+    limits = np.array([width, height, width, height])
+    if box.shape != (4,) or not np.isfinite(box).all():
+        raise FXError(f"box {list(corners)} must be four finite numbers x1, y1, x2, y2")
+    if (box < -slack).any() or (box > limits + slack).any():
+        raise FXError(f"box {box.tolist()} leaves its image of {width} x {height} pixels")
+    x1, y1, x2, y2 = np.clip(box, 0, limits).tolist()
+    if x2 <= x1 or y2 <= y1:
+        raise FXError(f"box {box.tolist()} has no area")
+    return [x1, y1, x2 - x1, y2 - y1]
+
+
 def _extent(mask: np.ndarray) -> Box:
     """The box of the True pixels of a mask that has some."""
     columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))

@@ -92,7 +92,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
         with path.open("rb") as file:
             head = file.read(132)
         if _is_dicom(head, path):
-            return dicom_size(path.read_bytes(), str(path))
+            return dicom_size(path)
         if _is_jsrt(path):
             return _JSRT_SHAPE
         with Image.open(path, formats=("PNG", "JPEG")) as image:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fx_d2.data.derived_boxes import annotate_from_masks, boxes_of_masks, fuse_boxes
+from fx_d2.data.derived_boxes import annotate_from_masks, boxes_of_masks, clip_box, fuse_boxes
 from fx_d2.data.masks import decode_masks
 from fx_d2.structures import DatasetSpec, FXError
 
@@ -75,3 +75,17 @@ def test_a_fused_box_moves_with_its_members() -> None:
     chain = [[0.0, 0.0, 10.0, 10.0], [3.0, 0.0, 10.0, 10.0], [4.5, 0.0, 10.0, 10.0]]
     assert fuse_boxes([chain[0], chain[2]], 0.5)[1] == [[0], [1]]
     assert fuse_boxes(chain, 0.5)[1] == [[0, 1, 2]]
+
+
+def test_a_box_is_cut_to_its_image_by_a_pixel_at_most() -> None:
+    assert clip_box((-0.5, 2, 30.9, 10), (20, 30)) == [0, 2, 30, 8]
+    for wrong, message in (
+        ((-1.5, 2, 9, 9), "leaves its image of 30 x 20"),
+        ((1, 2, 9, 22), "leaves its image"),
+        ((5, 5, 5, 9), "has no area"),
+        ((30, 5, 30.5, 9), "has no area"),
+        ((1, 2, float("nan"), 4), "four finite numbers"),
+        ((1, 2, 3), "four finite numbers"),
+    ):
+        with pytest.raises(FXError, match=message):
+            clip_box(wrong, (20, 30))
