@@ -184,6 +184,11 @@ def _write(plan: Plan, images: Mapping[str, Sequence[dict[str, Any]]], target: P
         for split, rows in images.items()
     ]
     write_splits(requests, spec=plan.spec, image_root=relative_root(plan.root, target))
+    for split in set(SPLITS) - set(images):
+        # A split of an earlier preparation may hold patients that are in another one now.
+        if (target / f"{split}.json").is_file():
+            logger.warning("%s: removed, the dataset has no such split any more", target / f"{split}.json")
+            (target / f"{split}.json").unlink()
     write_spec(target, plan.spec)
     return target, {split: load_split(target / f"{split}.json", plan.spec, split) for split in images}
 

@@ -98,6 +98,12 @@ def test_a_limit_keeps_some_of_every_split(make_plan: MakePlan, tmp_path: Path) 
     assert {split: len(rows) for split, rows in splits.items()} == {"train": 1, "test": 1}
 
 
+def test_a_split_of_an_earlier_preparation_is_removed(make_plan: MakePlan, tmp_path: Path) -> None:
+    target, _ = prepare(make_plan("ttvee"), Options(output=tmp_path / "out"))
+    prepare(make_plan("tttee"), Options(output=tmp_path / "out"))
+    assert sorted(path.name for path in target.iterdir()) == ["dataset.yaml", "test.json", "train.json"]
+
+
 def test_a_dry_run_writes_nothing(make_plan: MakePlan, tmp_path: Path) -> None:
     target, splits = prepare(make_plan("ttvee"), Options(output=tmp_path / "out", dry_run=True))
     assert target == tmp_path / "out" / "small" and len(splits["train"]) == 2
