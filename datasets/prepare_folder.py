@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             flip_pairs=None if args.flip_pairs is None else _pairs(args.flip_pairs),
             uncertain=args.uncertain,
             blank=args.blank,
+            cache_size=args.cache_size,
         )
         target, splits = prepare_folder(args.source, args.output, options)
         sys.stdout.write(count_table(load_spec(target), splits) + "\n")
@@ -56,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--uncertain", default="ignore", choices=LABEL_POLICIES, help="what a label of -1 becomes")
     parser.add_argument("--blank", default="ignore", choices=("ignore", "zeros"), help="what a blank label becomes")
+    parser.add_argument("--cache-size", type=int, default=0, metavar="N", help="train from copies of shorter side N")
     return parser
 
 

@@ -46,15 +46,16 @@ def _add_data(cfg: CN) -> None:
     cfg.INPUT.TEACHER_VIEW = "photometric"
     # Augmentation per task. FLIP: probability of a left-right flip (classes with a side are swapped);
     # CROP_AREA: smallest area of a random crop relative to the image (1 = no crop; reference: 0.08 for classification);
-    # ROTATE: degrees; SCALE, SHIFT: relative range of a random affine window; BRIGHTNESS, CONTRAST: +- relative range.
-    for task, crop, rotate, scale, shift in (
-        ("CLS", 0.5, 7.0, 0.0, 0.0),
-        ("LOC", 1.0, 0.0, 0.0, 0.0),
-        ("SEG", 1.0, 10.0, 0.1, 0.0625),
+    # ROTATE: degrees; SCALE, SHIFT: relative range of a random affine window; BRIGHTNESS, CONTRAST: +- relative range;
+    # PROB: probability of the affine window, and apart from it of the change of light.
+    for task, crop, rotate, scale, shift, prob in (
+        ("CLS", 0.5, 7.0, 0.0, 0.0, 1.0),
+        ("LOC", 1.0, 0.0, 0.0, 0.0, 1.0),
+        ("SEG", 1.0, 10.0, 0.1, 0.0625, 0.5),
     ):
         cfg.INPUT[task] = CN(
             {"FLIP": 0.5, "CROP_AREA": crop, "ROTATE": rotate, "SCALE": scale, "SHIFT": shift}
-            | {"BRIGHTNESS": 0.2, "CONTRAST": 0.2}
+            | {"BRIGHTNESS": 0.2, "CONTRAST": 0.2, "PROB": prob}
         )
 
 

@@ -243,7 +243,13 @@ def _image_row(image: Mapping[str, Any], image_id: int, spec: DatasetSpec, path:
         raise FXError(f"{where}: lacks {error}") from None
     if not spec.seg_classes and row["masks"] is not None:
         raise FXError(f"{where}: has masks, but the row {spec.name!r} has no seg classes")
-    row |= {key: image[key] for key in ("study_id", "intensity", "stored_size", "meta") if image.get(key)}
+    if image.get("study_id"):
+        row["study_id"] = str(image["study_id"])
+    # Tuples and numbers of numpy become json's.
+    pairs = {key: image[key] for key in ("intensity", "stored_size") if image.get(key) is not None}
+    row |= {key: np.asarray(pair).tolist() for key, pair in pairs.items()}
+    if image.get("meta"):
+        row["meta"] = dict(image["meta"])
     if image.get("ignore_mask") is not None:
         row["ignore_mask"] = _as_rle(image["ignore_mask"], where)
     return row

@@ -9,6 +9,7 @@ everywhere in Detectron2; the mapper seeds it for each sample.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import cv2
@@ -25,6 +26,9 @@ MAX_LIGHT = 0.5
 
 CROP_ASPECT = (3 / 4, 4 / 3)
 """Width by height of a random crop, torchvision's default."""
+
+
+_SIDE = re.compile(r"(?<![a-z])(left|right)(?![a-z])", re.IGNORECASE)
 
 
 class ResizeTransform(Transform):
@@ -45,7 +49,14 @@ class ResizeTransform(Transform):
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
         """Resize a mask or a packed bit plane (H, W)."""
-        return cv2.resize(segmentation, self.new[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+        rows, columns = self.nearest
+        return segmentation[rows[:, None], columns]
+
+    @property
+    def nearest(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows (H,) and columns (W,) of the old pixels that lie under the middles of the new ones."""
+        rows, columns = ((np.arange(b) * 2 + 1) * a // (2 * b) for a, b in zip(self.old, self.new, strict=True))
+        return rows, columns
 
 
 class Resize(T.Augmentation):
@@ -199,13 +210,18 @@ class TaskAugmentation:
 
 
 def build_augmentation(cfg: CfgNode, task: str, spec: DatasetSpec) -> TaskAugmentation:
-    """The augmentation of INPUT.{CLS,LOC,SEG}; FXError for a value out of range, naming the key.
+    """The augmentation of INPUT.{CLS,LOC,SEG}.
 
-    All parts are optional: a range of 0 (CROP_AREA: 1) leaves the part out. `spec` is named in errors; classes with a
-    side are swapped by the mapper through `spec.flip_permutation`.
+    All parts are optional: a range of 0 (CROP_AREA: 1) leaves the part out. Classes with a side are swapped by the
+    mapper through `spec.flip_permutation`.
+
+    Raises:
+        FXError: a value out of range, or flips of classes with a side and without a partner, naming the key.
     """
-    values = cfg.INPUT[task.upper()]
-    _check_ranges(values, f"INPUT.{task.upper()} (dataset {spec.name})")
+    values, where = cfg.INPUT[task.upper()], f"INPUT.{task.upper()} (dataset {spec.name})"
+    _check_ranges(values, where)
+    if values.FLIP > 0:
+        _check_sides(spec, task, where)
     geometric: list[T.Augmentation] = []
     if values.CROP_AREA < 1:
         geometric.append(RandomAreaCrop(area=values.CROP_AREA))
@@ -213,18 +229,60 @@ def build_augmentation(cfg: CfgNode, task: str, spec: DatasetSpec) -> TaskAugmen
     if values.FLIP > 0:
         geometric.append(T.RandomFlip(prob=values.FLIP))
     if values.ROTATE > 0 or values.SCALE > 0 or values.SHIFT > 0:
-        geometric.append(RandomAffine(rotate=values.ROTATE, scale=values.SCALE, shift=values.SHIFT))
+        affine = RandomAffine(rotate=values.ROTATE, scale=values.SCALE, shift=values.SHIFT)
+        geometric.append(T.RandomApply(affine, values.PROB))
     photometric: list[T.Augmentation] = []
     if values.BRIGHTNESS > 0 or values.CONTRAST > 0:
-        photometric.append(RandomLight(brightness=values.BRIGHTNESS, contrast=values.CONTRAST))
+        light = RandomLight(brightness=values.BRIGHTNESS, contrast=values.CONTRAST)
+        photometric.append(T.RandomApply(light, values.PROB))
     return TaskAugmentation(geometric=geometric, photometric=photometric)
 
 
 def _check_ranges(values: dict[str, Any], where: str) -> None:
-    limits = {"FLIP": (0, 1), "CROP_AREA": (0.01, 1), "ROTATE": (0, 180), "SCALE": (0, 0.99), "SHIFT": (0, 1)}
+    limits = {
+        "FLIP": (0, 1),
+        "PROB": (0, 1),
+        "CROP_AREA": (0.01, 1),
+        "ROTATE": (0, 180),
+        "SCALE": (0, 0.99),
+        "SHIFT": (0, 1),
+    }
     for key, (low, high) in (limits | {"BRIGHTNESS": (0, MAX_LIGHT), "CONTRAST": (0, MAX_LIGHT)}).items():
         if not low <= values[key] <= high:
             raise FXError(f"{where}: {key} is {values[key]}, it must be in [{low}, {high}]")
+
+
+def split_grid(transform: TransformList, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, TransformList]:
+    """The part of a geometry that picks rows and columns, and the rest.
+
+    Args:
+        transform: of `TaskAugmentation.geometry`.
+        size: (height, width) before it.
+
+    Returns:
+        rows int (H,) and columns int (W,) of the pixels that the leading crops and changes of size pick for a mask, and
+        the transforms after them: `rest.apply_segmentation(mask[rows][:, columns])` moves a mask as `transform` does.
+    """
+    rows, columns = np.arange(size[0]), np.arange(size[1])
+    for done, part in enumerate(transform.transforms):
+        if isinstance(part, CropTransform):
+            rows, columns = rows[part.y0 : part.y0 + part.h], columns[part.x0 : part.x0 + part.w]
+        elif isinstance(part, ResizeTransform):
+            picked_rows, picked_columns = part.nearest
+            rows, columns = rows[picked_rows], columns[picked_columns]
+        elif not isinstance(part, NoOpTransform):
+            return rows, columns, TransformList(transform.transforms[done:])
+    return rows, columns, TransformList([])
+
+
+def _check_sides(spec: DatasetSpec, task: str, where: str) -> None:
+    """FXError for a class that would keep its name when its side changes."""
+    for i, (name, partner) in enumerate(zip(spec.classes(task), spec.flip_permutation(task), strict=True)):
+        if partner == i and _SIDE.search(name):
+            raise FXError(
+                f"{where}: flips pictures, but class {name!r} has a side and no partner in the row's flip_pairs: add "
+                "the pair, or set FLIP 0"
+            )
 
 
 def _count_flips(transform: Transform) -> int:

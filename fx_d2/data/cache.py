@@ -101,8 +101,8 @@ def cache_images(
         threads: images at a time.
 
     Returns:
-        the images with the file_name of the copy (".png" is appended where it is not there), `stored_size`, and
-        without `intensity`, which the copy has applied.
+        the images with the file_name of the copy (".png" is appended where it is not there), `stored_size`, mask files
+        named from `cache_root`, and without `intensity`, which the copy has applied.
 
     Raises:
         FXError: an unreadable image, one of another size than stated, or a file_name that leaves the folder.
@@ -147,7 +147,17 @@ def _cache_one(image_root: Path, cache_root: Path, shorter: int, image: Mapping[
     if _stamp(target) != stamp:
         _write_png(target, _reduced(source, intensity, size, wanted, "uint8"), stamp)
     cached = {key: value for key, value in image.items() if key != "intensity"}
-    return cached | {"file_name": target.relative_to(cache_root).as_posix(), "stored_size": list(wanted)}
+    cached |= {"file_name": target.relative_to(cache_root).as_posix(), "stored_size": list(wanted)}
+    if image.get("masks") is not None:
+        cached["masks"] = [_mask_from(cache_root, image_root, mask) for mask in image["masks"]]
+    return cached
+
+
+def _mask_from(cache_root: Path, image_root: Path, mask: Any) -> Any:
+    """A mask whose file, if it has one, is named from the folder of the copies; masks are not reduced."""
+    if not isinstance(mask, Mapping) or "file" not in mask:
+        return mask
+    return {"file": os.path.relpath(image_root / mask["file"], cache_root)}
 
 
 def _stamp(path: Path) -> str:

@@ -7,6 +7,7 @@ Beside them polygons (ChestX-Det), contours of points (VinDr-RibCXR) and image f
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from fx_d2.data.image_io import png_problem
 from fx_d2.structures import FXError
 
 EMPTY = ("", "-1")
@@ -127,16 +129,18 @@ def read_mask_file(path: str | Path) -> np.ndarray:
             values that are no soft edge, as a map of labels does.
     """
     try:
-        with Image.open(path) as image:
-            if image.format == "JPEG":
-                raise FXError(f"{path}: a mask must be a PNG or GIF: a JPEG does not keep its values")
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise FXError(f"{path}: mask file cannot be read ({error.strerror})") from None
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            kind = image.format
             pixels = np.asarray(image if image.mode in ("1", "L", "I;16", "I") else image.convert("RGB"))
-    except FXError:
-        raise
-    except FileNotFoundError:
-        raise FXError(f"{path}: mask file not found") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise FXError(f"{path}: not a readable mask ({error})") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
+        raise FXError(f"{path}: not a whole PNG or GIF" if data else f"{path}: empty file") from None
+    problem = png_problem(data) if kind == "PNG" else ""
+    if kind == "JPEG" or problem:
+        raise FXError(f"{path}: {problem or 'a mask must be a PNG or GIF: a JPEG does not keep its values'}")
     if pixels.ndim == 3:
         pixels = pixels.max(axis=2)
     values = np.unique(pixels)

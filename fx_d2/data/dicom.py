@@ -19,6 +19,9 @@ from fx_d2.structures import FXError
 
 EXTRA = "pip install fx_d2[dicom]"
 
+_PLUGIN = {"1.2.840.10008.1.2.4.50": "pillow"}
+"""Decoder by transfer syntax, where not pydicom's first: on damaged baseline JPEG gdcm can end the whole process."""
+
 
 def read_dicom(data: bytes, where: str) -> np.ndarray:
     """The picture float32 (H, W) in [0, 1], 0 = black, of a DICOM file's bytes.
@@ -93,7 +96,7 @@ def _picture(dataset: Any, pixels: ModuleType, where: str) -> np.ndarray:
     """The picture of `read_dicom`."""
     if int(dataset.get("NumberOfFrames") or 1) != 1:
         raise FXError(f"{where}: has {dataset.NumberOfFrames} frames; a chest X-ray has one")
-    stored = pixels.pixel_array(dataset)
+    stored = pixels.pixel_array(dataset, decoding_plugin=_PLUGIN.get(dataset.file_meta.TransferSyntaxUID, ""))
     bits = int(dataset.BitsStored)
     if stored.ndim == 3 and dataset.SamplesPerPixel == 3:
         return (stored @ np.array([0.299, 0.587, 0.114]) / (2**bits - 1)).astype(np.float32)

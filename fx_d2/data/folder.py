@@ -6,6 +6,7 @@ The folder's layout is described in datasets/README.md. Everything is read and c
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from fx_d2.data.annotations import SplitRequest, check_patients, load_split, write_spec, write_splits
+from fx_d2.data.cache import cache_images
 from fx_d2.data.catalog import check_own_row
+from fx_d2.data.codecs import read_mask_file
 from fx_d2.data.folder_tables import Boxes, read_boxes, read_description, read_names, read_table
-from fx_d2.data.image_io import read_image
+from fx_d2.data.image_io import image_size
 from fx_d2.data.masks import Rle, encode_mask
 from fx_d2.data.preparation import Prepared, relative_root
 from fx_d2.structures import SPLITS, TASKS, DatasetSpec, FXError
@@ -42,6 +44,7 @@ class FolderOptions:
         flip_pairs: classes that change places in a left-right flip; None: found by "left" and "right" in the names.
         uncertain: policy of label -1.
         blank: policy of a blank label.
+        cache_size: shorter side in pixels of copies to make and train from; 0: train from the images themselves.
     """
 
     name: str = ""
@@ -52,6 +55,7 @@ class FolderOptions:
     flip_pairs: tuple[tuple[str, str], ...] | None = None
     uncertain: str = "ignore"
     blank: str = "ignore"
+    cache_size: int = 0
 
 
 @dataclass
@@ -77,7 +81,8 @@ class _Source:
 def prepare_folder(source: str | Path, output: str | Path, options: FolderOptions) -> Prepared:
     """Write `<output>/<name>/{train,val,test}.json` and dataset.yaml for a plain folder.
 
-    Images are referenced where they are: relative to the output when they lie inside it, else by absolute path.
+    Images are referenced where they are, relative to the output when they lie inside it, else by absolute path; or
+    smaller copies are made in `<output>/<name>/cache_<size>` and referenced there.
 
     Args:
         source: the folder, with dataset.json.
@@ -96,8 +101,16 @@ def prepare_folder(source: str | Path, output: str | Path, options: FolderOption
     target = Path(output) / spec.name
     splits = {split: _read_split(src, split) for split in SPLITS if split in src.description["splits"]}
     _check_splits(src, splits)
+    image_root = relative_root(_image_folder(src), target)
+    if options.cache_size:
+        image_root = f"cache_{options.cache_size}"
+        roots = {"image_root": _image_folder(src), "cache_root": target / image_root}
+        splits = {
+            split: cache_images(images, **roots, shorter=options.cache_size, threads=os.cpu_count() or 1)
+            for split, images in splits.items()
+        }
     requests = [SplitRequest(target / f"{split}.json", split, images) for split, images in splits.items()]
-    write_splits(requests, spec=spec, image_root=relative_root(_image_folder(src), target))
+    write_splits(requests, spec=spec, image_root=image_root)
     write_spec(target, spec)
     return target, {split: load_split(target / f"{split}.json", spec, split) for split in splits}
 
@@ -198,6 +211,8 @@ def _read_image_row(src: _Source, name: str, boxes: Boxes | None) -> dict[str, A
         "width": width,
         "height": height,
         "patient_id": row["patient_id"],
+        "study_id": row.get("study_id", ""),
+        "intensity": src.description.get("intensity"),
         "labels": [_number(row[column], column, name, src.table_file) for column in src.labels] or None,
         "boxes": boxes[name].boxes if boxes is not None and name in boxes else None,
         "masks": None,
@@ -211,13 +226,9 @@ def _read_image_row(src: _Source, name: str, boxes: Boxes | None) -> dict[str, A
 
 def _image_size(file: Path, row: dict[str, str], table: Path) -> tuple[int, int]:
     """(width, height) from the image's header, compared with the table where that states it."""
-    try:
-        with Image.open(file) as image:
-            size = (image.width, image.height)
-    except FileNotFoundError:
-        raise FXError(f"{file}: image file not found, but {table.name} and a split list it") from None
-    except (UnidentifiedImageError, OSError) as error:
-        raise FXError(f"{file}: not a readable image ({error})") from None
+    if not file.is_file():
+        raise FXError(f"{file}: image file not found, but {table.name} and a split list it")
+    size = image_size(file)[::-1]
     stated = (row.get("width", ""), row.get("height", ""))
     if all(stated) and stated != (str(size[0]), str(size[1])):
         raise FXError(f"{file}: the image is {size[0]} x {size[1]}, {table.name} says {stated[0]} x {stated[1]}")
@@ -241,10 +252,10 @@ def _mask(src: _Source, structure: str, name: str, shape: tuple[int, int]) -> Rl
         raise FXError(f"{index}: image {name!r}, column {structure!r}: -1 has no meaning for a mask")
     if not present:
         return None if present is None else encode_mask(np.zeros(shape, dtype=bool))
-    mask = read_image(file)
+    mask = read_mask_file(file)
     if mask.shape != shape:
         raise FXError(f"{file}: the mask is {mask.shape[1]} x {mask.shape[0]}, its image {shape[1]} x {shape[0]}")
-    return encode_mask(mask > 127)
+    return encode_mask(mask)
 
 
 def _check_splits(src: _Source, splits: Mapping[str, Sequence[dict[str, Any]]]) -> None:

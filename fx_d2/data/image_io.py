@@ -130,7 +130,7 @@ def _decode(data: bytes) -> np.ndarray | str:
     if data.startswith(_PNG):
         if _is_plain_grey(data):
             return _decode_grey_png(data)
-        problem = _png_problem(data)
+        problem = png_problem(data)
     elif data.startswith(_JPEG):
         problem = "" if _JPEG_END in data[-_TAIL:] else "truncated JPEG (no end marker)"
     else:
@@ -161,7 +161,7 @@ def _decode_grey_png(data: bytes) -> np.ndarray | str:
     try:
         return decode(data, (height, width), "mono")[:, :, 0]
     except Exception:  # It raises no narrower class.
-        return _png_problem(data) or _CORRUPT
+        return png_problem(data) or _CORRUPT
 
 
 def _grey(values: np.ndarray, black_white: Intensity, dtype: str) -> np.ndarray:
@@ -218,7 +218,7 @@ def _strange(data: bytes) -> str:
     return "not a whole PNG, JPEG, DICOM, MHA, MHD or JSRT .IMG file; convert it" if data else "empty file"
 
 
-def _png_problem(data: bytes) -> str:
+def png_problem(data: bytes) -> str:
     """What is wrong with a PNG's chunks, or "": every checksum must hold and the end chunk must be there."""
     position, view = len(_PNG), memoryview(data)
     while position + 12 <= len(data):

@@ -12,7 +12,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.structures import Boxes, Instances
 from fvcore.transforms.transform import TransformList
 
-from fx_d2.data.augmentation import ResizeTransform, TaskAugmentation, build_augmentation
+from fx_d2.data.augmentation import ResizeTransform, TaskAugmentation, build_augmentation, split_grid
 from fx_d2.data.cache import read_record, resize_image
 from fx_d2.data.masks import Rle, decode_masks, image_masks
 from fx_d2.structures import DatasetSpec, FXError
@@ -230,13 +230,14 @@ def _move_masks(rles: list[Rle], transform: TransformList, where: str) -> np.nda
     Eight masks travel as the bits of one byte image: nearest-neighbour transforms never mix values, and each byte
     image costs what one mask would.
     """
-    stack = decode_masks(rles, where).transpose(2, 0, 1)
+    rows, columns, rest = split_grid(transform, rles[0]["size"])
+    stack = decode_masks(rles, where, rows, columns).transpose(2, 0, 1)
     moved = []
     for start in range(0, len(rles), 8):
         chunk = stack[start : start + 8]
-        packed = np.zeros(chunk.shape[1:], dtype=np.uint8, order="F")
+        packed = np.zeros(chunk.shape[1:], dtype=np.uint8)
         for bit, mask in enumerate(chunk):
             packed |= mask << np.uint8(bit)
-        packed = np.asarray(transform.apply_segmentation(np.ascontiguousarray(packed)))
+        packed = rest.apply_segmentation(packed)
         moved += [(packed >> np.uint8(bit)) & np.uint8(1) for bit in range(len(chunk))]
     return np.stack(moved)

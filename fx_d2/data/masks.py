@@ -23,12 +23,38 @@ def encode_mask(mask: np.ndarray) -> Rle:
     return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
 
 
-def decode_masks(rles: Sequence[Rle], where: str) -> np.ndarray:
-    """The masks of one image as uint8 0/1 (H, W, N), N >= 1; FXError naming `where` for counts that do not decode."""
-    try:
-        return mask_api.decode(list(rles))
-    except (ValueError, TypeError, KeyError) as error:
-        raise FXError(f"{where}: a mask's run-length code is broken ({error}); prepare the dataset again") from error
+def decode_masks(
+    rles: Sequence[Rle], where: str, rows: np.ndarray | None = None, columns: np.ndarray | None = None
+) -> np.ndarray:
+    """The masks of one image, N >= 1, at the pixels where rows and columns meet.
+
+    A code is a list of run ends in a flat image; looking the wanted pixels up in it costs a tenth of drawing the image
+    when they are few.
+
+    Args:
+        rles: codes of one size.
+        where: the image, named in errors.
+        rows, columns: int (H,) and (W,), in rising order, repeats allowed; default: all.
+
+    Returns:
+        uint8 0/1 (H, W, N).
+
+    Raises:
+        FXError: naming `where`, for a code that is broken.
+    """
+    height, width = rles[0]["size"]
+    rows = np.arange(height) if rows is None else rows
+    # Each column once: the pixels looked up must be in rising order.
+    once, places = np.unique(np.arange(width) if columns is None else columns, return_inverse=True)
+    pixels = (once[:, None] * height + rows).reshape(-1)
+    planes = np.empty((len(rles), len(pixels)), dtype=np.uint8)
+    for plane, rle in zip(planes, rles, strict=True):
+        runs = _checked_runs(rle, height, width)
+        if isinstance(runs, str):
+            raise FXError(f"{where}: a mask {runs}; prepare the dataset again")
+        reached = np.searchsorted(pixels, np.cumsum(runs))
+        plane[:] = np.repeat(np.arange(len(runs), dtype=np.uint8) & 1, np.diff(reached, prepend=0))
+    return planes.reshape(len(rles), len(once), len(rows))[:, places].transpose(2, 1, 0)
 
 
 def image_masks(record: Mapping[str, Any]) -> list[Rle | None] | None:
@@ -58,7 +84,13 @@ def mask_problem(mask: object, height: int, width: int) -> str:
 
 
 def rle_problem(rle: object, height: int, width: int) -> str:
-    """Why an object is not a compressed RLE of a mask (height, width), or "".
+    """Why an object is not a compressed RLE of a mask (height, width), or ""."""
+    runs = _checked_runs(rle, height, width)
+    return runs if isinstance(runs, str) else ""
+
+
+def _checked_runs(rle: object, height: int, width: int) -> np.ndarray | str:
+    """The run lengths int64 (N,) of a mask (height, width), or why there are none.
 
     The runs are added up: pycocotools decodes a code that is too short into whatever the memory held.
     """
@@ -69,7 +101,7 @@ def rle_problem(rle: object, height: int, width: int) -> str:
     runs = _runs(rle["counts"])
     if runs is None or (runs < 0).any() or runs.sum() != height * width:
         return "has a broken run-length code: its runs do not fill the image"
-    return ""
+    return runs
 
 
 def _runs(counts: str) -> np.ndarray | None:

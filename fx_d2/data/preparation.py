@@ -21,6 +21,7 @@ from typing import Any
 from tqdm import tqdm
 
 from fx_d2.data.annotations import SplitRequest, check_patients, load_split, write_spec, write_splits
+from fx_d2.data.cache import cache_images
 from fx_d2.data.catalog import check_own_row
 from fx_d2.data.image_io import image_size
 from fx_d2.data.splits import draw_splits, find_listed, read_split_lists
@@ -90,6 +91,7 @@ class Options:
     seed: int = 0
     workers: int = 0
     limit: int = 0
+    cache_size: int = 0
     dry_run: bool = False
     skip_bad: bool = False
 
@@ -111,6 +113,13 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     cores = min(8, os.cpu_count() or 1)
     parser.add_argument("--workers", type=int, default=cores, help="processes; 0 = no others (default %(default)s)")
     parser.add_argument("--limit", type=int, default=0, metavar="N", help="at most N images a split, for a trial")
+    parser.add_argument(
+        "--cache-size",
+        type=int,
+        default=0,
+        metavar="N",
+        help="train from 8-bit copies of shorter side N pixels, made beside the annotations (default: no copies)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="read, check and count everything, write nothing")
     parser.add_argument("--skip-bad", action="store_true", help="leave images with a fault out instead of stopping")
     return parser
@@ -145,10 +154,12 @@ def prepare(plan: Plan, options: Options) -> Prepared:
     check_own_row(plan.spec, str(plan.root))
     if not plan.cases:
         raise FXError(f"{plan.root}: the release's tables name no image")
-    cases = _choose(plan, options)
+    cases, target = _choose(plan, options), options.output / plan.spec.name
+    cache = f"cache_{options.cache_size}" if options.cache_size and not options.dry_run else ""
+    work = partial(_annotate, plan.annotate, plan.root, target / cache if cache else None, options.cache_size)
     images: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
     skipped = 0
-    for case, image, problem in _annotated(plan, cases, options.workers):
+    for case, image, problem in _results(work, cases, options.workers, plan.spec.name):
         if image is not None:
             images[case.split].append(image)
         elif options.skip_bad:
@@ -163,10 +174,9 @@ def prepare(plan: Plan, options: Options) -> Prepared:
         raise FXError(f"{plan.root}: no image is left")
     check_patients(images)
     if not options.dry_run:
-        return _write(plan, images, options.output / plan.spec.name)
+        return target, _write(plan, images, target, cache or relative_root(plan.root, target))
     with tempfile.TemporaryDirectory() as folder:
-        _, splits = _write(plan, images, Path(folder) / plan.spec.name)
-    return options.output / plan.spec.name, splits
+        return target, _write(plan, images, Path(folder), str(plan.root.resolve()))
 
 
 def relative_root(images: Path, target: Path) -> str:
@@ -177,20 +187,23 @@ def relative_root(images: Path, target: Path) -> str:
     return os.path.relpath(images, target.resolve()) if inside else str(images)
 
 
-def _write(plan: Plan, images: Mapping[str, Sequence[dict[str, Any]]], target: Path) -> Prepared:
+def _write(
+    plan: Plan, images: Mapping[str, Sequence[dict[str, Any]]], target: Path, image_root: str
+) -> dict[str, list[dict[str, Any]]]:
+    """Write the files of a dataset's folder and read them back: the Detectron2 dicts by split."""
     source = "; ".join(filter(None, (plan.spec.source, plan.note)))
     requests = [
         SplitRequest(target / f"{split}.json", split, rows, source=source, release=plan.release)
         for split, rows in images.items()
     ]
-    write_splits(requests, spec=plan.spec, image_root=relative_root(plan.root, target))
+    write_splits(requests, spec=plan.spec, image_root=image_root)
     for split in set(SPLITS) - set(images):
         # A split of an earlier preparation may hold patients that are in another one now.
         if (target / f"{split}.json").is_file():
             logger.warning("%s: removed, the dataset has no such split any more", target / f"{split}.json")
             (target / f"{split}.json").unlink()
     write_spec(target, plan.spec)
-    return target, {split: load_split(target / f"{split}.json", plan.spec, split) for split in images}
+    return {split: load_split(target / f"{split}.json", plan.spec, split) for split in images}
 
 
 def _choose(plan: Plan, options: Options) -> list[Case]:
@@ -226,10 +239,15 @@ def _drawn(plan: Plan, options: Options) -> list[Case]:
     return [replace(case, split=next(drawn)) if case.split in ("", "train") else case for case in plan.cases]
 
 
-def _annotated(plan: Plan, cases: Sequence[Case], workers: int) -> Iterator[tuple[Case, dict[str, Any] | None, str]]:
-    """Each case with its mapping for `write_split`, or None and what is wrong with it; in order."""
-    work = partial(_annotate, plan.annotate, plan.root)
-    progress = partial(tqdm, total=len(cases), unit="image", desc=plan.spec.name, disable=None)
+Outcome = tuple[dict[str, Any] | None, str]
+"""An image in `write_split`'s form, or None and what is wrong with it."""
+
+
+def _results(
+    work: Callable[[Case], Outcome], cases: Sequence[Case], workers: int, name: str
+) -> Iterator[tuple[Case, dict[str, Any] | None, str]]:
+    """Each case with its outcome, in order."""
+    progress = partial(tqdm, total=len(cases), unit="image", desc=name, disable=None)
     if workers <= 0:
         yield from ((case, *work(case)) for case in progress(cases))
         return
@@ -238,22 +256,24 @@ def _annotated(plan: Plan, cases: Sequence[Case], workers: int) -> Iterator[tupl
         yield from ((case, *result) for case, result in zip(cases, progress(results), strict=True))
 
 
-def _annotate(annotate: Annotate, root: Path, case: Case) -> tuple[dict[str, Any] | None, str]:
-    """One image in `write_split`'s form, or None and what is wrong."""
+def _annotate(annotate: Annotate, root: Path, cache: Path | None, cache_size: int, case: Case) -> Outcome:
+    """One image; with a folder for the cache its copy is made, so that an image that cannot be decoded is found."""
     try:
         height, width = image_size(case.image)
         try:
             fields = annotate(case.annotation, (height, width))
         except FXError as error:
             raise FXError(f"{case.image}: {error}") from None
+        image = {
+            "file_name": case.image.relative_to(root).as_posix(),
+            "width": width,
+            "height": height,
+            "patient_id": case.patient_id,
+            "study_id": case.study_id,
+            "meta": dict(case.meta),
+        } | dict(fields)
+        if cache is not None:
+            (image,) = cache_images([image], image_root=root, cache_root=cache, shorter=cache_size)
     except FXError as error:
         return None, str(error)
-    image = {
-        "file_name": case.image.relative_to(root).as_posix(),
-        "width": width,
-        "height": height,
-        "patient_id": case.patient_id,
-        "study_id": case.study_id,
-        "meta": dict(case.meta),
-    }
-    return image | dict(fields), ""
+    return image, ""

@@ -133,7 +133,7 @@ def _is_size(value: Any) -> bool:
 
 def _absolute(mask: dict[str, Any] | None, prefix: str) -> dict[str, Any] | None:
     """A mask whose file, if it has one, no longer depends on where the annotation file is."""
-    return {"file": prefix + mask["file"]} if mask and "file" in mask else mask
+    return {"file": os.path.join(prefix, mask["file"])} if mask and "file" in mask else mask
 
 
 def _name(image: Any) -> str:

@@ -79,6 +79,20 @@ def test_missing_and_broken_json(tmp_path: Path, spec: DatasetSpec) -> None:
         load_split(tmp_path / "train.json", spec, "train")
 
 
+def test_what_is_written_of_the_release_and_the_file(
+    tmp_path: Path, spec: DatasetSpec, images: list[dict[str, Any]]
+) -> None:
+    """The release's version stands in info; tuples and numpy's numbers are written as json's."""
+    images[0] |= {"intensity": (np.uint16(0), np.uint16(4095)), "stored_size": np.array([20, 30]), "study_id": 7}
+    path = tmp_path / "train.json"
+    write_split(path, spec=spec, split="train", image_root=".", images=images, release="v2", licence="CC0")
+    info = json.loads(path.read_text())["info"]
+    assert (info["release"], info["licence"], info["dataset"], info["split"]) == ("v2", "CC0", "toy", "train")
+    first, second = load_split(path, spec, "train")
+    assert (first["intensity"], first["stored_size"], first["study_id"]) == ([0, 4095], [20, 30], "7")
+    assert (second["intensity"], second["stored_size"]) == (None, None)
+
+
 def test_content_hash(make_dataset: Callable[..., Path], spec: DatasetSpec) -> None:
     """A changed label is noticed, another layout of the same content is not; without a hash nothing is compared."""
     path = make_dataset() / "toy" / "train.json"

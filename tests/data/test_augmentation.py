@@ -16,6 +16,7 @@ from fx_d2.data.augmentation import (
     RandomAreaCrop,
     ResizeTransform,
     build_augmentation,
+    split_grid,
 )
 from fx_d2.data.cache import resize_image
 from fx_d2.structures import DatasetSpec, FXError
@@ -33,7 +34,7 @@ def _square() -> tuple[np.ndarray, np.ndarray]:
 def test_image_mask_and_box_agree(cfg: CfgNode, spec: DatasetSpec, task: str, dtype: str) -> None:
     """After any geometry the bright pixels, the mask and the box are the same thing."""
     cfg.INPUT[task.upper()].merge_from_list(
-        ["CROP_AREA", 0.8, "ROTATE", 8.0, "SCALE", 0.1, "SHIFT", 0.05, "BRIGHTNESS", 0.0, "CONTRAST", 0.0]
+        ["CROP_AREA", 0.8, "PROB", 1.0, "ROTATE", 8.0, "SCALE", 0.1, "SHIFT", 0.05, "BRIGHTNESS", 0.0, "CONTRAST", 0.0]
     )
     cfg.INPUT.SIZE = [160, 240]
     augmentation = build_augmentation(cfg, task, spec)
@@ -152,6 +153,21 @@ def test_a_crop_that_cannot_fit_is_left_out() -> None:
     np.testing.assert_array_equal(RandomAreaCrop(area=0.9).get_transform(image).apply_image(image), image)
 
 
+@pytest.mark.parametrize("task", ["cls", "loc", "seg"])
+def test_picked_rows_and_columns_move_masks_alike(cfg: CfgNode, spec: DatasetSpec, task: str) -> None:
+    """Picking pixels and then the rest equals the whole geometry on the whole mask."""
+    cfg.INPUT[task.upper()].merge_from_list(["CROP_AREA", 0.3, "ROTATE", 8.0, "PROB", 0.5])
+    augmentation = build_augmentation(cfg, task, spec)
+    mask = (np.random.default_rng(0).random((80, 120)) < 0.5).astype(np.uint8)
+    np.random.seed(0)
+    for _ in range(10):
+        _, transform, _ = augmentation.geometry(mask)
+        rows, columns, rest = split_grid(transform, (80, 120))
+        np.testing.assert_array_equal(
+            rest.apply_segmentation(mask[rows][:, columns]), transform.apply_segmentation(mask)
+        )
+
+
 def test_resize_moves_points_and_masks() -> None:
     """Corners go to corners; the nearest pixel is the one under the middle."""
     transform = ResizeTransform(old=(4, 6), new=(2, 3))
@@ -160,3 +176,29 @@ def test_resize_moves_points_and_masks() -> None:
     mask[:, 3:] = 1
     assert transform.apply_segmentation(mask).tolist() == [[0, 1, 1], [0, 1, 1]]
     assert ResizeTransform(old=(1, 3), new=(1, 1)).apply_segmentation(np.array([[0, 1, 0]], np.uint8)).tolist() == [[1]]
+
+
+def test_probability_of_affine_and_light(cfg: CfgNode, spec: DatasetSpec) -> None:
+    """PROB 0 leaves both out, 0.5 does each about every second time."""
+    cfg.INPUT.SEG.merge_from_list(["FLIP", 0.0, "PROB", 0.0])
+    film = _film()
+    plain = resize_image(film, (32, 48))
+    for prob, low, high in ((0.0, 0, 0), (0.5, 20, 40), (1.0, 60, 60)):
+        cfg.INPUT.SEG.PROB = prob
+        augmentation = build_augmentation(cfg, "seg", spec)
+        np.random.seed(0)
+        moved = sum(bool((augmentation.geometry(film)[0] != plain).any()) for _ in range(60))
+        lit = sum(bool((augmentation.photometry(plain) != plain).any()) for _ in range(60))
+        assert low <= moved <= high and low <= lit <= high
+
+
+@pytest.mark.parametrize("name", ["Left Lung", "right_clavicle", "LEFT"])
+def test_a_side_without_a_partner_is_not_flipped(cfg: CfgNode, name: str) -> None:
+    """A mirrored left lung is no left lung: the row must say what it is."""
+    spec = DatasetSpec(name="sides", title="", seg_classes=(name, "heart"))
+    with pytest.raises(FXError, match=rf"INPUT.SEG \(dataset sides\): .*class '{name}' has a side and no partner"):
+        build_augmentation(cfg, "seg", spec)
+    cfg.INPUT.SEG.FLIP = 0.0
+    build_augmentation(cfg, "seg", spec)
+    cfg.INPUT.SEG.FLIP = 0.5
+    build_augmentation(cfg, "seg", DatasetSpec(name="sides", title="", seg_classes=("upright", "cleft")))

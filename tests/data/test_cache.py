@@ -36,6 +36,9 @@ def images(tmp_path: Path) -> list[dict[str, Any]]:
         box = [width // 4, height // 4, width // 2 - width // 4, height // 2 - height // 4]
         row = {"file_name": name, "height": height, "width": width, "patient_id": f"p{number}", "labels": [1, 0, 0]}
         row |= {"boxes": [("left_lung", box)], "masks": [mask, ~mask, None]}
+        if name == "a.png":
+            cv2.imwrite(str(tmp_path / "images" / "mask.png"), mask.astype(np.uint8))
+            row["masks"][0] = {"file": "mask.png"}
         rows.append(row | ({"intensity": [0, 4095]} if bits == 12 else {}))
     return rows
 

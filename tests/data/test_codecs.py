@@ -157,7 +157,13 @@ def test_unreadable_mask_files(tmp_path: Path) -> None:
             (tmp_path / name).write_bytes(data[:length])
             with pytest.raises(FXError, match=name):
                 read_mask_file(tmp_path / name)
-    with pytest.raises(FXError, match="not found"):
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    data = bytearray((tmp_path / "a.png").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "a.png").write_bytes(data)
+    with pytest.raises(FXError, match="a.png"):
+        read_mask_file(tmp_path / "a.png")
+    with pytest.raises(FXError, match="none.png: mask file cannot be read"):
         read_mask_file(tmp_path / "none.png")
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from fx_d2.data.annotations import load_spec, load_split
+from fx_d2.data.cache import read_record, resize_image
 from fx_d2.data.folder import find_flip_pairs
 
 PROJECT = Path(__file__).parents[2]
@@ -61,6 +62,22 @@ def source(tmp_path: Path) -> Path:
     }
     (root / "dataset.json").write_text(json.dumps(description))
     return root
+
+
+def test_cache(script: ModuleType, source: Path, tmp_path: Path) -> None:
+    """With --cache-size, training reads copies, and annotations keep the pixels of the originals."""
+    images = [np.random.default_rng(i).integers(0, 4096, (20, 30), dtype=np.uint16) for i in range(3)]
+    for i, image in enumerate(images):
+        cv2.imwrite(str(source / "images" / f"{i}.png"), image)
+    description = json.loads((source / "dataset.json").read_text()) | {"intensity": [0, 4095]}
+    (source / "dataset.json").write_text(json.dumps(description))
+    assert script.main([str(source), "--output", str(tmp_path / "out"), "--cache-size", "10"]) == 0
+    target = tmp_path / "out" / "tiny"
+    first = load_split(target / "train.json", load_spec(target), "train")[0]
+    assert first["file_name"] == str(target / "cache_10" / "0.png")
+    assert (first["height"], first["stored_size"], first["intensity"]) == (20, [10, 15], None)
+    grey = np.rint(images[0] / 4095 * 255).astype(np.uint8)
+    np.testing.assert_array_equal(read_record(first), resize_image(grey, (10, 15)))
 
 
 def test_prepare(script: ModuleType, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,9 +162,9 @@ def _bad_test_box(root: Path) -> None:
         (_replace("splits/test.txt", "2.png", "2.png\n2.png"), [], "'2.png' occurs twice"),
         (_replace("splits/train.txt", "1.png", "2.png"), ["--tasks", "cls"], "'2.png' is in train and in test"),
         (lambda root: (root / "images" / "1.png").unlink(), [], "1.png: image file not found"),
-        (lambda root: (root / "images" / "1.png").write_text("x"), [], "1.png: not a readable image"),
+        (lambda root: (root / "images" / "1.png").write_text("x"), [], "1.png: not a whole PNG"),
         (_big_mask, [], "the mask is 5 x 5, its image 30 x 20"),
-        (lambda root: (root / "masks" / "left_lung" / "0.png").unlink(), [], "0.png: image file cannot be read"),
+        (lambda root: (root / "masks" / "left_lung" / "0.png").unlink(), [], "0.png: mask file cannot be read"),
         (_replace("boxes_train.json", "0.png", "8.png"), [], "image '8.png' is not in this split"),
         (_replace("boxes_train.json", '"width": 30', '"width": 31'), [], "size (31, 20)"),
         (_replace("boxes_train.json", "[2, 3, 10, 9]", "[25, 3, 10, 9]"), [], "leaves its image"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 
-from fx_d2.data.annotations import write_split
+from fx_d2.data.annotations import load_spec, write_split
 from fx_d2.data.catalog import register_datasets
 from fx_d2.data.loaders import build_test_loader, build_train_data
 from fx_d2.structures import DatasetSpec, FXError, Phase
@@ -60,6 +61,21 @@ def test_workers_and_resume_do_not_change_samples(registered: CfgNode) -> None:
     for batches, wanted in ((_run(registered, count=6), plain), (_run(registered, start=2, count=2), plain[2:4])):
         for batch, other in zip(batches, wanted, strict=True):
             assert all(torch.equal(a["image"], b["image"]) for a, b in zip(batch, other, strict=True))
+
+
+def test_workers_share_the_records(registered: CfgNode, images: list[dict[str, Any]], tmp_path: Path) -> None:
+    """What goes to a worker does not grow with what the images carry: their records lie in shared memory."""
+
+    def pickled() -> int:
+        return len(
+            ForkingPickler.dumps(build_train_data(registered).loader(_Schedule(), 0, 0, 1, 3, seed=7).loader.dataset)
+        )
+
+    before = pickled()
+    spec = load_spec(tmp_path / "toy")
+    heavy = [image | {"file_name": f"train_{image['file_name']}", "meta": {"note": "x" * 10**6}} for image in images]
+    write_split(tmp_path / "toy" / "train.json", spec=spec, split="train", image_root="images", images=heavy)
+    assert abs(pickled() - before) < 1000
 
 
 def test_ranks_split_the_batch(registered: CfgNode) -> None:

@@ -117,6 +117,19 @@ def test_label_policies(spec: DatasetSpec) -> None:
     assert np.isnan(apply_label_policy(labels, soft, training=False)[0])
 
 
+def test_soft_labels_are_drawn_with_each_sample(cfg: CfgNode, spec: DatasetSpec, records: list[dict[str, Any]]) -> None:
+    """Not frozen when the file is loaded: another seed, another target; and a flip takes it to the other side."""
+    cfg.INPUT.CLS.FLIP = 0.0
+    mapper = TrainMapper(cfg, replace(spec, uncertain="soft"), "cls")
+    drawn = [mapper(records[1], seed)["labels"] for seed in range(6)]
+    assert len({float(labels[0]) for labels in drawn}) == 6 and all(0.55 <= labels[0] <= 0.85 for labels in drawn)
+    assert all(labels[1:].tolist() == [1.0, 0.0] for labels in drawn)
+    assert torch.equal(mapper(records[1], 3)["labels"], drawn[3])
+    cfg.INPUT.CLS.FLIP = 1.0
+    flipped = TrainMapper(cfg, replace(spec, uncertain="soft"), "cls")(records[1], 3)["labels"]
+    assert flipped[0] == 1.0 and 0.55 <= flipped[1] <= 0.85
+
+
 def test_evaluation_sample(cfg: CfgNode, spec: DatasetSpec, records: list[dict[str, Any]]) -> None:
     """The image at network size, the annotation in original pixels."""
     sample = EvalMapper(cfg, spec)(records[0])

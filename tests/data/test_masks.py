@@ -18,6 +18,15 @@ def test_round_trip_without_a_problem(shape: tuple[int, int], density: float) ->
     np.testing.assert_array_equal(decode_masks([rle], "here")[:, :, 0], mask)
 
 
+@pytest.mark.parametrize("density", [0.0, 0.3, 1.0])
+def test_chosen_pixels(density: float) -> None:
+    """Rows and columns may be left out or repeated."""
+    masks = np.random.default_rng(0).random((3, 40, 60)) < density
+    rows, columns = np.array([0, 0, 3, 17, 39]), np.array([5, 6, 6, 6, 50, 59])
+    picked = decode_masks([encode_mask(mask) for mask in masks], "here", rows, columns)
+    np.testing.assert_array_equal(picked, masks[:, rows[:, None], columns].transpose(1, 2, 0))
+
+
 def test_long_runs() -> None:
     mask = np.zeros((3000, 2500), dtype=bool)
     mask[1000:2000, 500:2000] = True

@@ -104,8 +104,22 @@ def test_a_split_of_an_earlier_preparation_is_removed(make_plan: MakePlan, tmp_p
     assert sorted(path.name for path in target.iterdir()) == ["dataset.yaml", "test.json", "train.json"]
 
 
+def test_copies_are_made_and_a_broken_image_is_found(make_plan: MakePlan, tmp_path: Path) -> None:
+    file = tmp_path / "release" / "images" / "4.png"
+    file.write_bytes(file.read_bytes()[:-20])
+    options = Options(output=tmp_path / "out", cache_size=4, skip_bad=True)
+    target, splits = prepare(make_plan("ttvee"), options)
+    assert [len(rows) for rows in splits.values()] == [2, 1, 1]
+    record = splits["train"][1]
+    assert record["file_name"] == str(target / "cache_4" / "images" / "1.png")
+    assert (record["height"], record["width"], record["stored_size"]) == (8, 7, [5, 4])
+    assert cv2.imread(record["file_name"], cv2.IMREAD_UNCHANGED).shape == (5, 4)
+    with pytest.raises(FXError, match=r"4\.png: .*--skip-bad"):
+        prepare(make_plan("ttvee"), Options(output=tmp_path / "again", cache_size=4))
+
+
 def test_a_dry_run_writes_nothing(make_plan: MakePlan, tmp_path: Path) -> None:
-    target, splits = prepare(make_plan("ttvee"), Options(output=tmp_path / "out", dry_run=True))
+    target, splits = prepare(make_plan("ttvee"), Options(output=tmp_path / "out", dry_run=True, cache_size=4))
     assert target == tmp_path / "out" / "small" and len(splits["train"]) == 2
     assert not (tmp_path / "out").exists()
 
