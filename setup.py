@@ -34,7 +34,7 @@ INSTALL_REQUIRES = [
     "cloudpickle",  # detectron2: launch and lazy configs
     "tabulate",  # detectron2: tables in the log
     "termcolor",  # detectron2: log
-    "tqdm",  # detectron2: data benchmark, imported by its engine
+    "tqdm",  # progress of the preparation scripts; detectron2 imports it
     "packaging",  # detectron2 declares it
 ]
 

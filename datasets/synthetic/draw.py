@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from .anatomy import SIDES, build_scene
+from .anatomy import SIDES, Scene, build_scene
 from .canvas import Canvas
 from .film import FilmStyle, expose
 from .findings import KINDS
 from .patient import Patient, sample_patient
+from .skeleton import CLAVICLE_WIDTH, RIB_WIDTH
 
 FAINT = 0.4
 """Strength of a finding that a reader would call uncertain."""
@@ -42,6 +43,8 @@ class Drawing:
         patient: whose film it is, as drawn.
         lungs: side (-1 the patient's right, on the left of the film; +1 left) -> bool (H, W), heart shadow included.
         heart: bool (H, W), the silhouette.
+        structures: the healthy anatomy by name, bool (H, W): left_lung and right_lung without heart and mediastinum,
+            heart, left_clavicle and right_clavicle, and the posterior ribs R1..R10 and L1..L10. Left is the patient's.
     """
 
     image: np.ndarray
@@ -49,6 +52,7 @@ class Drawing:
     patient: Patient
     lungs: dict[int, np.ndarray]
     heart: np.ndarray
+    structures: Mapping[str, np.ndarray]
 
 
 def draw(
@@ -57,6 +61,7 @@ def draw(
     size: int,
     style: FilmStyle | None = None,
     faint: Collection[str] = (),
+    patient_seed: Sequence[int] | int | None = None,
 ) -> Drawing:
     """Draw one patient's chest film.
 
@@ -67,13 +72,14 @@ def draw(
         size: height in pixels; the width follows from `style.aspect`.
         style: how the film is taken; None for the default style.
         faint: those of `kinds` that are drawn weakly.
+        patient_seed: what makes the patient, for several films of one; None: `seed`.
 
     Raises:
         ValueError: a finding came out without a pixel, which the sizes from 64 pixels on should not allow.
     """
     style = style or FilmStyle()
-    streams = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(3))
-    body, rng, film = streams
+    body, rng, film = _streams(seed)
+    body = body if patient_seed is None else _streams(patient_seed)[0]
     patient = sample_patient(body)
     ordered = [kind for kind in KINDS if kind in kinds]
     for kind in ordered:
@@ -82,6 +88,7 @@ def draw(
     width = round(size * style.aspect)
     canvas = Canvas(size, width, patient.half_width, patient.apex, patient.span, patient.offset, patient.angle)
     scene = build_scene(patient, canvas, body)
+    structures = _structures(scene)
     side = SIDES[int(rng.integers(2))]
     drawn: list[tuple[str, np.ndarray]] = []
     for kind in ordered:
@@ -96,7 +103,24 @@ def draw(
             side = -side
     image = expose(scene.attenuation(), canvas, style, film)
     found = tuple(Finding(kind, mask, box_of(mask)) for kind, mask in drawn)
-    return Drawing(image, found, patient, scene.lungs, scene.heart)
+    return Drawing(image, found, patient, scene.lungs, scene.heart, structures)
+
+
+def _streams(seed: Sequence[int] | int) -> list[np.random.Generator]:
+    """Generators of the patient, of the findings and of the exposure."""
+    return [np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(3)]
+
+
+def _structures(scene: Scene) -> dict[str, np.ndarray]:
+    """`Drawing.structures` of a scene without findings."""
+    canvas, skeleton = scene.canvas, scene.skeleton
+    masks = {"heart": scene.heart & (canvas.v < 1.0)}
+    for side, name in zip(SIDES, ("right", "left"), strict=True):
+        masks[f"{name}_lung"] = scene.fields[side]
+        masks[f"{name}_clavicle"] = canvas.strokes([skeleton.clavicles[side]], CLAVICLE_WIDTH) > 0.5
+    for (side, number), path in sorted(skeleton.ribs.items()):
+        masks[f"{'R' if side < 0 else 'L'}{number}"] = canvas.strokes([path], RIB_WIDTH) > 0.5
+    return masks
 
 
 def box_of(mask: np.ndarray) -> tuple[int, int, int, int]:

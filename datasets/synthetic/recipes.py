@@ -51,6 +51,9 @@ _REPORTS = {
 }
 """The CheXpert labels; opacities carry their parent "Lung Opacity", as in the hierarchy of the CheXpert paper."""
 
+_VINDR = FilmStyle(aspect=0.9, contrast=1.1)
+"""The films of VinDr-CXR, which three rows share."""
+
 _DOUBTFUL = ("edema", "consolidation", "pneumonia", "atelectasis", "effusion", "opacity")
 
 RECIPES: dict[str, Recipe] = {
@@ -92,7 +95,7 @@ RECIPES: dict[str, Recipe] = {
             "cardiomegaly": ("Other diseases",),
         },
         normal="No finding",
-        style=FilmStyle(aspect=0.9, contrast=1.1),
+        style=_VINDR,
     ),
     "nih_shenzhen": Recipe({"tuberculosis": ("Tuberculosis",)}, style=FilmStyle(contrast=1.08, marker=0.9)),
     "mimic_cxr": Recipe(
@@ -139,5 +142,30 @@ RECIPES: dict[str, Recipe] = {
         }
     ),
     "siim_acr": Recipe({"pneumothorax": ("Pneumothorax",)}, others=("devices", "nodule", "atelectasis")),
+    "vindr_organs": Recipe({}, others=("effusion", "nodule", "consolidation"), style=_VINDR),
+    "vindr_local": Recipe(
+        {
+            "wide_mediastinum": ("Aortic enlargement",),
+            "atelectasis": ("Atelectasis",),
+            "calcification": ("Calcification",),
+            "cardiomegaly": ("Cardiomegaly",),
+            "consolidation": ("Consolidation",),
+            "edema": ("ILD",),
+            "infiltration": ("Infiltration",),
+            "opacity": ("Lung Opacity",),
+            "nodule": ("Nodule/Mass",),
+            "mass": ("Nodule/Mass",),
+            "fracture": ("Other lesion",),
+            "hernia": ("Other lesion",),
+            "effusion": ("Pleural effusion",),
+            "pleural_thickening": ("Pleural thickening",),
+            "pneumothorax": ("Pneumothorax",),
+            "fibrosis": ("Pulmonary fibrosis",),
+        },
+        style=_VINDR,
+    ),
+    "vindr_ribcxr": Recipe({}, others=("effusion", "nodule"), style=_VINDR),
+    "nih_montgomery": Recipe({"tuberculosis": ()}, style=FilmStyle(aspect=1.1, marker=0.9)),
+    "jsrt": Recipe({"nodule": ()}, style=FilmStyle(marker=0.0, collimation=0.0)),
 }
 """One recipe a row of the table, by the row's name."""

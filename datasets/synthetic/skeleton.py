@@ -13,6 +13,9 @@ from .patient import Patient
 RIB_WIDTH = 0.021
 """Width of a rib as a fraction of the film's height."""
 
+CLAVICLE_WIDTH = 0.022
+"""Width of a clavicle's shaft, likewise."""
+
 
 @dataclass
 class Skeleton:
@@ -21,10 +24,12 @@ class Skeleton:
     Attributes:
         layer: float32 (H, W), attenuation.
         ribs: (side, number from 1 at the top) -> (N, 2) thorax coordinates of the posterior part, from the spine out.
+        clavicles: side -> (N, 2) thorax coordinates, from the breastbone out.
     """
 
     layer: np.ndarray
     ribs: dict[tuple[int, int], np.ndarray]
+    clavicles: dict[int, np.ndarray]
 
 
 def rib_posterior(patient: Patient, number: int, side: int) -> np.ndarray:
@@ -81,13 +86,15 @@ def draw_skeleton(canvas: Canvas, patient: Patient, rng: np.random.Generator) ->
         anterior = draw_bone(canvas, front, RIB_WIDTH * 1.15, 0.03 * bright, 0.035 * bright)
         layer = layer + posterior + anterior
     layer = layer * (0.45 + 0.55 * smooth(np.abs(canvas.u), 0.1, 0.26)) * smooth(canvas.v, 1.12, 0.85)
+    clavicles: dict[int, np.ndarray] = {}
     for side in (-1, 1):
-        layer = layer + _shoulder(canvas, side, rng)
-    return Skeleton((layer + _spine(canvas, patient)).astype(np.float32), ribs)
+        shoulder, clavicles[side] = _shoulder(canvas, side, rng)
+        layer = layer + shoulder
+    return Skeleton((layer + _spine(canvas, patient)).astype(np.float32), ribs, clavicles)
 
 
-def _shoulder(canvas: Canvas, side: int, rng: np.random.Generator) -> np.ndarray:
-    """Clavicle, humeral head and shaft, shoulder blade of one side."""
+def _shoulder(canvas: Canvas, side: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Clavicle, humeral head and shaft, shoulder blade of one side; the layer and the clavicle's path."""
     lift = rng.uniform(-0.02, 0.02)
 
     def mirrored(points: Points) -> np.ndarray:
@@ -102,7 +109,7 @@ def _shoulder(canvas: Canvas, side: int, rng: np.random.Generator) -> np.ndarray
         (1.13, 0.015 + lift),
     ]
     clavicle = curve(mirrored(points), 60)
-    shaft_parts = draw_bone(canvas, [clavicle], 0.022, 0.1, 0.09)
+    shaft_parts = draw_bone(canvas, [clavicle], CLAVICLE_WIDTH, 0.1, 0.09)
     total = np.maximum(shaft_parts, draw_bone(canvas, [clavicle[:9]], 0.03, 0.1, 0.06))
     ball = canvas.radius(side * 1.36, 0.09 + lift)
     head = smooth(ball, 0.062, 0.054)
@@ -117,7 +124,7 @@ def _shoulder(canvas: Canvas, side: int, rng: np.random.Generator) -> np.ndarray
         [curve(mirrored([(1.22, 0.16), (1.07, 0.38), (0.97, 0.44), (0.87, 0.27), (0.88, 0.12)]))], 0.008
     )
     spine = canvas.strokes([curve(mirrored([(0.87, 0.17), (1.0, 0.1), (1.2, 0.01 + lift)]))], 0.014)
-    return total + canvas.blur(0.03 * plate + 0.05 * border + 0.05 * spine, 0.003)
+    return total + canvas.blur(0.03 * plate + 0.05 * border + 0.05 * spine, 0.003), clavicle
 
 
 def _spine(canvas: Canvas, patient: Patient) -> np.ndarray:

@@ -68,8 +68,8 @@ def plan_split(recipe: Recipe, split: str, count: int, rng: np.random.Generator)
 
 def _deal(kinds: Sequence[str], films: int, rng: np.random.Generator) -> list[list[str]]:
     """Hands of compatible kinds, every kind about equally often."""
-    if not films:
-        return []
+    if not films or not kinds:
+        return [[] for _ in range(films)]
     size = float(np.clip(len(kinds) / films, 1.0 if len(kinds) == 1 else 1.35, 4))
     wanted = max(films, round(size * films))
     deck: list[str] = []
@@ -84,21 +84,26 @@ def _deal(kinds: Sequence[str], films: int, rng: np.random.Generator) -> list[li
     return hands
 
 
-def annotate(drawing: Drawing, plan: Plan, spec: DatasetSpec, recipe: Recipe) -> dict[str, Any]:
-    """Labels, boxes and masks of a film in the words of a dataset's row: the fields of `write_split`'s mapping.
-
-    A faint finding has the label -1 (its parents too, unless another finding makes them 1) and no box or mask.
-    """
-    sure = [finding for finding in drawing.findings if finding.kind not in plan.faint]
+def label_film(plan: Plan, spec: DatasetSpec, recipe: Recipe) -> dict[str, int]:
+    """Label 1, 0 or -1 of each class of the row; a faint finding is -1, and so are its parents unless they are 1."""
     positive = {name for kind in plan.kinds if kind not in plan.faint for name in recipe.names.get(kind, ())}
     unsure = {name for kind in plan.faint for name in recipe.names.get(kind, ())} - positive
     if recipe.normal and not set(plan.kinds) - set(recipe.healthy_with):
         positive.add(recipe.normal)
     if recipe.not_normal and plan.kinds and not positive:
         positive.add(recipe.not_normal)
+    return {name: 1 if name in positive else -1 if name in unsure else 0 for name in spec.cls_classes}
+
+
+def annotate(drawing: Drawing, plan: Plan, spec: DatasetSpec, recipe: Recipe) -> dict[str, Any]:
+    """Labels, boxes and masks of a film in the words of a dataset's row: the fields of `write_split`'s mapping.
+
+    A faint finding has no box or mask.
+    """
+    sure = [finding for finding in drawing.findings if finding.kind not in plan.faint]
     row: dict[str, Any] = {"labels": None, "boxes": None, "masks": None}
     if spec.cls_classes:
-        row["labels"] = [1 if name in positive else -1 if name in unsure else 0 for name in spec.cls_classes]
+        row["labels"] = list(label_film(plan, spec, recipe).values())
     if spec.loc_classes:
         row["boxes"] = [
             (name, list(finding.box))
@@ -131,7 +136,7 @@ def make_split(spec: DatasetSpec, folder: Path, split: str, count: int, seed: in
         drawing = draw(plan.kinds, [*key, number], size, recipe.style, plan.faint)
         row = annotate(drawing, plan, spec, recipe)
         if row["labels"] is not None:
-            row["labels"] = _leave_blank(row["labels"], recipe.blank.get(split, 0.0), rng)
+            row["labels"] = leave_blank(row["labels"], recipe.blank.get(split, 0.0), rng)
         name = f"{split}/{spec.name}_{split}_{number:05d}.png"
         if not cv2.imwrite(str(folder / "images" / name), drawing.image):
             raise FXError(f"{folder / 'images' / name}: cannot be written; choose another --output")
@@ -156,7 +161,7 @@ def make_split(spec: DatasetSpec, folder: Path, split: str, count: int, seed: in
     return counts
 
 
-def _leave_blank(labels: list[int], share: float, rng: np.random.Generator) -> list[int | None]:
+def leave_blank(labels: list[int], share: float, rng: np.random.Generator) -> list[int | None]:
     """Blank a share of the zeros, as reports that do not mention a finding do."""
     draws = rng.random(len(labels))
     return [None if label == 0 and chance < share else label for label, chance in zip(labels, draws, strict=True)]

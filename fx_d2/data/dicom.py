@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -47,14 +48,27 @@ def read_dicom(data: bytes, where: str) -> np.ndarray:
         raise FXError(f"{where}: broken or truncated DICOM file ({_one_line(error)})") from None
 
 
-def dicom_size(path: Path) -> tuple[int, int]:
-    """(height, width) from a file's header, without reading its pixels; FXError when it has none."""
+def dicom_tags(path: str | Path, names: Sequence[str]) -> dict[str, str]:
+    """Tags of a DICOM file's header by keyword, such as "PatientID", as text; "" where the file has none.
+
+    Only the header is read. FXError naming the file when it is no DICOM file.
+    """
     pydicom = _pydicom(str(path))
     try:
-        dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["Rows", "Columns"])
-        return int(dataset.Rows), int(dataset.Columns)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(names))
+            return {name: str(dataset.get(name, "")).strip() for name in names}
     except Exception as error:  # As above.
         raise FXError(f"{path}: broken or truncated DICOM file ({_one_line(error)})") from None
+
+
+def dicom_size(path: str | Path) -> tuple[int, int]:
+    """(height, width) from a DICOM header; FXError when it has none."""
+    tags = dicom_tags(path, ("Rows", "Columns"))
+    if not all(tags.values()):
+        raise FXError(f"{path}: broken or truncated DICOM file (no Rows and Columns)")
+    return int(tags["Rows"]), int(tags["Columns"])
 
 
 def _pydicom(where: str) -> ModuleType:

@@ -22,6 +22,7 @@ from fx_d2.data.codecs import read_mask_file
 from fx_d2.data.folder_tables import Boxes, read_boxes, read_description, read_names, read_table
 from fx_d2.data.image_io import image_size
 from fx_d2.data.masks import Rle, encode_mask
+from fx_d2.data.preparation import Prepared, relative_root
 from fx_d2.structures import SPLITS, TASKS, DatasetSpec, FXError
 
 logger = logging.getLogger(__name__)
@@ -77,10 +78,6 @@ class _Source:
         return self.root / (self.description.get("labels") or {}).get("file", "labels.csv")
 
 
-Prepared = tuple[Path, dict[str, list[dict[str, Any]]]]
-"""The folder that was written, and the Detectron2 dicts by split as `load_split` gives them."""
-
-
 def prepare_folder(source: str | Path, output: str | Path, options: FolderOptions) -> Prepared:
     """Write `<output>/<name>/{train,val,test}.json` and dataset.yaml for a plain folder.
 
@@ -104,7 +101,7 @@ def prepare_folder(source: str | Path, output: str | Path, options: FolderOption
     target = Path(output) / spec.name
     splits = {split: _read_split(src, split) for split in SPLITS if split in src.description["splits"]}
     _check_splits(src, splits)
-    image_root = _image_root(src, target)
+    image_root = relative_root(_image_folder(src), target)
     if options.cache_size:
         image_root = f"cache_{options.cache_size}"
         roots = {"image_root": _image_folder(src), "cache_root": target / image_root}
@@ -179,13 +176,6 @@ def _build_spec(src: _Source) -> DatasetSpec:
         source=str(src.description.get("source") or ""),
         licence=str(src.description.get("licence") or ""),
     )
-
-
-def _image_root(src: _Source, target: Path) -> str:
-    """How the annotation files name the folder of images."""
-    images = _image_folder(src).resolve()
-    inside = images.is_relative_to(target.parent.resolve())
-    return os.path.relpath(images, target.resolve()) if inside else str(images)
 
 
 def _image_folder(src: _Source) -> Path:

@@ -1,4 +1,4 @@
-"""The table of datasets: the eleven pretraining rows in the paper's order, Foundation X's Table 1.
+"""The table of datasets: the eleven pretraining rows in the order of Foundation X's Table 1, then those of fine-tuning.
 
 A row binds labels by *name*: a preparation module looks its columns up by header and never by position
 (the public code paired MIMIC's alphabetical columns with CheXpert's order, so its "5 classes" were others).
@@ -180,5 +180,60 @@ PRETRAINING: tuple[DatasetSpec, ...] = (
 )
 """The rows of pretraining; their order is the order of a cycle."""
 
-BY_NAME: dict[str, DatasetSpec] = {spec.name: spec for spec in PRETRAINING}
-"""The same rows by name."""
+VINDR_LOCAL_CLASSES = (
+    "Aortic enlargement",
+    "Atelectasis",
+    "Calcification",
+    "Cardiomegaly",
+    "Consolidation",
+    "ILD",
+    "Infiltration",
+    "Lung Opacity",
+    "Nodule/Mass",
+    "Other lesion",
+    "Pleural effusion",
+    "Pleural thickening",
+    "Pneumothorax",
+    "Pulmonary fibrosis",
+)
+"""The 14 findings with boxes of the VinBigData competition, in the order of its class ids."""
+
+RIB_CLASSES = tuple(f"{side}{number}" for side in "RL" for number in range(1, 11))
+"""Ribs 1 to 10 of the patient's right side, then of the left."""
+
+ORGAN_CLASSES = ("Heart", "Left Lung", "Right Lung")
+"""The organs of CheXmask; left is the patient's left."""
+
+FINETUNING: tuple[DatasetSpec, ...] = (
+    DatasetSpec(
+        name="vindr_organs",
+        title="VinDr-CXR organs (CheXmask)",
+        loc_classes=ORGAN_CLASSES,
+        seg_classes=ORGAN_CLASSES,
+        flip_pairs=(("Left Lung", "Right Lung"),),
+        source="PhysioNet, VinDr-CXR 1.0.0 with the masks of CheXmask; boxes are the masks' extents",
+        licence="VinDr-CXR: PhysioNet credentialed access; CheXmask: see its PhysioNet page",
+        expected=(("train", 15000), ("test", 3000)),
+    ),
+    DatasetSpec(
+        name="vindr_local",
+        title="VinDr-CXR local findings",
+        loc_classes=VINDR_LOCAL_CLASSES,
+        source="PhysioNet, VinDr-CXR 1.0.0, boxes",
+        licence="PhysioNet credentialed access, data use agreement",
+        expected=(("train", 15000), ("test", 3000)),
+    ),
+    DatasetSpec(
+        name="vindr_ribcxr",
+        title="VinDr-RibCXR",
+        seg_classes=RIB_CLASSES,
+        flip_pairs=tuple((f"R{number}", f"L{number}") for number in range(1, 11)),
+        source="VinBigData, VinDr-RibCXR",
+        licence="on request from VinBigData; see its page",
+        expected=(("train", 196), ("val", 49)),
+    ),
+)
+"""Targets of fine-tuning, which take no part in the cycle of pretraining."""
+
+BY_NAME: dict[str, DatasetSpec] = {spec.name: spec for spec in (*PRETRAINING, *FINETUNING)}
+"""All rows by name."""

@@ -26,6 +26,7 @@ from pydicom.uid import (
     generate_uid,
 )
 
+from fx_d2.data.dicom import dicom_tags
 from fx_d2.data.image_io import image_size, read_image
 from fx_d2.structures import FXError
 
@@ -233,6 +234,19 @@ def test_refused(write: Callable[..., Path]) -> None:
         read_image(path)
     with pytest.raises(FXError, match="states its own grey range"):
         read_image(write(LEVELS, 12), intensity=(0, 4095))
+
+
+def test_tags_of_the_header_are_text(write: Callable[..., Path], tmp_path: Path) -> None:
+    path = write(LEVELS, 12, PatientID=" p 1 ", PatientSex="F")
+    assert dicom_tags(path, ("PatientID", "PatientSex", "ViewPosition", "Rows")) == {
+        "PatientID": "p 1",
+        "PatientSex": "F",
+        "ViewPosition": "",
+        "Rows": "48",
+    }
+    (tmp_path / "none.dcm").write_bytes(b"no header")
+    with pytest.raises(FXError, match=r"none\.dcm: broken or truncated DICOM file"):
+        dicom_tags(tmp_path / "none.dcm", ("PatientID",))
 
 
 def test_missing_package_names_the_extra(write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:

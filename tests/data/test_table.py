@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fx_d2.data.table import BY_NAME, COMPETITION_CLASSES, PRETRAINING
+from fx_d2.data.table import BY_NAME, COMPETITION_CLASSES, FINETUNING, PRETRAINING
 
 
 def test_eleven_rows_give_twenty_slots() -> None:
@@ -27,3 +27,12 @@ def test_label_policies() -> None:
     assert (mimic.uncertain, mimic.blank, chexpert.uncertain, chexpert.blank) == ("ones", "zeros", "soft", "zeros")
     assert mimic.reporting == chexpert.reporting == COMPETITION_CLASSES
     assert [spec.name for spec in PRETRAINING if spec.cls_kind == "softmax"] == ["rsna_pneumonia"]
+
+
+def test_fine_tuning_targets_are_apart_and_their_pairs_flip() -> None:
+    """Targets are found by name, take no part in pretraining, and swap their sides in a mirrored image."""
+    assert not set(FINETUNING) & set(PRETRAINING) and all(BY_NAME[spec.name] is spec for spec in FINETUNING)
+    ribs, organs = BY_NAME["vindr_ribcxr"], BY_NAME["vindr_organs"]
+    assert ribs.flip_permutation("seg") == [*range(10, 20), *range(10)]
+    assert organs.flip_permutation("seg") == organs.flip_permutation("loc") == [0, 2, 1]
+    assert len(BY_NAME["vindr_local"].loc_classes) == 14

@@ -1,0 +1,85 @@
+"""Tables, json files and image files of a release, and their faults."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import pytest
+
+from fx_d2.data.release_files import find_file, index_files, read_json, read_rows
+from fx_d2.structures import FXError
+
+
+def test_rows_are_stripped_and_bound_by_name(tmp_path: Path) -> None:
+    file = tmp_path / "table.csv"
+    file.write_bytes(b'\xef\xbb\xbfid, code ,other\r\n a , 1 2,"x, y"\r\n\r\nb,-1,\r\n')
+    rows = list(read_rows(file, ("code", "id"), optional=("absent",)))
+    assert rows == [{"code": "1 2", "id": "a", "absent": ""}, {"code": "-1", "id": "b", "absent": ""}]
+
+
+def test_gzip_and_long_cells_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "table.csv.gz"
+    code = "1 2 " * 100_000
+    file.write_bytes(gzip.compress(f"id,code\na,{code}\n".encode()))
+    assert list(read_rows(file, ("id", "code"))) == [{"id": "a", "code": code.strip()}]
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(FXError, match=r"table\.csv\.gz: cannot be read as a table"):
+        list(read_rows(file, ("id",)))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("id,b\n1,2\n", "no column 'a'; it has"),
+        ("a,a\n1,2\n", "column 'a' occurs twice"),
+        ("a,b\n1\n", "row 2 has 1 cells, the header 2"),
+        ("a\n", "has no rows"),
+        ("", "no column 'a'"),
+    ],
+)
+def test_a_broken_table_is_named(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "table.csv"
+    file.write_text(text)
+    with pytest.raises(FXError, match=rf"table\.csv: {message}"):
+        list(read_rows(file, ("a",)))
+
+
+def test_a_missing_table_and_broken_json_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FXError, match="not found"):
+        list(read_rows(tmp_path / "none.csv", ("a",)))
+    with pytest.raises(FXError, match="not found"):
+        read_json(tmp_path / "none.json", dict)
+    (tmp_path / "a.json").write_text("[1, 2")
+    with pytest.raises(FXError, match=r"a\.json: not readable json"):
+        read_json(tmp_path / "a.json", list)
+    (tmp_path / "a.json").write_text("[1, 2]")
+    assert read_json(tmp_path / "a.json", list) == [1, 2]
+    with pytest.raises(FXError, match="must hold an object, not list"):
+        read_json(tmp_path / "a.json", dict)
+
+
+def test_files_are_indexed_by_name_without_ending(tmp_path: Path) -> None:
+    for name in ("a.PNG", "sub/b.png", "1.2.840", ".hidden.png", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert index_files(tmp_path, (".png",)) == {"a": tmp_path / "a.PNG", "b": tmp_path / "sub" / "b.png"}
+    assert set(index_files(tmp_path, (".png", ""))) == {"a", "b", "1.2.840", "notes.txt"}
+    with pytest.raises(FXError, match=r"holds no file \.dcm"):
+        index_files(tmp_path, (".dcm",))
+    with pytest.raises(FXError, match="no such folder"):
+        index_files(tmp_path / "none", (".dcm",))
+    (tmp_path / "b.png").write_bytes(b"")
+    with pytest.raises(FXError, match="two files of one image"):
+        index_files(tmp_path, (".png",))
+
+
+def test_a_file_is_found_at_any_depth_but_only_once(tmp_path: Path) -> None:
+    with pytest.raises(FXError, match=r"a\.csv or b\.csv: not found"):
+        find_file(tmp_path, ("a.csv", "b.csv"))
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "b.csv").write_text("")
+    assert find_file(tmp_path, ("a.csv", "b.csv")) == tmp_path / "deep" / "b.csv"
+    (tmp_path / "a.csv").write_text("")
+    with pytest.raises(FXError, match="2 files of the name"):
+        find_file(tmp_path, ("a.csv", "b.csv"))
