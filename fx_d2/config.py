@@ -32,6 +32,9 @@ def _add_data(cfg: CN) -> None:
     cfg.DATASETS.ROOT = ""
     # Limit each dataset to its first N images per split, for a trial (0 = all).
     cfg.DATASETS.LIMIT = 0
+    # File of training images to leave out, written by tools/check_datasets.py --exclude: films that are in another
+    # dataset's test split as well. Empty: none.
+    cfg.DATASETS.EXCLUDE = ""
 
     # Images are resized to this (height, width) in pixels, aspect ratio not kept, as in the reference recipe.
     cfg.INPUT.SIZE = [224, 224]

@@ -79,7 +79,7 @@ def write_splits(requests: Sequence[SplitRequest], *, spec: DatasetSpec, image_r
     """Write several splits of a dataset, as `write_split` does; a fault in any leaves all unwritten."""
     texts = [(request.path, _split_text(request, spec, image_root)) for request in requests]
     for path, text in texts:
-        _write_text(path, text)
+        write_text(path, text)
 
 
 def _split_text(request: SplitRequest, spec: DatasetSpec, image_root: str | Path) -> str:
@@ -158,7 +158,7 @@ def load_split(path: str | Path, spec: DatasetSpec, split: str) -> list[dict[str
 def write_spec(folder: str | Path, spec: DatasetSpec) -> None:
     """Write the row as `<folder>/dataset.yaml`, from which a dataset of one's own is registered."""
     text = yaml.safe_dump(spec.to_dict(), sort_keys=False, allow_unicode=True, width=120)
-    _write_text(Path(folder) / SPEC_FILE, text)
+    write_text(Path(folder) / SPEC_FILE, text)
 
 
 def load_spec(path: str | Path) -> DatasetSpec:
@@ -302,7 +302,7 @@ def _box_rows(
     return rows
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     """Write a file through a temporary neighbour, so that no reader sees half of it; makes the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from fx_d2.data import metaimage
-from fx_d2.data.dicom import dicom_size, read_dicom
+from fx_d2.data.dicom import dicom_size, dicom_tags, read_dicom
 from fx_d2.structures import FXError
 
 Intensity = tuple[float, float]
@@ -103,6 +103,27 @@ def image_size(path: str | Path) -> tuple[int, int]:
         raise FXError(f"{path}: {_strange(head)}") from None
     except OSError as error:
         raise FXError(f"{path}: image file cannot be read ({error.strerror or error})") from None
+
+
+def describe_file(path: Path) -> str:
+    """Kind and depth of an image file from its header, such as "PNG, 16 bits" or "DICOM, 12 bits, MONOCHROME1".
+
+    Raises:
+        FXError: naming the file, as `image_size`.
+    """
+    image_size(path)
+    if path.suffix.lower() in metaimage.SUFFIXES:
+        return f"MetaImage, {metaimage.metaimage_type(path)}"
+    with path.open("rb") as file:
+        head = file.read(132)
+    if _is_dicom(head, path):
+        tags = dicom_tags(path, ("BitsStored", "PhotometricInterpretation"))
+        return f"DICOM, {tags['BitsStored'] or '?'} bits, {tags['PhotometricInterpretation'] or '?'}"
+    if _is_jsrt(path):
+        return "JSRT .IMG, 12 bits"
+    with Image.open(path, formats=("PNG", "JPEG")) as image:
+        colour = "" if image.mode.startswith(("L", "I", "1")) else f", {image.mode}"
+        return f"{image.format}, {head[24] if image.format == 'PNG' else 8} bits{colour}"
 
 
 def _stored(path: Path) -> tuple[np.ndarray, Intensity | None]:

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from fx_d2.data.annotations import check_patients
 from fx_d2.data.catalog import check_images, get_dicts, split_name
 from fx_d2.data.mapper import EvalMapper, TrainMapper
+from fx_d2.data.overlap import excluded_images
 from fx_d2.data.sampler import PassBatchSampler, SampleKey, Schedule, Slot, check_batch_sizes
 from fx_d2.structures import FXError, spec_of
 
@@ -163,13 +164,31 @@ def check_test_split(cfg: CfgNode, registered: str) -> None:
     EvalMapper(cfg, spec_of(registered))(dicts[0])
 
 
+def training_dicts(cfg: CfgNode, registered: str) -> list[dict[str, Any]]:
+    """The dicts of a training split without the images of DATASETS.EXCLUDE, at most DATASETS.LIMIT of them.
+
+    Raises:
+        FXError: see `overlap.excluded_images`; or no image is left.
+    """
+    if not cfg.DATASETS.EXCLUDE:
+        return get_dicts(registered, cfg.DATASETS.LIMIT)
+    dicts = get_dicts(registered)
+    excluded = excluded_images(cfg.DATASETS.EXCLUDE, registered)
+    kept = [record for record in dicts if record["image_id"] not in excluded]
+    if not kept:
+        raise FXError(f"{registered}: DATASETS.EXCLUDE leaves out all of its {len(dicts)} images")
+    if len(kept) < len(dicts):
+        logger.info("%s: %d of %d images left out by DATASETS.EXCLUDE", registered, len(dicts) - len(kept), len(dicts))
+    return kept[: cfg.DATASETS.LIMIT or None]
+
+
 def build_train_data(cfg: CfgNode) -> TrainData:
     """The training images of DATASETS.TRAIN for the tasks that SCHEDULE.STRATEGY trains, checked.
 
     Raises:
         FXError: no or repeated training rows, a split without images annotated for one of its tasks, missing image
-            files, a patient of a training split also in a test split of DATASETS.TEST, a batch size that the
-            processes cannot share evenly.
+            files, a wrong DATASETS.EXCLUDE, a patient of a training split also in a test split of DATASETS.TEST, a
+            batch size that the processes cannot share evenly.
     """
     rows = [split_name(name)[0] for name in cfg.DATASETS.TRAIN]
     repeated = sorted({row for row in rows if rows.count(row) > 1})
@@ -182,7 +201,7 @@ def build_train_data(cfg: CfgNode) -> TrainData:
     mappers: dict[Slot, Callable[..., dict[str, Any]]] = {}
     for name in cfg.DATASETS.TRAIN:
         spec = spec_of(name)
-        dicts = get_dicts(name, cfg.DATASETS.LIMIT)
+        dicts = training_dicts(cfg, name)
         check_images(dicts)
         _check_test_patients(cfg, name, dicts)
         records[spec.name] = DatasetFromList(dicts, copy=False)

@@ -36,6 +36,12 @@ def metaimage_size(path: Path) -> tuple[int, int]:
     return _size(_header(_simpleitk(path), path), path)
 
 
+def metaimage_type(path: Path) -> str:
+    """The type of the stored values from the header, such as "16-bit signed integer"; FXError as above."""
+    sitk = _simpleitk(path)
+    return str(sitk.GetPixelIDValueAsString(_header(sitk, path).GetPixelID()))
+
+
 def _simpleitk(path: Path) -> ModuleType:
     try:
         import SimpleITK

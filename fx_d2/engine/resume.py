@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import platform
 from collections.abc import Iterable, Mapping
@@ -13,10 +12,10 @@ import timm
 import torch
 import yaml
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 
 import fx_d2
+from fx_d2.data.overlap import annotation_digest, excluded_images
 from fx_d2.structures import FXError, spec_of
 
 logger = logging.getLogger(__name__)
@@ -25,6 +24,7 @@ FREE = (
     "OUTPUT_DIR",
     "DATALOADER.NUM_WORKERS",
     "DATASETS.ROOT",
+    "DATASETS.EXCLUDE",
     "DATASETS.TEST",
     "TEST.",
     "SOLVER.CHECKPOINT",
@@ -36,6 +36,12 @@ FREE = (
 
 INEXACT = ("SCHEDULE.CYCLES", "MODEL.DEVICE", "MODEL.TIMM.GRAD_CHECKPOINTING", "CUDNN_BENCHMARK")
 """Keys that may change, with a warning: the run goes on, but is no longer bit by bit the run it was."""
+
+_DATASET_PARTS = {
+    "annotations": "annotation file",
+    "row": "row (classes, policies)",
+    "excluded": "list of images left out (DATASETS.EXCLUDE)",
+}
 
 
 def versions() -> dict[str, str]:
@@ -49,21 +55,31 @@ def versions() -> dict[str, str]:
     }
 
 
-def dataset_hashes(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """What fixes the samples and their order, per registered split: SHA-256 of the annotation file, and the row."""
-    hashes = {}
-    for name in names:
-        with open(MetadataCatalog.get(name).json_file, "rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        hashes[name] = {"annotations": digest, "row": spec_of(name).to_dict()}
-    return hashes
+def dataset_hashes(names: Iterable[str], exclude: str = "") -> dict[str, dict[str, Any]]:
+    """What fixes the samples and their order, per registered split.
+
+    Args:
+        names: registered splits.
+        exclude: DATASETS.EXCLUDE.
+
+    Returns:
+        "annotations": SHA-256 of the annotation file; "row"; "excluded": ids of the images left out, in order.
+    """
+    return {
+        name: {
+            "annotations": annotation_digest(name),
+            "row": spec_of(name).to_dict(),
+            "excluded": sorted(excluded_images(exclude, name)) if exclude else [],
+        }
+        for name in names
+    }
 
 
 def run_record(cfg: CfgNode) -> dict[str, Any]:
     """What `require_same_run` compares, as plain data for the checkpoint: config, datasets, processes, versions."""
     return {
         "config": cfg.dump(),
-        "datasets": dataset_hashes(cfg.DATASETS.TRAIN),
+        "datasets": dataset_hashes(cfg.DATASETS.TRAIN, cfg.DATASETS.EXCLUDE),
         "world_size": comm.get_world_size(),
         "versions": versions(),
     }
@@ -92,7 +108,11 @@ def require_same_run(stored: Mapping[str, Any], record: Mapping[str, Any], path:
             "run from its weights, set MODEL.WEIGHTS to it, another OUTPUT_DIR, and leave --resume out"
         )
     for name, now in record["datasets"].items():
-        for key, what in (("annotations", "annotation file"), ("row", "row (classes, policies)")):
+        for key, what in (
+            ("annotations", "annotation file"),
+            ("row", "row (classes, policies)"),
+            ("excluded", "list of images left out"),
+        ):
             if stored["datasets"][name][key] != now[key]:
                 raise FXError(
                     f"--resume: the {what} of {name} has changed since {path} was written, which changes "

@@ -1,0 +1,175 @@
+"""Films that are in two datasets: which are known to share some, finding them, and leaving them out of training."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.data import MetadataCatalog
+
+from fx_d2.data.annotations import write_text
+from fx_d2.data.cache import read_record
+from fx_d2.data.fingerprint import FINE, SAME, correlation, film_print, similar_pairs
+from fx_d2.structures import FXError
+
+FAMILIES: tuple[tuple[tuple[str, ...], str], ...] = (
+    (
+        ("nih_chestxray14", "rsna_pneumonia", "chestx_det", "siim_acr", "node21"),
+        "RSNA, ChestX-Det, SIIM-ACR and part of NODE21 are films of ChestX-ray14; 5,713 RSNA training images are in "
+        "its official test list",
+    ),
+    (("nih_shenzhen", "nih_montgomery", "tbx11k"), "TBX11K's all_* lists hold the Shenzhen and Montgomery films"),
+    (("jsrt", "node21"), "NODE21 holds films of JSRT"),
+    (
+        ("vindr_cxr", "vindr_organs", "vindr_local"),
+        "the same films with other annotations; their official splits agree",
+    ),
+)
+"""Rows that are known to share films, and what is known about it."""
+
+FORMAT = "fx_d2 exclusions"
+
+Prints = Mapping[str, np.ndarray]
+"""Coarse prints (see `fingerprint.film_print`) by registered split, in the order of its dicts."""
+
+Dicts = Mapping[str, Sequence[Mapping[str, Any]]]
+"""Detectron2 dicts by registered split."""
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """One film in two places.
+
+    Attributes:
+        split, index: registered split, and place in its list of dicts.
+        other, other_index: where else it is.
+        similarity: correlation of the two fine prints.
+    """
+
+    split: str
+    index: int
+    other: str
+    other_index: int
+    similarity: float
+
+    @property
+    def turned(self) -> Overlap:
+        """The same, seen from the other side."""
+        return Overlap(self.other, self.other_index, self.split, self.index, self.similarity)
+
+
+def known_families(rows: Iterable[str]) -> list[str]:
+    """A line for each of `FAMILIES` with two or more of the rows."""
+    present = set(rows)
+    return [
+        f"{', '.join(shared)}: {text}"
+        for names, text in FAMILIES
+        if len(shared := [name for name in names if name in present]) > 1
+    ]
+
+
+def find_overlaps(dicts: Dicts, prints: Prints) -> list[Overlap]:
+    """All films that are in two places, or twice in a split; images that look alike are read once more.
+
+    Raises:
+        FXError: an image that was readable when its print was made no longer is.
+    """
+    fine: dict[tuple[str, int], np.ndarray] = {}
+
+    def look(split: str, index: int) -> np.ndarray:
+        if (split, index) not in fine:
+            fine[split, index] = film_print(read_record(dicts[split][index]), FINE)
+        return fine[split, index]
+
+    found = []
+    for a, b in itertools.combinations_with_replacement(prints, 2):
+        for i, j, _ in similar_pairs(prints[a], prints[b]):
+            if a == b and i >= j:
+                continue
+            similarity = correlation(look(a, i), look(b, j))
+            if similarity >= SAME:
+                found.append(Overlap(a, i, b, j, similarity))
+    return found
+
+
+def training_leaks(overlaps: Iterable[Overlap], held_out: Iterable[str] = ("test",)) -> list[Overlap]:
+    """The overlaps of a training split with a split that is held out, seen from the training split."""
+    both = (side for overlap in overlaps for side in (overlap, overlap.turned))
+    ends = tuple(f"_{split}" for split in held_out)
+    return [side for side in both if side.split.endswith("_train") and side.other.endswith(ends)]
+
+
+def write_exclusions(path: Path, leaks: Sequence[Overlap], dicts: Dicts, *, by_patient: bool = False) -> dict[str, int]:
+    """Write the training images that DATASETS.EXCLUDE shall leave out; returns their number by split.
+
+    Args:
+        path: the json to write.
+        leaks: from `training_leaks`.
+        dicts: of all splits concerned.
+        by_patient: leave out the other training images of these patients, too.
+    """
+    reasons: dict[str, dict[int, str]] = defaultdict(dict)
+    for leak in leaks:
+        other = dicts[leak.other][leak.other_index]["file_name"]
+        reasons[leak.split].setdefault(leak.index, f"{leak.other}: {other} (similarity {leak.similarity:.2f})")
+    if by_patient:
+        for split, found in reasons.items():
+            patients = {dicts[split][index]["patient_id"]: index for index in found}
+            for index, record in enumerate(dicts[split]):
+                if record["patient_id"] in patients:
+                    first = dicts[split][patients[record["patient_id"]]]["file_name"]
+                    found.setdefault(index, f"same patient as {first}")
+    splits = {
+        split: {
+            "annotations": annotation_digest(split),
+            "images": [
+                {
+                    "image_id": dicts[split][index]["image_id"],
+                    "file_name": dicts[split][index]["file_name"],
+                    "reason": reason,
+                }
+                for index, reason in sorted(found.items())
+            ],
+        }
+        for split, found in reasons.items()
+    }
+    write_text(path, json.dumps({"format": FORMAT, "splits": splits}, indent=1))
+    return {split: len(found) for split, found in reasons.items()}
+
+
+def excluded_images(path: str | Path, registered: str) -> frozenset[int]:
+    """The image ids of a registered split that a file of exclusions names.
+
+    Raises:
+        FXError: a missing file or one of another kind; the split was prepared anew since it was written.
+    """
+    try:
+        document = json.loads(Path(path).read_bytes())
+        splits = document["splits"] if document["format"] == FORMAT else None
+    except FileNotFoundError:
+        raise FXError(f"DATASETS.EXCLUDE: {path} not found: tools/check_datasets.py --exclude writes it") from None
+    except (OSError, ValueError, KeyError, TypeError):
+        splits = None
+    if not isinstance(splits, dict):
+        raise FXError(f"DATASETS.EXCLUDE: {path} is not a file that tools/check_datasets.py --exclude wrote")
+    if registered not in splits:
+        return frozenset()
+    if splits[registered]["annotations"] != annotation_digest(registered):
+        raise FXError(
+            f"DATASETS.EXCLUDE: {path} was written for other annotations of {registered}: the dataset was prepared "
+            "anew; run tools/check_datasets.py --exclude again"
+        )
+    return frozenset(image["image_id"] for image in splits[registered]["images"])
+
+
+def annotation_digest(registered: str) -> str:
+    """SHA-256 of a registered split's annotation file."""
+    with open(MetadataCatalog.get(registered).json_file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
