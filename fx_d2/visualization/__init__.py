@@ -1,6 +1,22 @@
-"""Pictures of truth beside prediction."""
+"""Pictures: truth beside prediction, and sheets of samples as the model sees them."""
 
 from fx_d2.visualization.draw import draw_comparison
-from fx_d2.visualization.findings import Findings, class_colors, predicted_findings, truth_findings
+from fx_d2.visualization.findings import (
+    Findings,
+    class_colors,
+    predicted_findings,
+    training_findings,
+    truth_findings,
+)
+from fx_d2.visualization.sheet import Cell, draw_sheet
 
-__all__ = ["Findings", "class_colors", "draw_comparison", "predicted_findings", "truth_findings"]
+__all__ = [
+    "Cell",
+    "Findings",
+    "class_colors",
+    "draw_comparison",
+    "draw_sheet",
+    "predicted_findings",
+    "training_findings",
+    "truth_findings",
+]

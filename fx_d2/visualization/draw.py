@@ -7,30 +7,25 @@ letters are equally legible on a 224-pixel and on a 3000-pixel image.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import cv2
 import numpy as np
-from detectron2.utils.visualizer import GenericMask, Visualizer
 
 from fx_d2.evaluation.segmentation import dice
 from fx_d2.structures import DatasetSpec, FXError
 from fx_d2.visualization.findings import Color, Findings, class_colors
+from fx_d2.visualization.page import DIM, SMALL, WHITE, Box, Page, fill_masks
 
 PANEL = 760
 """Longer side of a panel in pixels of the picture."""
 
 INFO_WIDTH, HEADER, FOOTER, GAP, ROW = 420, 40, 34, 12, 25
-TEXT, SMALL = 17, 15
-"""Pixels: the column of text, the lines above and below, the space between, a row of text, heights of letters."""
+"""Pixels: the column of text, the lines above and below, the space between, a row of text."""
 
 NAME = 27
 """Letters of a class name that fit beside its bar."""
 
-FILL = 0.18
-"""Opacity of the inside of a mask; its outline is opaque."""
-
-WHITE, DIM, BAR = (1.0, 1.0, 1.0), (0.8, 0.8, 0.8), (0.36, 0.54, 0.74)
+BAR: Color = (0.36, 0.54, 0.74)
 MARKS: dict[float | None, tuple[str, Color]] = {
     1.0: ("\N{CHECK MARK}", (0.45, 1.0, 0.45)),
     0.0: ("\N{BALLOT X}", DIM),
@@ -38,16 +33,6 @@ MARKS: dict[float | None, tuple[str, Color]] = {
 }
 
 NOTICE = "research use only"
-
-
-class _Box(NamedTuple):
-    x0: float
-    y0: float
-    x1: float
-    y1: float
-
-    def overlaps(self, other: _Box) -> bool:
-        return self.x0 < other.x1 and other.x0 < self.x1 and self.y0 < other.y1 and other.y0 < self.y1
 
 
 @dataclass(frozen=True)
@@ -98,87 +83,20 @@ def draw_comparison(
     canvas[HEADER : HEADER + height, right : right + width] = grey[..., None]
     colors = class_colors(spec)
     panels = [(truth, left), (prediction, right)]
-    outlines = [_fill_masks(canvas, found, x, (height, width), spec, colors) for found, x in panels]
+    outlines = [fill_masks(canvas, found, (x, HEADER), (height, width), spec, colors) for found, x in panels]
     _paint_bars(canvas, rows, info)
 
-    page = _Page(canvas)
+    page = Page(canvas)
     for (found, x), lines in zip(panels, outlines, strict=True):
         for polygon, color in lines:
             page.outline(polygon, color)
-        page.boxes(found, spec, colors, _Box(x, HEADER, x + width, HEADER + height), scale)
+        page.boxes(found, spec, colors, Box(x, HEADER, x + width, HEADER + height), scale)
     page.text("truth", left, 8)
     page.text(f"prediction: {which}", right, 8)
     page.text(spec.title, info, 8)
-    page.info(rows, info)
+    _write_info(page, rows, info, canvas.shape[1] - GAP)
     page.text(f"{NOTICE}   {caption}".rstrip(), left, canvas.shape[0] - FOOTER + 8, size=SMALL, color=DIM)
     return page.render()
-
-
-class _Page:
-    """The canvas under Detectron2's Visualizer, with sizes in pixels of the picture."""
-
-    def __init__(self, canvas: np.ndarray) -> None:
-        self._shape = canvas.shape
-        self._viz = Visualizer(canvas)
-        self._viz._default_font_size = 9.0  # of lines only: 2.25 points wide boxes
-        self._labels: list[_Box] = []
-
-    def text(self, text: str, x: float, y: float, *, size: int = TEXT, color: Color = WHITE, end: bool = False) -> None:
-        """A line whose top is y, starting at x, or ending there."""
-        points = size * 72 / self._viz.output.dpi
-        align = "right" if end else "left"
-        escaped = text.replace("$", r"\$")
-        self._viz.draw_text(escaped, (x, y), font_size=points, color=color, horizontal_alignment=align)
-
-    def outline(self, polygon: np.ndarray, color: Color) -> None:
-        """An unfilled closed line through (N, 2) points."""
-        self._viz.draw_polygon(polygon, color=color, alpha=0.0)
-
-    def boxes(self, found: Findings, spec: DatasetSpec, colors: dict[str, Color], panel: _Box, scale: float) -> None:
-        """The boxes of one panel with name and, if there is one, score; the best score on top."""
-        if found.boxes is None or found.classes is None:
-            return
-        order = range(len(found.boxes)) if found.scores is None else np.argsort(-found.scores, kind="stable")
-        for i in order:
-            name = spec.loc_classes[found.classes[i]]
-            x0, y0, x1, y1 = found.boxes[i] * scale + [panel.x0, panel.y0, panel.x0, panel.y0]
-            box = _Box(max(x0, panel.x0), max(y0, panel.y0), min(x1, panel.x1), min(y1, panel.y1))
-            self._viz.draw_box(box, alpha=1.0, edge_color=colors[name])
-            label = name if found.scores is None else f"{name} {found.scores[i]:.2f}"
-            self._label(label, box, panel, colors[name])
-
-    def _label(self, label: str, box: _Box, panel: _Box, color: Color) -> None:
-        """Put a label at its box, inside the panel, where no other label is if such a place exists."""
-        self.text(label, box.x0, box.y0, size=SMALL, color=color)
-        artist = self._viz.output.ax.texts[-1]
-        extent = artist.get_window_extent(self._viz.output.canvas.get_renderer())
-        width, height = extent.width + 4, extent.height + 4
-        places = [(x, y) for y in (box.y0 - height, box.y1 + 2) for x in (box.x0, box.x1 - width)]
-        places += [(box.x0 + 2, box.y0 + 2 + i * height) for i in range(12)]
-        inside = [
-            _Box(x, y, x + width, y + height)
-            for x, y in ((min(max(x, panel.x0), panel.x1 - width), y) for x, y in places)
-            if panel.y0 <= y <= panel.y1 - height
-        ]
-        free = [p for p in inside if not any(p.overlaps(other) for other in self._labels)]
-        place = (free or inside or [_Box(box.x0, box.y0, box.x0 + width, box.y0 + height)])[0]
-        self._labels.append(place)
-        artist.set_position((place.x0 + 2, place.y0 + 2))
-
-    def info(self, rows: list[_Row], x: int) -> None:
-        """The text column; bars and swatches are painted already."""
-        for i, row in enumerate(rows):
-            y = HEADER + ROW * i + 3
-            if row.mark:
-                self.text(row.mark, x, y, size=SMALL, color=row.mark_color)
-            name = row.name if len(row.name) <= NAME else row.name[: NAME - 1] + "\N{HORIZONTAL ELLIPSIS}"
-            self.text(name, x + (22 if row.mark or row.swatch else 0), y, size=SMALL, color=row.color)
-            self.text(row.middle, self._shape[1] - GAP - 85, y, size=SMALL, color=row.color, end=True)
-            self.text(row.value, self._shape[1] - GAP, y, size=SMALL, color=row.color, end=True)
-
-    def render(self) -> np.ndarray:
-        """The picture, uint8 RGB of the canvas's size."""
-        return np.ascontiguousarray(self._viz.output.get_image())
 
 
 def _check(image: np.ndarray, spec: DatasetSpec, *found: Findings) -> None:
@@ -196,32 +114,6 @@ def _check(image: np.ndarray, spec: DatasetSpec, *found: Findings) -> None:
                 raise FXError(f"{spec.name}: a mask of {mask.shape} pixels on an image of {image.shape}")
         if findings.classes is not None and (findings.classes >= len(spec.loc_classes)).any():
             raise FXError(f"{spec.name}: box class {findings.classes.max()} of {len(spec.loc_classes)} loc_classes")
-
-
-def _fill_masks(
-    canvas: np.ndarray,
-    found: Findings,
-    x: int,
-    size: tuple[int, int],
-    spec: DatasetSpec,
-    colors: dict[str, Color],
-) -> list[tuple[np.ndarray, Color]]:
-    """Tint the inside of the masks of one panel in place; returns their outlines (N, 2) in canvas pixels."""
-    height, width = size
-    outlines = []
-    panel = canvas[HEADER : HEADER + height, x : x + width]
-    for name, mask in zip(spec.seg_classes, found.masks or (), strict=False):
-        if mask is None or not mask.any():
-            continue
-        method = cv2.INTER_AREA if mask.shape[0] > height else cv2.INTER_LINEAR
-        share = cv2.resize(mask.astype(np.float32), (width, height), interpolation=method)
-        # A structure thinner than a pixel of the picture must not vanish: any share of a pixel counts then.
-        inside = share >= 0.5 if (share >= 0.5).any() else share > 0
-        tint = 255 * np.array(colors[name])
-        panel[inside] = np.round((1 - FILL) * panel[inside] + FILL * tint).astype(np.uint8)
-        for polygon in GenericMask(inside, height, width).polygons:
-            outlines.append((polygon.reshape(-1, 2) + [x, HEADER], colors[name]))
-    return outlines
 
 
 def _info_rows(spec: DatasetSpec, truth: Findings, prediction: Findings) -> list[_Row]:
@@ -277,6 +169,18 @@ def _overlap(name: str, spec: DatasetSpec, truth: Findings, prediction: Findings
     if not any(mask is not None and mask.any() for mask in pair):
         return ""
     return "?" if pair[0] is None or pair[1] is None else f"{dice(pair[1], pair[0]):.2f}"
+
+
+def _write_info(page: Page, rows: list[_Row], x: int, right: int) -> None:
+    """The text column; bars and swatches are painted already."""
+    for i, row in enumerate(rows):
+        y = HEADER + ROW * i + 3
+        if row.mark:
+            page.text(row.mark, x, y, size=SMALL, color=row.mark_color)
+        name = row.name if len(row.name) <= NAME else row.name[: NAME - 1] + "\N{HORIZONTAL ELLIPSIS}"
+        page.text(name, x + (22 if row.mark or row.swatch else 0), y, size=SMALL, color=row.color)
+        page.text(row.middle, right - 85, y, size=SMALL, color=row.color, end=True)
+        page.text(row.value, right, y, size=SMALL, color=row.color, end=True)
 
 
 def _paint_bars(canvas: np.ndarray, rows: list[_Row], x: int) -> None:

@@ -56,6 +56,17 @@ def truth_findings(sample: Mapping[str, Any]) -> Findings:
     return Findings(labels=labels, boxes=boxes, classes=classes, masks=masks)
 
 
+def training_findings(sample: Mapping[str, Any]) -> Findings:
+    """What a training sample of `TrainMapper` asks for, in the pixels of its image; labels as they enter the loss."""
+    if sample["task"] == "cls":
+        return Findings(labels=tuple(None if math.isnan(v) else v for v in sample["labels"].tolist()))
+    if sample["task"] == "loc":
+        truth = sample["instances"]
+        return Findings(boxes=truth.gt_boxes.tensor.double().numpy(), classes=truth.gt_classes.numpy())
+    pairs = zip(sample["masks"].numpy() > 0, sample["mask_known"].tolist(), strict=True)
+    return Findings(masks=tuple(mask if known else None for mask, known in pairs))
+
+
 def predicted_findings(record: Mapping[str, Any], score_thresh: float) -> Findings:
     """A model's output from its saved record (`evaluation.prediction_record`), boxes from `score_thresh` up."""
     boxes = classes = scores = None

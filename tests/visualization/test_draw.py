@@ -6,6 +6,7 @@ import pytest
 from fx_d2.structures import DatasetSpec, FXError
 from fx_d2.visualization import Findings, class_colors, draw_comparison
 from fx_d2.visualization import draw as module
+from fx_d2.visualization.page import FILL
 
 SPEC = DatasetSpec(
     name="toy",
@@ -70,7 +71,7 @@ def test_boxes_and_masks_are_drawn_where_they_are(size: tuple[int, int]) -> None
     assert np.abs(outline - colors["heart"]).max(axis=1).min() < 60
     inside = shown[int(0.65 * module.PANEL), int(0.4 * module.PANEL)]
     grey = film(*size)[int(0.65 * size[0]), int(0.4 * size[1])]
-    expected = (1 - module.FILL) * grey + module.FILL * colors["heart"]
+    expected = (1 - FILL) * grey + FILL * colors["heart"]
     assert np.abs(inside - expected).max() < 4
     between = shown[int(0.2 * module.PANEL), int(0.25 * module.PANEL)]
     assert between[0] == between[1] == between[2]  # boxes are not filled
@@ -96,18 +97,6 @@ def test_a_wide_image_keeps_its_text_and_a_thin_structure_is_seen() -> None:
 
 def test_drawing_twice_gives_the_same_picture() -> None:
     assert (draw(224, 300) == draw(224, 300)).all()
-
-
-def test_labels_do_not_lie_on_each_other() -> None:
-    boxes = np.array([[20.0, 20.0, 180.0, 180.0]] * 4)
-    many = Findings(boxes=boxes, classes=np.zeros(4, int), scores=np.linspace(0.9, 0.6, 4))
-    canvas = np.zeros((800, 800, 3), np.uint8)
-    page = module._Page(canvas)
-    page.boxes(many, SPEC, class_colors(SPEC), module._Box(0, 0, 800, 800), 3.0)
-    places = page._labels
-    assert len(places) == 4
-    assert not any(a.overlaps(b) for i, a in enumerate(places) for b in places[:i])
-    assert all(0 <= p.x0 and p.x1 <= 800 and 0 <= p.y0 and p.y1 <= 800 for p in places)
 
 
 def test_wrong_images_and_findings_are_refused() -> None:

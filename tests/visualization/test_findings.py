@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import numpy as np
-from detectron2.structures import BoxMode
+import torch
+from detectron2.structures import Boxes, BoxMode, Instances
 from pycocotools import mask as mask_utils
 
 from fx_d2.structures import DatasetSpec
-from fx_d2.visualization import Findings, class_colors, predicted_findings, truth_findings
+from fx_d2.visualization import Findings, class_colors, predicted_findings, training_findings, truth_findings
 
 SPEC = DatasetSpec(name="toy", title="Toy", loc_classes=("heart", "nodule"), seg_classes=("heart", "lung"))
 
@@ -48,3 +49,16 @@ def test_prediction_of_a_record() -> None:
     assert found.boxes is not None and found.boxes.tolist() == [[1, 2, 3, 4]]
     assert found.scores is not None and found.scores.tolist() == [0.9]
     assert predicted_findings({"cls": [0.2]}, 0.3).boxes is None
+
+
+def test_what_a_training_sample_asks_for() -> None:
+    """Soft labels keep their value, unknown ones and masks are None."""
+    labels = torch.tensor([1.0, 0.625, float("nan")])
+    assert training_findings({"task": "cls", "labels": labels}).labels == (1.0, 0.625, None)
+    truth = Instances((6, 7), gt_boxes=Boxes(torch.tensor([[1.0, 2.0, 4.0, 5.0]])), gt_classes=torch.tensor([1]))
+    found = training_findings({"task": "loc", "instances": truth})
+    assert found.boxes is not None and found.boxes.tolist() == [[1, 2, 4, 5]] and found.classes.tolist() == [1]
+    masks = torch.zeros(2, 6, 7)
+    masks[0, 2] = 1
+    found = training_findings({"task": "seg", "masks": masks, "mask_known": torch.tensor([True, False])})
+    assert found.masks is not None and found.masks[0].sum() == 7 and found.masks[1] is None

@@ -1,0 +1,131 @@
+#!/usr/bin/env python
+"""Draw contact sheets of samples with labels, boxes and masks, those for training as the model gets them.
+
+tools/visualize_data.py --config-file X --output DIR                      every training split, every task
+tools/visualize_data.py --config-file X --output DIR --dataset jsrt_test  one split; those for testing as annotated
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode
+from PIL import Image
+
+from fx_d2.data import TrainMapper, get_dicts, read_full_size
+from fx_d2.data.catalog import split_name
+from fx_d2.structures import TASKS, DatasetSpec, FXError, spec_of
+from fx_d2.visualization import Cell, Findings, draw_sheet, training_findings, truth_findings
+
+WITH_FINDINGS = 0.75
+"""Share of a sheet for images in which something was found, where there are enough."""
+
+Records = list[dict[str, Any]]
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Command line; see --help."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", required=True, help="config of the run")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the PNG files")
+    parser.add_argument("--dataset", action="append", help="split of the config (default: all of DATASETS.TRAIN)")
+    parser.add_argument("--task", choices=TASKS, action="append", help="only this task (default: all of the dataset)")
+    parser.add_argument("--num", type=int, default=12, help="samples a sheet (default 12)")
+    parser.add_argument("--seed", type=int, default=0, help="which samples, and their augmentation (default 0)")
+    parser.add_argument("--original", action="store_true", help="draw training images, too, as they are annotated")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config keys as KEY VALUE pairs")
+    return parser.parse_args(argv)
+
+
+def draw_sheets(args: argparse.Namespace) -> list[Path]:
+    """Draw a sheet for each split and task; returns the files written. Raises FXError for wrong input."""
+    from fx_d2.engine.setup import setup_cfg
+
+    if args.num < 1:
+        raise FXError(f"--num {args.num}: must be at least 1")
+    cfg = setup_cfg(argparse.Namespace(config_file=args.config_file, opts=args.opts))
+    names, known = args.dataset or list(cfg.DATASETS.TRAIN), {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST}
+    for name in names:
+        if name not in known:
+            raise FXError(f"--dataset {name}: no split of the config {sorted(known)}; add it to DATASETS.TEST")
+    args.output.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name in names:
+        dicts, spec = get_dicts(name, cfg.DATASETS.LIMIT), spec_of(name)
+        augmented = split_name(name)[1] == "train" and not args.original
+        for task in [task for task in spec.tasks if not args.task or task in args.task]:
+            records = _choose([record for record in dicts if record["annotated"][task]], task, args)
+            if not records:
+                continue
+            cells = _training_cells(cfg, spec, task, records, args.seed) if augmented else _cells(records, task)
+            view = "as trained on" if augmented else "as annotated"
+            path = args.output / f"{name}_{task}.png"
+            title = f"{spec.title}   {name}   {task}   {view}   research use only"
+            Image.fromarray(draw_sheet(cells, spec, title=title)).save(path)
+            written.append(path)
+    if not written:
+        raise FXError(f"no image of {', '.join(names)} is annotated for {', '.join(args.task or TASKS)}")
+    return written
+
+
+def _choose(records: Records, task: str, args: argparse.Namespace) -> Records:
+    """Some of the records by chance, `WITH_FINDINGS` of them with something found."""
+    order = np.random.default_rng(args.seed).permutation(len(records))
+    found = [i for i in order if _has_findings(records[i], task)]
+    first = found[: max(1, round(WITH_FINDINGS * args.num))]
+    rest = [i for i in order if i not in set(first)]
+    return [records[i] for i in sorted([*first, *rest[: args.num - len(first)]])]
+
+
+def _has_findings(record: dict[str, Any], task: str) -> bool:
+    if task == "cls":
+        return any(value == 1 for value in record["labels"])
+    if task == "loc":
+        return bool(record["annotations"])
+    return any(mask is not None for mask in record["masks"])
+
+
+def _training_cells(cfg: CfgNode, spec: DatasetSpec, task: str, records: Records, seed: int) -> list[Cell]:
+    """What `TrainMapper` makes of the records."""
+    mapper = TrainMapper(cfg, spec, task)
+    cells = []
+    for i, record in enumerate(records):
+        sample = mapper(record, seed + i)
+        image = np.clip(np.rint(sample["image"][0].numpy()), 0, 255).astype(np.uint8)
+        cells.append(Cell(image, training_findings(sample), Path(record["file_name"]).name))
+    return cells
+
+
+def _cells(records: Records, task: str) -> list[Cell]:
+    """The records' images with their annotation of one task."""
+    cells = []
+    for record in records:
+        truth = truth_findings(record)
+        kept = {
+            "cls": Findings(labels=truth.labels),
+            "loc": Findings(boxes=truth.boxes, classes=truth.classes),
+            "seg": Findings(masks=truth.masks),
+        }[task]
+        cells.append(Cell(read_full_size(record), kept, Path(record["file_name"]).name))
+    return cells
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code: 0, or 1 after one line about wrong input on standard error."""
+    args = parse_args(argv)
+    try:
+        written = draw_sheets(args)
+    except FXError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print("\n".join(str(path) for path in written))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
