@@ -12,15 +12,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vindr import find_images
-
 from fx_d2.data.preparation import Case, Plan, make_parser, run
-from fx_d2.data.release_files import read_rows
+from fx_d2.data.release_files import index_files, read_rows
 from fx_d2.data.table import BY_NAME
 from fx_d2.structures import FXError
 
 SPEC = BY_NAME["vindr_cxr"]
 VALUES = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}
+ENDINGS = (".dicom", ".dcm", ".png", ".jpg", ".jpeg")
+"""The release has .dicom files; converted copies in the same folders do as well."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,6 +48,11 @@ def make_plan(args: argparse.Namespace) -> Plan:
             cases.append(Case(image=path, patient_id=image, split=split, annotation=labels))
     note = f"train labels: {args.readers} of the readers; each image a patient of its own"
     return Plan(spec=SPEC, root=args.source, cases=cases, annotate=annotate, note=note)
+
+
+def find_images(source: Path, split: str) -> dict[str, Path]:
+    """The images of a split by their id. The release names no patients: an image's id is taken for one."""
+    return index_files(source / split, ENDINGS)
 
 
 def read_votes(table: Path) -> dict[str, list[list[int]]]:

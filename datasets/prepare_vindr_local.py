@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vindr import find_images
+from prepare_vindr_cxr import find_images
 
 from fx_d2.data.derived_boxes import clip_box, fuse_boxes
 from fx_d2.data.preparation import Case, Plan, make_parser, run

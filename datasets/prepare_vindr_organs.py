@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vindr import find_images
+from prepare_vindr_cxr import find_images
 
 from fx_d2.data.codecs import decode_absolute_rle
 from fx_d2.data.derived_boxes import annotate_from_masks

@@ -136,6 +136,9 @@ def run(parser: argparse.ArgumentParser, make_plan: Callable[[Any], Plan], argv:
     except FXError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
+    except OSError as error:
+        sys.stderr.write(f"error: {error.filename or args.output}: {error.strerror or error}\n")
+        return 1
     sys.stdout.write(count_table(plan.spec, splits) + "\n")
     if args.dry_run:
         sys.stdout.write("nothing written (--dry-run)\n")

@@ -169,3 +169,7 @@ def test_the_command_line_reports_counts_or_one_line(
     assert "split small_train" in capsys.readouterr().out
     assert run(make_parser("Doc"), plan, ["elsewhere", *common]) == 1
     assert capsys.readouterr().err == "error: wrong folder\n"
+    (tmp_path / "file").write_text("")
+    assert run(make_parser("Doc"), plan, [str(tmp_path), "--output", str(tmp_path / "file"), "--workers", "0"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path / 'file'}") and error.count("\n") == 1
