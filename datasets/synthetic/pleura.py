@@ -66,4 +66,7 @@ def pleural_thickening(scene: Scene, rng: np.random.Generator, side: int, streng
     density = np.maximum(scene.soft, 0.98)
     scene.soft += strength * rind * (density - scene.soft)
     scene.markings *= 1 - rind
-    return [largest((rind > 0.4) & scene.fields[side])]
+    seen = np.where(scene.fields[side], rind, 0)
+    seen = seen if seen.any() else rind  # heart and diaphragm may hide a thin one
+    # On a small film the rind is thinner than a pixel and nowhere that dense.
+    return [largest(seen > min(0.4, 0.6 * seen.max()))]

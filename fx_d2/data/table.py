@@ -232,6 +232,22 @@ FINETUNING: tuple[DatasetSpec, ...] = (
         licence="on request from VinBigData; see its page",
         expected=(("train", 196), ("val", 49)),
     ),
+    DatasetSpec(
+        name="nih_montgomery",
+        title="NIH Montgomery",
+        seg_classes=("Lungs",),
+        source="U.S. National Library of Medicine, Montgomery County chest X-ray set",
+        licence="open for research; cite Jaeger et al. 2014",
+        expected=(("total", 138),),
+    ),
+    DatasetSpec(
+        name="jsrt",
+        title="JSRT (SCR)",
+        seg_classes=("Heart", "Lungs", "Clavicles"),
+        source="JSRT database with the masks of SCR",
+        licence="JSRT: research use after registration; SCR: see its page, cite van Ginneken et al. 2006",
+        expected=(("total", 247),),
+    ),
 )
 """Targets of fine-tuning, which take no part in the cycle of pretraining."""
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
@@ -39,10 +40,11 @@ def test_every_image_is_read_as_it_was_drawn(release: Callable[[str], Any], name
     drawn = release(name)
     assert len(set(drawn.paths)) == len(drawn.films) == 14
     for path, film in drawn.by_path.items():
-        image = read_image(path)
-        assert image_size(path) == image.shape == film.image.shape
+        drawn_film = film.image if name != "jsrt" else cv2.resize(film.image, (2048, 2048), interpolation=0)
+        image = read_image(path, intensity=(0, 4095) if name == "node21" else None)
+        assert image_size(path) == image.shape == drawn_film.shape
         # JPEG and windows of few stored values change a pixel, not the picture.
-        assert np.abs(image.astype(int) - film.image).mean() < 2
+        assert np.abs(image.astype(int) - drawn_film).mean() < 2
 
 
 def test_two_films_of_a_patient_show_one_body(release: Callable[[str], Any]) -> None:

@@ -41,6 +41,11 @@ def write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
+def report_cell(label: int | None) -> str:
+    """A label as the CheXpert labeller writes it; blank where it is not mentioned."""
+    return "" if label is None else f"{label:.1f}"
+
+
 def uid(*words: str) -> str:
     """A DICOM unique identifier that stands for these words."""
     return str(generate_uid(entropy_srcs=["fx_d2", *words]))

@@ -1,0 +1,87 @@
+"""MIMIC-CXR-JPG: fourteen labels mined from the reports, joined from three tables, official splits.
+
+Example: python datasets/prepare_mimic_cxr.py mimic-cxr-jpg --output datasets/prepared
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fx_d2.data.preparation import Case, Plan, make_parser, run
+from fx_d2.data.release_files import read_rows
+from fx_d2.data.report_labels import read_labels
+from fx_d2.data.table import BY_NAME
+from fx_d2.structures import FXError
+
+SPEC = BY_NAME["mimic_cxr"]
+SPLIT = {"train": "train", "validate": "val", "test": "test"}
+FRONTAL = ("AP", "PA")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prepare the release; see `preparation.run`."""
+    parser = make_parser(__doc__)
+    parser.add_argument(
+        "--labels", choices=("chexpert", "negbio"), default="chexpert", help="whose labels (default %(default)s)"
+    )
+    parser.add_argument("--views", choices=("all", "frontal"), default="all", help="which films (default %(default)s)")
+    return run(parser, make_plan, argv)
+
+
+def make_plan(args: argparse.Namespace) -> Plan:
+    """A case a row of the split table; its annotation are the labels of its study, None where there are none."""
+    labels = {}
+    table = find_table(args.source, args.labels)
+    for row in read_rows(table, ("subject_id", "study_id", *SPEC.cls_classes)):
+        if row["study_id"] in labels:
+            raise FXError(f"{table}: study {row['study_id']} occurs twice")
+        labels[row["study_id"]] = read_labels(row, SPEC.cls_classes, f"{table}: study {row['study_id']}")
+    views = {
+        row["dicom_id"]: row["ViewPosition"]
+        for row in read_rows(find_table(args.source, "metadata"), ("dicom_id", "ViewPosition"))
+    }
+    cases, table = [], find_table(args.source, "split")
+    for row in read_rows(table, ("dicom_id", "study_id", "subject_id", "split")):
+        image, study, patient = row["dicom_id"], row["study_id"], row["subject_id"]
+        if row["split"] not in SPLIT or image not in views:
+            problem = f"has no row in {find_table(args.source, 'metadata').name}"
+            problem = problem if row["split"] in SPLIT else f"is of split {row['split']!r}, not of {list(SPLIT)}"
+            raise FXError(f"{table}: image {image!r} {problem}")
+        if args.views == "frontal" and views[image] not in FRONTAL:
+            continue
+        cases.append(
+            Case(
+                image=args.source / "files" / f"p{patient[:2]}" / f"p{patient}" / f"s{study}" / f"{image}.jpg",
+                patient_id=patient,
+                study_id=study,
+                split=SPLIT[row["split"]],
+                annotation=labels.get(study),
+                meta={"view": views[image]} if views[image] else {},
+            )
+        )
+    return Plan(
+        spec=SPEC, root=args.source, cases=cases, annotate=annotate, note=f"labels: {args.labels}; views: {args.views}"
+    )
+
+
+def find_table(source: Path, name: str) -> Path:
+    """The table of a name in the release's folder, whatever its version, packed or not; FXError when there is none."""
+    found = sorted(source.glob(f"mimic-cxr-*-{name}.csv*"))
+    if len(found) != 1:
+        raise FXError(f"{source}: {len(found)} files mimic-cxr-<version>-{name}.csv[.gz], there must be one")
+    return found[0]
+
+
+def annotate(labels: Sequence[int | None] | None, shape: tuple[int, int]) -> Mapping[str, Any]:
+    """The labels; FXError where the study has none."""
+    if labels is None:
+        raise FXError("its study has no row in the table of labels")
+    return {"labels": labels}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
