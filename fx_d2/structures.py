@@ -28,6 +28,9 @@ TASK_COMPONENTS = {
     "seg": ("backbone", "seg_decoder", "seg_heads"),
 }
 
+HEAD_COMPONENTS = {task: parts[-1] for task, parts in TASK_COMPONENTS.items()}
+"""Of each task the component that holds one module per dataset."""
+
 LABEL_POLICIES = ("ignore", "zeros", "ones", "soft")
 
 
