@@ -15,6 +15,7 @@ INSTALL_REQUIRES = [
     "torch==2.15.*",  # tested minor version; fvcore and detectron2 use torch.jit.script at import, which is going away
     "torchvision==0.29.*",  # the partner of torch 2.15; detectron2 and timm import it (box operators)
     "timm>=1.0.31,<1.1",  # the trunk: Swin with features_only
+    "safetensors>=0.8",  # inference checkpoints: weights in a file that cannot run code
     "numpy>=2.4,<2.5",  # pycocotools still relies on an __array__ signature that a later numpy refuses
     "scipy>=1.17",  # optimal matching of queries to boxes
     "Pillow>=13,<14",  # reading 8-, 12- and 16-bit images; detectron2's image tools

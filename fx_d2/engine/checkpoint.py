@@ -16,6 +16,7 @@ from iopath.common.file_io import PathManager
 from torch import nn
 
 from fx_d2.modeling import EMATeacher, FoundationX
+from fx_d2.modeling.heads import matching_heads
 from fx_d2.structures import FXError
 
 logger = logging.getLogger(__name__)
@@ -113,12 +114,15 @@ def require_classes(model: FoundationX, checkpoint: Mapping[str, Any], path: str
 
 
 def initialize(model: FoundationX, path: str) -> None:
-    """Start from another run's weights: load what matches, print what does not, by component.
+    """Start from another run's weights: load what matches, print what does not, by component, and each head by name.
+
+    A head of the same name that stands for other classes in the file does not match.
 
     Raises:
         FXError: nothing matches.
     """
-    state = read_checkpoint(path)["model"]
+    content = read_checkpoint(path)
+    state, heads = matching_heads(model, content["model"], content.get("classes"))
     report = compare(model, state)
     if not report["matched"]:
         raise FXError(f"checkpoint {path} matches no weight of this model: it is of another architecture")
@@ -126,6 +130,7 @@ def initialize(model: FoundationX, path: str) -> None:
     for kind, names in report.items():
         counts = Counter(name.split(".", 1)[0] for name in names)
         logger.info("weights %s: %s", kind, ", ".join(f"{part} {n}" for part, n in counts.items()) or "none")
+    logger.info("heads of %s (created: random weights; dropped: not used)\n%s", path, heads)
 
 
 def load_models(cfg: CfgNode) -> dict[str, FoundationX]:

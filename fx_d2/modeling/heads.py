@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from detectron2.config import CfgNode
-from torch import nn
+from torch import Tensor, nn
 
 from fx_d2.modeling.localization import build_decoder, build_encoder
 from fx_d2.modeling.segmentation import SegDecoder, segmentation_head
@@ -68,6 +68,37 @@ def head_name(dataset: str, task: str) -> str:
 def head_names(specs: Sequence[DatasetSpec]) -> dict[str, tuple[str, ...]]:
     """The heads that rows need and the classes they stand for, in order of tasks, then of rows."""
     return {head_name(spec.name, task): spec.classes(task) for task in TASKS for spec in specs if task in spec.tasks}
+
+
+def matching_heads(
+    model: FoundationX, state: Mapping[str, Tensor], classes: Mapping[str, Mapping[str, Any]] | None
+) -> tuple[dict[str, Tensor], HeadChange]:
+    """What of a file's weights a model may start from, and what becomes of the heads on either side.
+
+    Args:
+        model: about to be initialized.
+        state: the file's weights, with names as in the model.
+        classes: the rows behind the file's heads as plain data; None = unknown, then names and shapes decide.
+
+    Returns:
+        `state` without the heads of the model's name that stand for other classes there, and the change: "kept" heads
+        take the file's weights, "created" ones stay random, "dropped" ones of the file are not used.
+    """
+    ours, prefixes = head_names(list(model.specs.values())), tuple(f"{part}." for part in HEAD_COMPONENTS.values())
+    theirs = dict.fromkeys(".".join(key.split(".")[:2]) for key in state if key.startswith(prefixes))
+    own, kept = model.state_dict(), []
+    for name, names in ours.items():
+        component, dataset = name.split(".")
+        task = next(task for task, part in HEAD_COMPONENTS.items() if part == component)
+        row = (classes or {}).get(dataset)
+        same = row is None or list(row[f"{task}_classes"]) == list(names)
+        fits = [key in state and state[key].shape == own[key].shape for key in own if key.startswith(f"{name}.")]
+        if same and all(fits):
+            kept.append(name)
+        elif not same:
+            state = {key: value for key, value in state.items() if not key.startswith(f"{name}.")}
+    created = tuple(name for name in ours if name not in kept)
+    return dict(state), HeadChange(tuple(kept), created, tuple(name for name in theirs if name not in kept))
 
 
 def change_heads(model: FoundationX, cfg: CfgNode, specs: Sequence[DatasetSpec]) -> HeadChange:
