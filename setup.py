@@ -45,6 +45,11 @@ EXTRAS_REQUIRE = {
         "pylibjpeg-openjpeg>=2",  # JPEG 2000 pixels (VinDr-CXR)
         "pylibjpeg-libjpeg>=2",  # JPEG and JPEG lossless pixels; GPL-3.0, hence only in this extra
     ],
+    "export": [
+        "onnx>=1.23",  # torch.onnx writes its files
+        "onnxscript>=0.7",  # torch.onnx translates with it
+        "onnxruntime>=1.32",  # runs what was written
+    ],
     "dev": [
         "ruff",  # style
         "mypy",  # types
@@ -53,6 +58,9 @@ EXTRAS_REQUIRE = {
         "hypothesis",  # property tests of box maths, masks and schedules
         "scikit-learn",  # independent AUROC to test ours against
         "pydicom>=3,<4",  # tests write and read DICOM files
+        "onnx>=1.23",  # tests export ...
+        "onnxscript>=0.7",
+        "onnxruntime>=1.32",  # ... and run what they exported
     ],
 }
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -56,18 +55,10 @@ def chosen_rows(specs: Sequence[DatasetSpec], args: argparse.Namespace) -> list[
         mine = marked.get(spec.name, set())
         left = mine if args.keep is not None else set(spec.tasks) - mine
         if left:
-            rows[spec.name] = _limited(spec, left)
+            rows[spec.name] = spec.limited_to(left)
     for new in map(_added, args.add):
         rows[new.name] = new
     return list(rows.values())
-
-
-def _limited(spec: DatasetSpec, tasks: set[str]) -> DatasetSpec:
-    """The row with only some of its tasks."""
-    classes = {f"{task}_classes": spec.classes(task) if task in tasks else () for task in TASKS}
-    known = {name for names in classes.values() for name in names}
-    pairs = tuple(pair for pair in spec.flip_pairs if set(pair) <= known)
-    return replace(spec, **classes, reporting=spec.reporting if "cls" in tasks else (), flip_pairs=pairs)
 
 
 def _added(row: str) -> DatasetSpec:

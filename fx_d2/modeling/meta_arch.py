@@ -220,24 +220,43 @@ class FoundationX(nn.Module):
             Per image {dataset: what `forward` returns for it in evaluation}.
         """
         features, padding = self._features(batch, "image")
-        tasks = {task: [name for name, chosen in wanted.items() if task in chosen] for task in TASK_COMPONENTS}
+        sizes = [(x["height"], x["width"]) for x in batch]
         results: list[dict[str, dict[str, Any]]] = [{name: {} for name in wanted} for _ in batch]
+        for name, outputs in self.run_heads(features, padding, wanted).items():
+            mine = [result[name] for result in results]
+            if "cls" in outputs:
+                for result, row in zip(mine, outputs["cls"], strict=True):
+                    result["cls"] = row
+            if "loc" in outputs:
+                found = select_boxes(outputs["loc"], sizes, self.loc.num_select)
+                for result, instances in zip(mine, found, strict=True):
+                    result["instances"] = instances
+            if "seg" in outputs:
+                self._segment(batch, outputs["seg"], padding, mine)
+        return results
+
+    def run_heads(
+        self, features: dict[str, Tensor], padding: Tensor | None, wanted: Mapping[str, Iterable[str]]
+    ) -> dict[str, dict[str, Any]]:
+        """What heads and decoders of several datasets give for the trunk's stages; shared parts run once.
+
+        Returns:
+            {dataset: {"cls": (B, C) float32 probabilities, "loc": DecoderOutput, "seg": (B, C, H, W) logits at the
+            segmentation decoder's stride}}, of the tasks wanted.
+        """
+        tasks = {task: [name for name, chosen in wanted.items() if task in chosen] for task in TASK_COMPONENTS}
+        found: dict[str, dict[str, Any]] = {name: {} for name in wanted}
         pooled = self.backbone.pooled(features) if tasks["cls"] else None
         for name in tasks["cls"]:
             logits = self.cls_heads[name](pooled).float()
-            scores = logits.softmax(-1) if self.specs[name].cls_kind == "softmax" else logits.sigmoid()
-            for result, row in zip(results, scores, strict=True):
-                result[name]["cls"] = row
+            found[name]["cls"] = logits.softmax(-1) if self.specs[name].cls_kind == "softmax" else logits.sigmoid()
         memory = self._encode(features, padding)[1] if tasks["loc"] else None
-        sizes = [(x["height"], x["width"]) for x in batch]
         for name in tasks["loc"]:
-            found = select_boxes(self.loc_decoders[name](memory), sizes, self.loc.num_select)
-            for result, instances in zip(results, found, strict=True):
-                result[name]["instances"] = instances
+            found[name]["loc"] = self.loc_decoders[name](memory)
         fused = self._fuse(features) if tasks["seg"] else None
         for name in tasks["seg"]:
-            self._segment(batch, self.seg_heads[name](fused), padding, [result[name] for result in results])
-        return results
+            found[name]["seg"] = self.seg_heads[name](fused)
+        return found
 
     @torch.no_grad()
     def embed(self, batch: Batch) -> Tensor:
