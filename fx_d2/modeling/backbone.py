@@ -31,8 +31,8 @@ class TimmBackbone(Backbone):
         loc_stages: stages (0-based) read by localization.
 
     Raises:
-        FXError: timm has no such trunk or cannot build it, a side of the images is no multiple of the trunk's patch,
-            or stages are asked for that the trunk does not have.
+        FXError: timm has no such trunk or cannot build it, `in_chans` is another number, a side of the images is no
+            multiple of the trunk's patch, or stages are asked for that the trunk does not have.
     """
 
     @configurable
@@ -50,6 +50,8 @@ class TimmBackbone(Backbone):
         loc_stages: Sequence[int],
     ) -> None:
         super().__init__()
+        if in_chans not in (1, 3):
+            raise FXError(f"MODEL.TIMM.IN_CHANS is {in_chans}: choose 1, or 3, to which a grey image is repeated")
         trunk = _create_trunk(name, size, {"in_chans": in_chans, "drop_path_rate": drop_path} | kwargs)
         if grad_checkpointing:
             _switch_checkpointing_on(trunk, name)
@@ -59,6 +61,8 @@ class TimmBackbone(Backbone):
         self.name, self.trunk, self.in_chans = name, trunk, in_chans
         self.channels: list[int] = trunk.feature_info.channels()
         self.strides: list[int] = trunk.feature_info.reduction()
+        # A trunk with windows or a grid of positions takes no other size; convolutions take any.
+        self._only_size = tuple(size) if any(getattr(m, "strict_img_size", False) for m in trunk.modules()) else None
         self._check_size(size)
         self.loc_stages = tuple(loc_stages)
         last = len(self.channels) - 1
@@ -89,7 +93,8 @@ class TimmBackbone(Backbone):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(B, 1, H, W) normalised grey images -> {"stage0": (B, C0, H/s0, W/s0), ...}, raw stage outputs.
 
-        H and W are multiples of the finest stride; where a coarser one does not divide them, sizes round up.
+        H and W are multiples of the finest stride; where a coarser one does not divide them, sizes round up. A trunk
+        that fixes the size of its images at construction raises an FXError for any other.
         """
         self._check_size(images.shape[-2:])
         if self.in_chans != images.shape[1]:
@@ -125,13 +130,18 @@ class TimmBackbone(Backbone):
         return [*self._learning, *norms[task]]
 
     def _check_size(self, size: Sequence[int]) -> None:
-        """FXError unless the patches tile the image: timm's trunks would cut off the rest without a word."""
+        """FXError unless the patches tile the image (timm's trunks would cut off the rest) and the trunk takes it."""
         patch = self.strides[0]
         if any(side % patch for side in size):
             near = [max(round(side / patch), 1) * patch for side in size]
             raise FXError(
                 f"images of {size[0]} x {size[1]} pixels do not suit {self.name}, whose patch has {patch}: "
                 f"set INPUT.SIZE to multiples of it, for example {near}"
+            )
+        if self._only_size not in (None, tuple(size)):
+            raise FXError(
+                f"images of {size[0]} x {size[1]} pixels: {self.name} was built for {list(self._only_size or ())}; "
+                "resize them, or build it with another INPUT.SIZE"
             )
 
 

@@ -59,6 +59,14 @@ def test_a_size_that_no_window_and_no_stage_divides_is_padded_inside() -> None:
     assert shapes == [(25, 17), (13, 9), (7, 5), (4, 3)]
 
 
+def test_a_size_or_channels_that_the_trunk_does_not_take_are_named() -> None:
+    with pytest.raises(FXError, match=r"128 x 96 pixels: swin_tiny\w+ was built for \[64, 96\]"):
+        trunk()(torch.rand(1, 1, 128, 96))
+    assert trunk("convnext_atto")(torch.rand(1, 1, 128, 96))["stage0"].shape[2:] == (32, 24)
+    with pytest.raises(FXError, match="IN_CHANS is 2: choose 1, or 3"):
+        trunk(in_chans=2)
+
+
 @pytest.mark.parametrize(("name", "near"), [("swin_tiny_patch4_window7_224", r"\[64, 96\]"),
                                             ("vit_tiny_patch16_224", r"\[64, 96\]"),
                                             ("convnext_atto", r"\[64, 96\]")])  # fmt: skip
