@@ -15,7 +15,7 @@ import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import META_ARCH_REGISTRY
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 import fx_d2
@@ -124,7 +124,7 @@ def write_inference(bundle: Bundle, folder: str | Path, which: str | None = None
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = {key: value.detach().cpu().contiguous() for key, value in bundle.states[which].items()}
-    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / WEIGHTS).write_bytes(save(state, metadata={"format": "pt"}))  # save_file would let only its user read it
     document = {"format": FORMAT, "fx_d2": fx_d2.__version__, "which": which, **_description(bundle)}
     document["sha256"] = _digest(folder / WEIGHTS)
     (folder / DESCRIPTION).write_text(json.dumps(document, indent=1), encoding="utf-8")

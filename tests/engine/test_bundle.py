@@ -54,6 +54,8 @@ def test_a_run_s_checkpoint_is_enough(checkpoint: Path) -> None:
 def test_inference_checkpoint_goes_out_and_comes_back(checkpoint: Path, tmp_path: Path, which: str, name: str) -> None:
     bundle, out = read_bundle(checkpoint), tmp_path / "exported"
     write_inference(bundle, out, which)
+    modes = {file.stat().st_mode for file in out.iterdir()}
+    assert len(modes) == 1, "whoever may read the description may read the weights"
     again = read_bundle(out / name)
     assert again.specs == bundle.specs and again.cfg.dump() == bundle.cfg.dump()
     assert list(again.states) == [which] and equal(dict(again.states[which]), dict(bundle.states[which]))

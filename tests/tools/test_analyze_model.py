@@ -30,7 +30,7 @@ def test_the_documentation_says_what_the_command_says(tool: ModuleType, capsys: 
 
 
 def test_sums_and_overrides(tool: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    opts = ["--opts", "MODEL.LOC.STAGES", "[2,3,4]", "MODEL.LOC.DEC_LAYERS", "1"]
+    opts = ["--opts", "MODEL.LOC.STAGES", "[2,3,4]", "MODEL.LOC.ENC_LAYERS", "1", "MODEL.LOC.DEC_LAYERS", "1"]
     assert tool.main(["--trunks", "resnet10t", "--sizes", "64", "96", *opts]) == 0
     out = capsys.readouterr().out
     found = rows(out)
