@@ -15,6 +15,7 @@ INSTALL_REQUIRES = [
     "torch==2.15.*",  # tested minor version; fvcore and detectron2 use torch.jit.script at import, which is going away
     "torchvision==0.29.*",  # the partner of torch 2.15; detectron2 and timm import it (box operators)
     "timm>=1.0.31,<1.1",  # the trunk: Swin with features_only
+    "safetensors>=0.8",  # inference checkpoints: weights in a file that cannot run code
     "numpy>=2.4,<2.5",  # pycocotools still relies on an __array__ signature that a later numpy refuses
     "scipy>=1.17",  # optimal matching of queries to boxes
     "Pillow>=13,<14",  # reading 8-, 12- and 16-bit images; detectron2's image tools
@@ -48,6 +49,11 @@ EXTRAS_REQUIRE = {
     "mha": [
         "SimpleITK>=2.5",  # MHA and MHD files (NODE21)
     ],
+    "export": [
+        "onnx>=1.23",  # torch.onnx writes its files
+        "onnxscript>=0.7",  # torch.onnx translates with it
+        "onnxruntime>=1.32",  # runs what was written
+    ],
     "dev": [
         "ruff",  # style
         "mypy",  # types
@@ -58,6 +64,9 @@ EXTRAS_REQUIRE = {
         "pydicom>=3,<4",  # tests write and read DICOM files
         "python-gdcm>=3.2",  # tests compress and read DICOM files
         "SimpleITK>=2.5",  # tests write and read MHA files
+        "onnx>=1.23",  # tests export ...
+        "onnxscript>=0.7",
+        "onnxruntime>=1.32",  # ... and run what they exported
     ],
 }
 

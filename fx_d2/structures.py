@@ -5,8 +5,8 @@ Everything here is plain frozen data without torch; every other module imports f
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from detectron2.data import MetadataCatalog
@@ -27,6 +27,9 @@ TASK_COMPONENTS = {
     "loc": ("backbone", "loc_encoder", "loc_decoders"),
     "seg": ("backbone", "seg_decoder", "seg_heads"),
 }
+
+HEAD_COMPONENTS = {task: parts[-1] for task, parts in TASK_COMPONENTS.items()}
+"""Of each task the component that holds one module per dataset."""
 
 LABEL_POLICIES = ("ignore", "zeros", "ones", "soft")
 
@@ -110,6 +113,18 @@ class DatasetSpec:
         names = self.classes(task)
         partner = {a: b for pair in self.flip_pairs for a, b in (pair, pair[::-1])}
         return [names.index(partner[n]) if partner.get(n) in names else i for i, n in enumerate(names)]
+
+    def limited_to(self, tasks: Collection[str]) -> DatasetSpec:
+        """The row with only some of its tasks, at least one."""
+        cls, loc, seg = (self.classes(task) if task in tasks else () for task in TASKS)
+        return replace(
+            self,
+            cls_classes=cls,
+            loc_classes=loc,
+            seg_classes=seg,
+            reporting=self.reporting if cls else (),
+            flip_pairs=tuple(pair for pair in self.flip_pairs if set(pair) <= {*cls, *loc, *seg}),
+        )
 
     @classmethod
     def from_dict(cls, row: dict[str, Any], where: str) -> DatasetSpec:

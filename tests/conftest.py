@@ -1,15 +1,19 @@
 """A row with all three tasks, a model small enough for a test, and random samples as the mappers give them."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
+from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
 from fx_d2.config import add_fx_config
+from fx_d2.engine.checkpoint import FXCheckpointer, class_lists
+from fx_d2.modeling import EMATeacher
 from fx_d2.structures import DatasetSpec
 
 TINY = DatasetSpec(
@@ -53,6 +57,16 @@ def tiny_cfg(tiny_spec: DatasetSpec) -> CfgNode:
     cfg.MODEL.LOC.update(small | {"NUM_QUERIES": 10, "DN_NUMBER": 6, "NUM_SELECT": 8})
     cfg.MODEL.SEG.update({"DIM": 16, "POOL_BINS": [1, 2]})
     return cfg
+
+
+@pytest.fixture
+def tiny_checkpoint(tiny_cfg: CfgNode, tmp_path: Path) -> Path:
+    """A checkpoint of the tiny model as a run writes it, with random student and another random teacher."""
+    torch.manual_seed(0)
+    student, teacher = build_model(tiny_cfg), EMATeacher(build_model(tiny_cfg), 0.8)
+    extra = {"classes": class_lists(student), "config": tiny_cfg.dump()}
+    FXCheckpointer(student, str(tmp_path), teacher=teacher).save("run", **extra)
+    return tmp_path / "run.pth"
 
 
 @pytest.fixture

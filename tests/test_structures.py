@@ -55,6 +55,17 @@ def test_tasks_follow_from_the_classes_in_order() -> None:
     assert FULL.classes("loc") == FULL.loc_classes and DatasetSpec("y", "Y", ("a",)).classes("seg") == ()
 
 
+def test_a_row_limited_to_some_tasks_is_a_row() -> None:
+    row = DatasetSpec(name="x", title="X", cls_classes=("a", "l", "r"), loc_classes=("l", "r"), seg_classes=("s",),
+                      reporting=("a",), flip_pairs=(("l", "r"),), uncertain="ones")  # fmt: skip
+    assert row.limited_to(row.tasks) == row
+    boxes = row.limited_to(["loc"])
+    assert boxes.tasks == ("loc",) and boxes.reporting == () and boxes.flip_pairs == row.flip_pairs
+    assert boxes.uncertain == "ones" and row.limited_to(["seg"]).flip_pairs == ()
+    with pytest.raises(FXError, match="no classes"):
+        row.limited_to([])
+
+
 def test_a_row_survives_yaml() -> None:
     plain = FULL.to_dict()
     assert DatasetSpec.from_dict(yaml.safe_load(yaml.safe_dump(plain)), "here") == FULL

@@ -17,6 +17,7 @@ from fx_d2.engine.checkpoint_files import write
 from fx_d2.engine.convert import compare, convert_source
 from fx_d2.engine.weights import load_file, read_source
 from fx_d2.modeling import EMATeacher, FoundationX
+from fx_d2.modeling.heads import matching_heads
 from fx_d2.structures import FXError
 
 logger = logging.getLogger(__name__)
@@ -115,14 +116,18 @@ def require_classes(model: FoundationX, checkpoint: Mapping[str, Any], path: str
 def initialize(model: FoundationX, path: str) -> None:
     """Start from weights of any layout that `modeling.convert` knows: load what matches, log what does not.
 
+    A head of the same name that stands for other classes in the file does not match.
+
     Raises:
         FXError: the file cannot be read, or nothing in it matches.
     """
     source = read_source(path)
     conversion = convert_source(source, source.default[0], model)
+    state, heads = matching_heads(model, conversion.renamed.state, source.classes)
     # Not strict, but not silent: the table names what is missing.
-    model.load_state_dict(conversion.state, strict=False)
+    model.load_state_dict({key: state[key] for key in conversion.report["matched"] if key in state}, strict=False)
     logger.info("initial weights from %s", conversion.describe())
+    logger.info("heads of %s (created: random weights; dropped: not used)\n%s", path, heads)
 
 
 def load_models(cfg: CfgNode) -> dict[str, FoundationX]:

@@ -84,12 +84,14 @@ class Source:
         models: "student", "teacher" or both -> state dict with names as in the file.
         default: which of them to take when nobody asks.
         notes: one sentence for everything that was not taken as it stands.
+        classes: the rows behind the heads as plain data, where the file names them.
     """
 
     path: str
     models: dict[str, dict[str, Tensor]]
     default: tuple[str, ...]
     notes: list[str] = field(default_factory=list)
+    classes: Mapping[str, Any] | None = None
 
     def pick(self, which: str) -> dict[str, Tensor]:
         """One of the models; FXError when the file does not hold it."""
@@ -124,7 +126,7 @@ def read_source(path: str) -> Source:
     default = tuple(models)
     if "state_dict" in content and "teacher" in models and "model" not in content:
         default = ("teacher",)
-    return Source(path, models, default, notes)
+    return Source(path, models, default, notes, content.get("classes"))
 
 
 def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
 """The model. Importing this module registers it and its trunk with Detectron2."""
 
 from fx_d2.modeling.backbone import TimmBackbone, build_timm_backbone
+from fx_d2.modeling.heads import HeadChange, change_heads
 from fx_d2.modeling.meta_arch import FoundationX
 from fx_d2.modeling.teacher import EMATeacher
 
-__all__ = ["EMATeacher", "FoundationX", "TimmBackbone", "build_timm_backbone"]
+__all__ = ["EMATeacher", "FoundationX", "HeadChange", "TimmBackbone", "build_timm_backbone", "change_heads"]

@@ -26,7 +26,13 @@ class TimmBackbone(Backbone):
         in_chans: channels of the stem, 1 or 3; a grey image is repeated to 3.
         drop_path: stochastic depth rate of the last block.
         grad_checkpointing: recompute activations in the backward pass.
+        fused_attention: compute the trunk's attention with torch's fused kernels.
+        frozen_stages: the stem and this many stages never learn, whatever a phase says; 0 = all learn.
         loc_stages: stages (0-based) read by localization.
+
+    Raises:
+        FXError: timm has no such trunk or cannot build it, `in_chans` is another number, a side of the images is no
+            multiple of the trunk's patch, or stages are asked for that the trunk does not have.
     """
 
     @configurable
@@ -39,16 +45,25 @@ class TimmBackbone(Backbone):
         in_chans: int,
         drop_path: float,
         grad_checkpointing: bool,
+        fused_attention: bool,
+        frozen_stages: int,
         loc_stages: Sequence[int],
     ) -> None:
         super().__init__()
+        if in_chans not in (1, 3):
+            raise FXError(f"MODEL.TIMM.IN_CHANS is {in_chans}: choose 1, or 3, to which a grey image is repeated")
         trunk = _create_trunk(name, size, {"in_chans": in_chans, "drop_path_rate": drop_path} | kwargs)
         if grad_checkpointing:
-            trunk.set_grad_checkpointing(True)
-        self.trunk = trunk
-        self.in_chans = in_chans
+            _switch_checkpointing_on(trunk, name)
+        for module in trunk.modules():
+            if hasattr(module, "fused_attn"):
+                module.fused_attn = fused_attention
+        self.name, self.trunk, self.in_chans = name, trunk, in_chans
         self.channels: list[int] = trunk.feature_info.channels()
         self.strides: list[int] = trunk.feature_info.reduction()
+        # A trunk with windows or a grid of positions takes no other size; convolutions take any.
+        self._only_size = tuple(size) if any(getattr(m, "strict_img_size", False) for m in trunk.modules()) else None
+        self._check_size(size)
         self.loc_stages = tuple(loc_stages)
         last = len(self.channels) - 1
         if max(self.loc_stages, default=-1) != last or min(self.loc_stages) < 0:
@@ -57,6 +72,7 @@ class TimmBackbone(Backbone):
         self._channels_last = getattr(trunk, "output_fmt", Format.NCHW) == Format.NHWC
         self.cls_norm = nn.LayerNorm(self.channels[-1])
         self.loc_norms = nn.ModuleList(nn.LayerNorm(self.channels[i]) for i in self.loc_stages)
+        self._learning = _after_stage(trunk, frozen_stages, name) if frozen_stages else [trunk]
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -69,11 +85,18 @@ class TimmBackbone(Backbone):
             "in_chans": node.IN_CHANS,
             "drop_path": node.DROP_PATH,
             "grad_checkpointing": node.GRAD_CHECKPOINTING,
+            "fused_attention": node.FUSED_ATTENTION,
+            "frozen_stages": node.FROZEN_STAGES,
             "loc_stages": cfg.MODEL.LOC.STAGES,
         }
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """(B, 1, H, W) normalised grey images -> {"stage0": (B, C0, H/s0, W/s0), ...}, raw stage outputs."""
+        """(B, 1, H, W) normalised grey images -> {"stage0": (B, C0, H/s0, W/s0), ...}, raw stage outputs.
+
+        H and W are multiples of the finest stride; where a coarser one does not divide them, sizes round up. A trunk
+        that fixes the size of its images at construction raises an FXError for any other.
+        """
+        self._check_size(images.shape[-2:])
         if self.in_chans != images.shape[1]:
             images = images.expand(-1, self.in_chans, -1, -1)
         stages = self.trunk(images)
@@ -99,26 +122,76 @@ class TimmBackbone(Backbone):
         ]
 
     def modules_for(self, task: str) -> list[nn.Module]:
-        """The parts a task runs through: a norm that a task does not use must not wait for a gradient."""
+        """What can learn of the parts a task runs through.
+
+        Stages frozen for good are left out, and the norm of another task, which must not wait for a gradient.
+        """
         norms: dict[str, list[nn.Module]] = {"cls": [self.cls_norm], "loc": [self.loc_norms], "seg": []}
-        return [self.trunk, *norms[task]]
+        return [*self._learning, *norms[task]]
+
+    def _check_size(self, size: Sequence[int]) -> None:
+        """FXError unless the patches tile the image (timm's trunks would cut off the rest) and the trunk takes it."""
+        patch = self.strides[0]
+        if any(side % patch for side in size):
+            near = [max(round(side / patch), 1) * patch for side in size]
+            raise FXError(
+                f"images of {size[0]} x {size[1]} pixels do not suit {self.name}, whose patch has {patch}: "
+                f"set INPUT.SIZE to multiples of it, for example {near}"
+            )
+        if self._only_size not in (None, tuple(size)):
+            raise FXError(
+                f"images of {size[0]} x {size[1]} pixels: {self.name} was built for {list(self._only_size or ())}; "
+                "resize them, or build it with another INPUT.SIZE"
+            )
 
 
 def _create_trunk(name: str, size: Sequence[int], kwargs: dict[str, Any]) -> Any:
     if not timm.is_model(name):
         close = timm.list_models(f"{name.split('_')[0]}*") or timm.list_models("swin*")
         raise FXError(f"MODEL.TIMM.NAME {name!r} is not a timm model; for example {close[:8]}")
-    try:
+    # Convolutional trunks take any size and have no such argument; a rate of 0 is what a trunk without the other does.
+    optional = {"img_size"} | ({"drop_path_rate"} if kwargs["drop_path_rate"] == 0 else set())
+    arguments = {"img_size": tuple(size)} | kwargs
+    while True:
         try:
-            return timm.create_model(name, features_only=True, **{"img_size": tuple(size)} | kwargs)
-        except TypeError as error:
-            if "img_size" not in str(error):
-                raise
-        # Convolutional trunks take any size and have no such argument.
-        return timm.create_model(name, features_only=True, **kwargs)
-    except Exception as error:  # wrong arguments surface as any type, from deep inside timm
-        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise FXError(f"MODEL.TIMM: timm cannot build {name} as a trunk with {kwargs}: {what}") from error
+            return timm.create_model(name, features_only=True, **arguments)
+        except Exception as error:  # wrong arguments surface as any type, from deep inside timm
+            refused = next((key for key in optional if isinstance(error, TypeError) and f"'{key}'" in str(error)), None)
+            if refused in arguments:
+                del arguments[refused]
+                continue
+            what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise FXError(f"MODEL.TIMM: timm cannot build {name} as a trunk with {kwargs}: {what}") from error
+
+
+def _switch_checkpointing_on(trunk: Any, name: str) -> None:
+    try:
+        trunk.set_grad_checkpointing(True)
+    except (AttributeError, AssertionError) as error:
+        raise FXError(f"MODEL.TIMM.GRAD_CHECKPOINTING: {name} does not support it; set it to False") from error
+
+
+def _after_stage(trunk: nn.Module, frozen: int, name: str) -> list[nn.Module]:
+    """The largest modules of a trunk in which nothing belongs to the stem or to the first `frozen` stages.
+
+    timm registers the parts of a trunk in the order in which they run.
+    """
+    stages = trunk.feature_info.module_name()  # type: ignore[operator,union-attr]
+    if not 0 < frozen < len(stages):
+        raise FXError(
+            f"MODEL.TIMM.FROZEN_STAGES is {frozen}: {name} has {len(stages)} stages, and the last one must learn; "
+            "to freeze the whole trunk leave `backbone` out of the rows of SCHEDULE.STRATEGY"
+        )
+    # timm names a stage as in the original network; wrapped as a trunk it stands under "model." or has lost its dots.
+    last, modules = stages[frozen - 1], dict(trunk.named_modules())
+    path = next((p for p in (last, last.replace(".", "_"), f"model.{last}") if p in modules), None)
+    if path is None:
+        raise FXError(f"MODEL.TIMM.FROZEN_STAGES: {name} has no module {last!r} to end at; set it to 0")
+    order = list(modules)
+    end = max(i for i, key in enumerate(order) if key == path or key.startswith(f"{path}."))
+    late = set(order[end + 1 :])
+    # Registered after the last frozen module, and not a part of something that is.
+    return [modules[key] for key in order[end + 1 :] if key.rpartition(".")[0] not in late]
 
 
 @BACKBONE_REGISTRY.register()

@@ -16,16 +16,19 @@ from fx_d2.losses import classification_loss, consistency_loss, dice_loss
 from fx_d2.modeling.backbone import TimmBackbone, normalize_images, stack_images
 from fx_d2.modeling.detr.decoder import LocDecoder
 from fx_d2.modeling.detr.encoder import LocEncoder, Memory
-from fx_d2.modeling.localization import (
-    LocSettings,
-    build_decoder,
-    build_encoder,
-    build_settings,
-    localization_losses,
-    select_boxes,
+from fx_d2.modeling.heads import build_head, build_shared
+from fx_d2.modeling.localization import LocSettings, build_settings, localization_losses, select_boxes
+from fx_d2.modeling.segmentation import SegDecoder
+from fx_d2.structures import (
+    COMPONENTS,
+    HEAD_COMPONENTS,
+    SHARED_COMPONENTS,
+    TASK_COMPONENTS,
+    DatasetSpec,
+    FXError,
+    Phase,
+    specs_of,
 )
-from fx_d2.modeling.segmentation import SegDecoder, segmentation_head
-from fx_d2.structures import COMPONENTS, SHARED_COMPONENTS, TASK_COMPONENTS, DatasetSpec, FXError, Phase, specs_of
 
 Batch = Sequence[dict[str, Any]]
 
@@ -87,32 +90,29 @@ class FoundationX(nn.Module):
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Constructor arguments; heads follow from the rows behind DATASETS.TRAIN."""
-        specs = specs_of(cfg.DATASETS.TRAIN)
+    def from_config(cls, cfg: CfgNode, specs: Sequence[DatasetSpec] | None = None) -> dict[str, Any]:
+        """Constructor arguments; heads follow from `specs`, by default the rows behind DATASETS.TRAIN."""
+        specs = specs_of(cfg.DATASETS.TRAIN) if specs is None else specs
         backbone = build_backbone(cfg)
-        of = {task: [s for s in specs if task in s.tasks] for task in TASK_COMPONENTS}
         channels = backbone.channels
-        encoder = build_encoder(cfg, [channels[i] for i in cfg.MODEL.LOC.STAGES]) if of["loc"] else None
-        levels = encoder.num_levels if encoder is not None else 0
-        seg = cfg.MODEL.SEG
-        decoder = SegDecoder(in_channels=channels, dim=seg.DIM, bins=seg.POOL_BINS, norm=seg.NORM, dropout=seg.DROPOUT)
-        if seg.DICE not in ("batch", "class"):
-            raise FXError(f"MODEL.SEG.DICE is {seg.DICE!r}: choose batch or class")
-        return {
+        if cfg.MODEL.SEG.DICE not in ("batch", "class"):
+            raise FXError(f"MODEL.SEG.DICE is {cfg.MODEL.SEG.DICE!r}: choose batch or class")
+        tasks = {task for spec in specs for task in spec.tasks}
+        arguments = {
             "specs": specs,
             "backbone": backbone,
-            "cls_heads": {s.name: nn.Linear(channels[-1], len(s.cls_classes)) for s in of["cls"]},
-            "loc_encoder": encoder,
-            "loc_decoders": {s.name: build_decoder(cfg, len(s.loc_classes), levels) for s in of["loc"]},
-            "seg_decoder": decoder if of["seg"] else None,
-            "seg_heads": {s.name: segmentation_head(seg.DIM, len(s.seg_classes)) for s in of["seg"]},
+            "loc_encoder": build_shared(cfg, "loc", channels) if "loc" in tasks else None,
+            "seg_decoder": build_shared(cfg, "seg", channels) if "seg" in tasks else None,
             "loc": build_settings(cfg),
-            "dice_per_class": seg.DICE == "class",
+            "dice_per_class": cfg.MODEL.SEG.DICE == "class",
             "consistency": cfg.MODEL.TEACHER.CONSISTENCY if cfg.MODEL.TEACHER.ENABLED else 0.0,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
         }
+        for task, component in HEAD_COMPONENTS.items():
+            own = [spec for spec in specs if task in spec.tasks]
+            arguments[component] = {spec.name: build_head(cfg, task, spec, channels) for spec in own}
+        return arguments
 
     @property
     def device(self) -> torch.device:
@@ -201,38 +201,79 @@ class FoundationX(nn.Module):
 
     @torch.no_grad()
     def inference(self, batch: Batch) -> list[dict[str, Any]]:
-        """Results of all tasks asked for, from one pass of the trunk; see `forward`."""
+        """Results of all tasks asked for of the batch's dataset; see `forward`."""
         dataset = self._one(batch, "dataset")
         if dataset not in self.specs:
             raise FXError(f"the model has no heads for dataset {dataset!r}; it has {sorted(self.specs)}")
-        spec = self.specs[dataset]
-        tasks = set(batch[0].get("tasks", spec.tasks)) & set(spec.tasks)
+        tasks = set(batch[0].get("tasks", TASK_COMPONENTS)) & set(self.specs[dataset].tasks)
+        return [found[dataset] for found in self.predict(batch, {dataset: tasks})]
+
+    @torch.no_grad()
+    def predict(self, batch: Batch, wanted: Mapping[str, Iterable[str]]) -> list[dict[str, dict[str, Any]]]:
+        """Results of the heads of several datasets, for which trunk and shared parts run once.
+
+        Args:
+            batch: samples with "image", "height" and "width", as in `forward`.
+            wanted: dataset -> tasks, all of which it has.
+
+        Returns:
+            Per image {dataset: what `forward` returns for it in evaluation}.
+        """
         features, padding = self._features(batch, "image")
-        results: list[dict[str, Any]] = [{} for _ in batch]
-        if "cls" in tasks:
-            logits = self.cls_heads[dataset](self.backbone.pooled(features)).float()
-            scores = logits.softmax(-1) if spec.cls_kind == "softmax" else logits.sigmoid()
-            for result, row in zip(results, scores, strict=True):
-                result["cls"] = row
-        if "loc" in tasks:
-            _, memory = self._encode(features, padding)
-            sizes = [(x["height"], x["width"]) for x in batch]
-            classes = range(self.loc.first_class, self.loc.first_class + len(spec.loc_classes))
-            found = select_boxes(self.loc_decoders[dataset](memory), sizes, self.loc.num_select, classes)
-            for result, instances in zip(results, found, strict=True):
-                result["instances"] = instances
-        if "seg" in tasks:
-            self._segment(batch, dataset, features, padding, results)
+        sizes = [(x["height"], x["width"]) for x in batch]
+        results: list[dict[str, dict[str, Any]]] = [{name: {} for name in wanted} for _ in batch]
+        for name, outputs in self.run_heads(features, padding, wanted).items():
+            mine = [result[name] for result in results]
+            if "cls" in outputs:
+                for result, row in zip(mine, outputs["cls"], strict=True):
+                    result["cls"] = row
+            if "loc" in outputs:
+                found = select_boxes(outputs["loc"], sizes, self.loc.num_select, self.box_columns(name))
+                for result, instances in zip(mine, found, strict=True):
+                    result["instances"] = instances
+            if "seg" in outputs:
+                self._segment(batch, outputs["seg"], padding, mine)
         return results
 
-    def _segment(
-        self, batch: Batch, dataset: str, features: dict[str, Tensor], padding: Tensor | None, results: list[dict]
-    ) -> None:
+    def run_heads(
+        self, features: dict[str, Tensor], padding: Tensor | None, wanted: Mapping[str, Iterable[str]]
+    ) -> dict[str, dict[str, Any]]:
+        """What heads and decoders of several datasets give for the trunk's stages; shared parts run once.
+
+        Returns:
+            {dataset: {"cls": (B, C) float32 probabilities, "loc": DecoderOutput, "seg": (B, C, H, W) logits at the
+            segmentation decoder's stride}}, of the tasks wanted.
+        """
+        tasks = {task: [name for name, chosen in wanted.items() if task in chosen] for task in TASK_COMPONENTS}
+        found: dict[str, dict[str, Any]] = {name: {} for name in wanted}
+        pooled = self.backbone.pooled(features) if tasks["cls"] else None
+        for name in tasks["cls"]:
+            logits = self.cls_heads[name](pooled).float()
+            found[name]["cls"] = logits.softmax(-1) if self.specs[name].cls_kind == "softmax" else logits.sigmoid()
+        memory = self._encode(features, padding)[1] if tasks["loc"] else None
+        for name in tasks["loc"]:
+            found[name]["loc"] = self.loc_decoders[name](memory)
+        fused = self._fuse(features) if tasks["seg"] else None
+        for name in tasks["seg"]:
+            found[name]["seg"] = self.seg_heads[name](fused)
+        return found
+
+    def box_columns(self, dataset: str) -> range:
+        """The columns of a localization decoder's logits that stand for the dataset's classes, in their order."""
+        return range(self.loc.first_class, self.loc.first_class + len(self.specs[dataset].loc_classes))
+
+    @torch.no_grad()
+    def embed(self, batch: Batch) -> Tensor:
+        """The trunk's feature of each image, (B, C): what the classification heads read."""
+        return self.backbone.pooled(self._features(batch, "image")[0])
+
+    def _segment(self, batch: Batch, logits: Tensor, padding: Tensor | None, results: list[dict[str, Any]]) -> None:
+        """Put "seg" and "masks" of one head, from logits at the decoder's stride, into the results of its dataset."""
         size = batch[0]["image"].shape[-2:] if padding is None else padding.shape[-2:]
-        logits = self._upsample(self.seg_heads[dataset](self._fuse(features)), size)
-        for x, result, maps in zip(batch, results, logits.float().sigmoid(), strict=True):
+        maps = self._upsample(logits, size).float().sigmoid()
+        for x, result, each in zip(batch, results, maps, strict=True):
             height, width = x["image"].shape[-2:]
-            result["seg"] = maps[:, :height, :width]
+            result["seg"] = each[:, :height, :width]
             full = F.interpolate(
                 result["seg"][None], size=(x["height"], x["width"]), mode="bilinear", align_corners=False
             )
@@ -240,13 +281,14 @@ class FoundationX(nn.Module):
 
     def modules_of(self, dataset: str, task: str) -> dict[str, list[nn.Module]]:
         """The modules each component contributes to one dataset's task; nothing else runs in such a step."""
-        heads = {"cls_heads": self.cls_heads, "loc_decoders": self.loc_decoders, "seg_heads": self.seg_heads}
+        heads = HEAD_COMPONENTS[task]
         modules: dict[str, list[nn.Module]] = {}
         for component in TASK_COMPONENTS[task]:
             if component == "backbone":
                 modules[component] = self.backbone.modules_for(task)
             else:
-                modules[component] = [heads[component][dataset] if component in heads else getattr(self, component)]
+                part = getattr(self, component)
+                modules[component] = [part[dataset] if component == heads else part]
         return modules
 
     def shared_components(self, phase: Phase) -> list[str]:

@@ -90,3 +90,31 @@ def test_initialize_takes_what_fits_and_refuses_what_does_not_at_all(make_cfg: M
     torch.save({"model": {"other": torch.zeros(1)}}, path)
     with pytest.raises(FXError, match="matches no weight"):
         initialize(model, path)
+
+
+def test_initialize_names_each_head_that_is_new_or_not_used(
+    make_cfg: MakeCfg, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, path = _save(make_cfg("DATASETS.TRAIN", "['beta_train']"), tmp_path)
+    with caplog.at_level("INFO"):
+        initialize(build_model(make_cfg("DATASETS.TRAIN", "['alpha_train']")), path)
+    lines = caplog.text.splitlines()
+    assert "created  cls_heads.alpha, loc_decoders.alpha, seg_heads.alpha" in lines
+    assert "dropped  cls_heads.beta" in lines and "kept     none" in lines
+
+
+def test_initialize_takes_no_head_that_stands_for_other_classes(
+    make_cfg: MakeCfg, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Equal shapes would let a head for "left, right" start as one for "right, left"."""
+    saved, path = _save(make_cfg(), tmp_path)
+    content = torch.load(path)
+    content["classes"]["alpha"]["loc_classes"] = ["right_blob", "left_blob"]
+    torch.save(content, path)
+    model = build_model(make_cfg())
+    fresh = model.loc_decoders["alpha"].memory_proj.weight.clone()
+    with caplog.at_level("INFO"):
+        initialize(model, path)
+    assert torch.equal(model.loc_decoders["alpha"].memory_proj.weight, fresh)
+    assert torch.equal(model.seg_heads["alpha"].weight, saved.seg_heads["alpha"].weight)
+    assert "created  loc_decoders.alpha" in caplog.text.splitlines()

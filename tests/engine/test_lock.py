@@ -72,3 +72,15 @@ def test_counts_cover_exactly_what_takes_part(make_cfg: MakeCfg) -> None:
         learning, frozen = count_parameters(model, phase)
         assert learning == sum(p.numel() for p in model.parameters() if p.requires_grad)
         assert (frozen == 0) == (phase.mode == "release")
+
+
+def test_frozen_stages_learn_in_no_phase(make_cfg: MakeCfg) -> None:
+    cfg = make_cfg("MODEL.TIMM.FROZEN_STAGES", "2")
+    model = build_model(cfg)
+    frozen = [model.backbone.trunk.patch_embed, model.backbone.trunk.layers_0, model.backbone.trunk.layers_1]
+    for phase in _phases(cfg):
+        apply_phase(model, phase)
+        assert not any(m.training for part in frozen for m in part.modules())
+        assert not any(p.requires_grad for part in frozen for p in part.parameters())
+        released = "backbone" in phase.trainable
+        assert all(p.requires_grad == released for p in model.backbone.trunk.layers_2.parameters())

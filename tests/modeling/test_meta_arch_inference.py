@@ -119,3 +119,33 @@ def test_boxes_of_a_padded_image_are_relative_to_the_image(model: FoundationX, m
     for token, box in zip(out.selected[1].tolist(), out.proposal_boxes[1].tolist(), strict=True):
         if token < 64:
             assert token % 8 < 4 and box[0] == pytest.approx((token % 8 + 0.5) / 4, abs=1e-3)
+
+
+def test_one_pass_of_trunk_and_shared_parts_serves_all_heads(model: FoundationX, make_batch: Make) -> None:
+    model.double().eval()
+    batch = make_batch("cls", (1, 1))
+    alone = {name: model([x | {"dataset": name} for x in batch]) for name in ("tiny", "tiny_softmax")}
+    calls = dict.fromkeys(("backbone", "loc_encoder", "seg_decoder"), 0)
+    for name in calls:
+        getattr(model, name).register_forward_hook(lambda *_, name=name: calls.update({name: calls[name] + 1}))
+    together = model.predict(batch, {"tiny": ("cls", "loc", "seg"), "tiny_softmax": ("cls",)})
+    assert calls == dict.fromkeys(calls, 1)
+    for i, found in enumerate(together):
+        assert list(found) == ["tiny", "tiny_softmax"] and set(found["tiny_softmax"]) == {"cls"}
+        assert found["tiny_softmax"]["cls"].sum().item() == pytest.approx(1)
+        for name, result in found.items():
+            assert torch.equal(result["cls"], alone[name][i]["cls"])
+        assert torch.equal(found["tiny"]["masks"], alone["tiny"][i]["masks"])
+        boxes = [r["instances"].pred_boxes.tensor for r in (found["tiny"], alone["tiny"][i])]
+        assert torch.equal(*boxes)
+    model.predict(batch, {"tiny_softmax": ("cls",)})
+    assert calls == {"backbone": 2, "loc_encoder": 1, "seg_decoder": 1}
+
+
+def test_the_embedding_is_what_the_classification_heads_read(model: FoundationX, make_batch: Make) -> None:
+    model.eval()
+    batch = make_batch("cls", (1, 1))
+    feature = model.embed(batch)
+    scores = model.cls_heads["tiny"](feature).sigmoid()
+    assert feature.shape == (2, model.backbone.channels[-1])
+    assert torch.equal(scores, torch.stack([found["cls"] for found in model(batch)]))

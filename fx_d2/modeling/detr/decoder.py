@@ -122,7 +122,7 @@ class LocDecoder(nn.Module):
         tokens = self.memory_proj(memory.tokens)
         logits, boxes, selected = self._propose(tokens, memory)
         starts = boxes.detach()
-        content = self.query_embed.weight[: selected.shape[1]].expand(len(tokens), -1, -1)
+        content = self.query_embed.weight[: selected.shape[1]].expand(tokens.shape[0], -1, -1)
         blocked = None
         if noised is not None:
             known = self.label_embed(noised.labels) * noised.real[..., None]
@@ -142,7 +142,7 @@ class LocDecoder(nn.Module):
             rank = rank.masked_fill(~usable, -torch.inf)
         # The infinite anchors of unusable tokens give box (1, 1, 1, 1).
         selected = rank.topk(min(self.num_queries, x.shape[1]), dim=1).indices
-        rows = torch.arange(len(x), device=x.device)[:, None]
+        rows = torch.arange(x.shape[0], device=x.device)[:, None]
         return scores[rows, selected], self.proposal_box(x[rows, selected]) + anchors[rows, selected], selected
 
     def _refine(
@@ -187,7 +187,7 @@ def _anchors(memory: Memory) -> tuple[Tensor, Tensor]:
     """
     centres = token_centres(memory.shapes, memory.valid_ratios)
     sides = torch.cat([centres.new_full((h * w,), 0.05 * 2.0**level) for level, (h, w) in enumerate(memory.shapes)])
-    anchors = torch.cat((centres, sides[None, :, None].expand(len(centres), -1, 2)), dim=-1)
+    anchors = torch.cat((centres, sides[None, :, None].expand(centres.shape[0], -1, 2)), dim=-1)
     usable = ((anchors > 0.01) & (anchors < 0.99)).all(-1)
     if memory.padding is not None:
         usable &= ~memory.padding

@@ -29,6 +29,8 @@ def trunk(name: str, kwargs: dict, stages: tuple[int, ...] = (1, 2, 3)) -> TimmB
         in_chans=3,
         drop_path=0.0,
         grad_checkpointing=False,
+        fused_attention=False,
+        frozen_stages=0,
         loc_stages=stages,
     ).eval()
 
@@ -102,6 +104,8 @@ def test_swins_of_every_size(name: str, window: str) -> None:
             in_chans=1,
             drop_path=0.2,
             grad_checkpointing=False,
+            fused_attention=False,
+            frozen_stages=0,
             loc_stages=(1, 2, 3),
         )
     wanted = target(ours)

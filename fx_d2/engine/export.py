@@ -1,0 +1,120 @@
+"""A model as one function of tensors, for programs without fx_d2: torch.export and ONNX."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fx_d2.layers.boxes import to_corners
+from fx_d2.modeling import FoundationX
+from fx_d2.modeling.backbone import normalize_images
+from fx_d2.structures import FXError
+
+OPSET = 20
+"""Of ONNX; 16 brought the bilinear sampling that deformable attention needs, 20 its present form."""
+
+
+class TensorModel(nn.Module):
+    """Trunk, shared parts and the heads that are wanted, from grey images to probabilities.
+
+    Args:
+        model: in evaluation mode.
+        wanted: dataset -> tasks.
+    """
+
+    def __init__(self, model: FoundationX, wanted: Mapping[str, Sequence[str]]) -> None:
+        super().__init__()
+        self.model, self.wanted = model, {name: tuple(tasks) for name, tasks in wanted.items()}
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the outputs, in order."""
+        parts = {"cls": ("cls",), "loc": ("loc_scores", "loc_boxes"), "seg": ("seg",)}
+        return [f"{name}/{part}" for name, tasks in self.wanted.items() for task in tasks for part in parts[task]]
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Grey images float32 (B, 1, H, W) in [0, 255], resized to the network's size, to the tensors of `names`.
+
+        Returns:
+            By name, float32: "<dataset>/cls" (B, C) probabilities; "<dataset>/loc_scores" (B, Q, K) in [0, 1] and
+            "<dataset>/loc_boxes" (B, Q, 4) as x1, y1, x2, y2 in parts of the image's sides, not clipped;
+            "<dataset>/seg" (B, C, H, W) probabilities.
+        """
+        model = self.model
+        features = model.backbone(normalize_images(images, model.pixel_mean, model.pixel_std))
+        found = model.run_heads(features, None, self.wanted)
+        outputs: list[Tensor] = []
+        for name, tasks in self.wanted.items():
+            for task in tasks:
+                out = found[name][task]
+                if task == "loc":
+                    columns = model.box_columns(name)
+                    logits = out.logits[-1][..., columns.start : columns.stop]
+                    outputs += [logits.sigmoid(), to_corners(out.boxes[-1])]
+                elif task == "seg":
+                    size = images.shape[-2:]
+                    outputs.append(F.interpolate(out, size=size, mode="bilinear", align_corners=False).sigmoid())
+                else:
+                    outputs.append(out)
+        return tuple(outputs)
+
+
+def export_program(model: TensorModel, size: Sequence[int]) -> torch.export.ExportedProgram:
+    """The graph of a model for images of one size (height, width) and batches of any size.
+
+    Raises:
+        FXError: torch cannot trace this trunk.
+    """
+    example = torch.zeros(2, 1, *size, device=model.model.device)
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own, about its own deprecated parts
+            return torch.export.export(model.eval(), (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    except Exception as error:  # it raises many classes, some of them private
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise FXError(f"torch.export cannot trace {model.model.backbone.name}: {reason}") from error
+
+
+def write_torch(program: torch.export.ExportedProgram, model: TensorModel, path: Path) -> None:
+    """Write a .pt2 for `torch.export.load`; its extra file "description.json" is `describe`."""
+    torch.export.save(program, path, extra_files={"description.json": json.dumps(describe(model))})
+
+
+def write_onnx(program: torch.export.ExportedProgram, model: TensorModel, path: Path) -> None:
+    """Write an ONNX file; its metadata entry "fx_d2" is `describe` as json.
+
+    Raises:
+        FXError: the packages of the extra `export` are missing.
+    """
+    if missing := [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]:
+        raise FXError(f"ONNX needs the package {missing[0]}: pip install -e '.[export]'")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # Not optimized: onnxscript's folding loses a node of the localization decoders, and runtimes optimize anyway.
+        exported = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["images"],
+            output_names=model.names,
+            optimize=False,
+            verbose=False,
+        )
+    assert exported is not None, "torch.onnx.export with dynamo returns a program"
+    exported.model.metadata_props["fx_d2"] = json.dumps(describe(model))
+    exported.save(path)
+
+
+def describe(model: TensorModel) -> dict[str, Any]:
+    """What the outputs mean: {"outputs": names, "classes": {dataset: {task: class names}}}."""
+    specs = model.model.specs
+    classes = {name: {task: list(specs[name].classes(task)) for task in tasks} for name, tasks in model.wanted.items()}
+    return {"outputs": model.names, "classes": classes}

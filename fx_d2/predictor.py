@@ -1,0 +1,314 @@
+"""Use a trained model: from a checkpoint and X-rays to named labels, boxes and masks in original pixels.
+
+predictor = FXPredictor.from_checkpoint("output/fx/model_final.pth")
+for found in predictor(["a.png", "b.dcm"], datasets=["chestx_det"]):
+    print(found["chestx_det"].labels)
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, overload
+
+import cv2
+import numpy as np
+import torch
+from detectron2.structures import Boxes, Instances
+from PIL.Image import Image as PILImage
+
+from fx_d2.data.cache import read_size, resize_image
+from fx_d2.data.image_io import read_image
+from fx_d2.data.masks import encode_mask
+from fx_d2.engine.bundle import read_bundle
+from fx_d2.engine.setup import check_device
+from fx_d2.modeling import FoundationX
+from fx_d2.structures import TASKS, DatasetSpec, FXError
+from fx_d2.visualization import Findings
+
+Source = str | Path | np.ndarray | PILImage
+"""A file that `read_image` reads (PNG, JPEG, DICOM, MHA); or grey values uint8 (H, W), RGB uint8 (H, W, 3), or a PIL
+image of mode L or RGB, all with 0 = black."""
+
+
+@dataclass(frozen=True, eq=False)
+class HeadPrediction:
+    """What the heads of one dataset say about one image; a task that was not asked for is None.
+
+    Attributes:
+        spec: the dataset's row.
+        labels: class -> probability; of a softmax dataset they add up to 1.
+        boxes: float32 (N, 4), x1, y1, x2, y2 in original pixels, best first; without suppression of overlaps.
+        scores: float32 (N,) in [0, 1].
+        classes: int64 (N,), index into `spec.loc_classes`.
+        masks: bool (C, H, W) in original pixels, in the order of `spec.seg_classes`; masks may overlap.
+    """
+
+    spec: DatasetSpec
+    labels: dict[str, float] | None = None
+    boxes: np.ndarray | None = None
+    scores: np.ndarray | None = None
+    classes: np.ndarray | None = None
+    masks: np.ndarray | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for json, with class names; a key is there when the task is.
+
+        Returns:
+            {"labels": {class: probability}, "boxes": [{"class", "score", "box": [x1, y1, x2, y2]}],
+            "masks": {class: compressed COCO RLE}}.
+        """
+        found: dict[str, Any] = {}
+        if self.labels is not None:
+            found["labels"] = dict(self.labels)
+        if self.boxes is not None and self.scores is not None and self.classes is not None:
+            rows = zip(self.classes.tolist(), self.scores.tolist(), self.boxes.tolist(), strict=True)
+            names = self.spec.loc_classes
+            found["boxes"] = [{"class": names[kind], "score": score, "box": box} for kind, score, box in rows]
+        if self.masks is not None:
+            found["masks"] = {c: encode_mask(m) for c, m in zip(self.spec.seg_classes, self.masks, strict=True)}
+        return found
+
+    def findings(self) -> Findings:
+        """The same for `visualization.draw_comparison`."""
+        return Findings(
+            labels=None if self.labels is None else tuple(self.labels.values()),
+            boxes=self.boxes,
+            classes=self.classes,
+            scores=self.scores,
+            masks=None if self.masks is None else tuple(self.masks),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class ImagePrediction:
+    """What a model says about one image.
+
+    Attributes:
+        file_name: of a file, else None.
+        height: of the original image in pixels.
+        width: of the original image in pixels.
+        heads: dataset -> what its heads say; also `prediction[dataset]`.
+    """
+
+    file_name: str | None
+    height: int
+    width: int
+    heads: Mapping[str, HeadPrediction]
+
+    def __getitem__(self, dataset: str) -> HeadPrediction:
+        return self.heads[dataset]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for json: {"file_name", "height", "width", "heads": {dataset: `HeadPrediction.to_dict`}}."""
+        heads = {name: head.to_dict() for name, head in self.heads.items()}
+        return {"file_name": self.file_name, "height": self.height, "width": self.width, "heads": heads}
+
+    def box_instances(self, dataset: str) -> Instances:
+        """The boxes for Detectron2's `Visualizer.draw_instance_predictions`: pred_boxes, scores, pred_classes.
+
+        Raises FXError when boxes of the dataset were not predicted.
+        """
+        head = self.heads.get(dataset)
+        if head is None or head.boxes is None:
+            raise FXError(f"no boxes of dataset {dataset!r} were predicted: ask for it with tasks=['loc']")
+        return Instances(
+            (self.height, self.width),
+            pred_boxes=Boxes(torch.from_numpy(head.boxes)),
+            scores=torch.from_numpy(head.scores),
+            pred_classes=torch.from_numpy(head.classes),
+        )
+
+    def mask_instances(self, dataset: str) -> Instances:
+        """The masks that are not empty, for the same function: pred_masks, pred_classes (into `spec.seg_classes`).
+
+        Raises FXError when masks of the dataset were not predicted.
+        """
+        head = self.heads.get(dataset)
+        if head is None or head.masks is None:
+            raise FXError(f"no masks of dataset {dataset!r} were predicted: ask for it with tasks=['seg']")
+        there = np.flatnonzero(head.masks.any(axis=(1, 2)))
+        return Instances(
+            (self.height, self.width),
+            pred_masks=torch.from_numpy(head.masks[there]),
+            pred_classes=torch.from_numpy(there),
+        )
+
+
+class FXPredictor:
+    """A model in evaluation mode that reads X-rays; usually made by `from_checkpoint`.
+
+    May be shared by threads: images are read side by side, the model runs one batch at a time.
+
+    Args:
+        model: in evaluation mode.
+        size: (height, width) to which images are resized, as in training.
+        read_size: INPUT.READ_SIZE, the shorter side to which images are reduced first; 0 = not at all.
+        dtype: INPUT.DTYPE, "uint8" or "float32".
+        tasks: dataset -> the tasks for which its heads have learned; others are never used.
+        batch_size: images that run together.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: FoundationX,
+        size: tuple[int, int],
+        tasks: Mapping[str, Sequence[str]],
+        read_size: int = 0,
+        dtype: str = "uint8",
+        batch_size: int = 16,
+    ) -> None:
+        self.model, self.size, self.batch_size = model, size, batch_size
+        self.read_size, self.dtype = read_size, dtype
+        self.tasks = {name: tuple(each) for name, each in tasks.items() if each}
+        self._lock = threading.Lock()
+
+    @classmethod
+    def from_checkpoint(
+        cls, path: str | Path, *, which: str | None = None, device: str | None = None, batch_size: int = 16
+    ) -> FXPredictor:
+        """A predictor from a checkpoint of a training run or from an inference checkpoint (tools/export.py).
+
+        The file holds all that is needed: no config, no dataset and no network is asked for.
+
+        Args:
+            path: a .pth, or the folder of an inference checkpoint.
+            which: "student" or "teacher"; None: the student, or the only one that is there.
+            device: a torch device; None: the GPU if there is one.
+            batch_size: images that run together.
+
+        Raises:
+            FXError: see `engine.bundle.read_bundle` and `Bundle.build`.
+        """
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        check_device(device)
+        bundle = read_bundle(path)
+        height, width = bundle.cfg.INPUT.SIZE
+        return cls(
+            model=bundle.build(which, device),
+            size=(height, width),
+            tasks={spec.name: bundle.trained_tasks(spec) for spec in bundle.specs},
+            read_size=bundle.cfg.INPUT.READ_SIZE,
+            dtype=bundle.cfg.INPUT.DTYPE,
+            batch_size=batch_size,
+        )
+
+    @overload
+    def __call__(self, images: Source, **options: Any) -> ImagePrediction: ...
+
+    @overload
+    def __call__(self, images: Sequence[Source], **options: Any) -> list[ImagePrediction]: ...
+
+    def __call__(self, images: Source | Sequence[Source], **options: Any) -> ImagePrediction | list[ImagePrediction]:
+        """One prediction for one image, a list for a list; the options are those of `stream`."""
+        if isinstance(images, Source):
+            return next(self.stream([images], **options))
+        return list(self.stream(images, **options))
+
+    def stream(
+        self,
+        images: Iterable[Source],
+        *,
+        datasets: Sequence[str] | None = None,
+        tasks: Sequence[str] | None = None,
+        score_thresh: float = 0.05,
+    ) -> Iterator[ImagePrediction]:
+        """Predictions one by one, in order; at most a batch is held in memory.
+
+        One pass of the trunk serves all heads.
+
+        Args:
+            images: see `Source`.
+            datasets: whose heads are to speak; None: all.
+            tasks: of "cls", "loc", "seg"; None: all that the datasets' heads have learned.
+            score_thresh: boxes below this score are left out.
+
+        Raises:
+            FXError: naming an image that cannot be read, a dataset the model does not know, or a task that none of
+                the datasets' heads has learned.
+        """
+        wanted = self._wanted(datasets, tasks)
+        for batch in self._batches(images):
+            with self._lock:
+                results = self.model.predict(batch, wanted)
+            for sample, result in zip(batch, results, strict=True):
+                heads = {name: self._head(name, found, score_thresh) for name, found in result.items()}
+                yield ImagePrediction(sample["file_name"], sample["height"], sample["width"], heads)
+
+    def features(self, images: Source | Iterable[Source]) -> np.ndarray:
+        """The trunk's feature of each image: float32 (N, C), C = 1024 for Swin-B, N = 1 for one image.
+
+        It is the mean over positions of the last stage after its norm: what the classification heads read.
+        """
+        rows = [np.empty((0, self.model.backbone.channels[-1]), np.float32)]
+        for batch in self._batches([images] if isinstance(images, Source) else images):
+            with self._lock:
+                rows.append(self.model.embed(batch).float().cpu().numpy())
+        return np.concatenate(rows)
+
+    @property
+    def specs(self) -> dict[str, DatasetSpec]:
+        """The rows of the datasets that the model has learned: their classes, in the order of the outputs."""
+        return {name: self.model.specs[name] for name in self.tasks}
+
+    def _wanted(self, datasets: Sequence[str] | None, tasks: Sequence[str] | None) -> dict[str, tuple[str, ...]]:
+        """Dataset -> tasks to compute."""
+        names = list(self.tasks) if datasets is None else list(datasets)
+        if isinstance(datasets, str) or not set(names) <= set(self.tasks):
+            raise FXError(f"datasets={datasets!r}: must be a list of datasets that the model knows: {list(self.tasks)}")
+        chosen = TASKS if tasks is None else tuple(tasks)
+        if isinstance(tasks, str) or not set(chosen) <= set(TASKS):
+            raise FXError(f"tasks={tasks!r}: must be a list of {TASKS}")
+        wanted = {name: tuple(task for task in self.tasks[name] if task in chosen) for name in names}
+        wanted = {name: each for name, each in wanted.items() if each}
+        if not wanted:
+            raise FXError(f"no head of {names} has learned any of {list(chosen)}; there are {self.tasks}")
+        return wanted
+
+    def _batches(self, images: Iterable[Source]) -> Iterator[list[dict[str, Any]]]:
+        """Samples as `FoundationX.predict` takes them."""
+        source = iter(images)
+        while chunk := list(islice(source, self.batch_size)):
+            samples = []
+            for image in chunk:
+                grey = _grey(image, self.dtype)
+                reduced = resize_image(grey, read_size(grey.shape[0], grey.shape[1], self.read_size))
+                small = torch.from_numpy(np.ascontiguousarray(resize_image(reduced, self.size)[None]))
+                name = str(image) if isinstance(image, str | Path) else None
+                samples.append({"file_name": name, "image": small, "height": grey.shape[0], "width": grey.shape[1]})
+            yield samples
+
+    def _head(self, name: str, found: Mapping[str, Any], score_thresh: float) -> HeadPrediction:
+        spec = self.model.specs[name]
+        labels = boxes = scores = classes = masks = None
+        if "cls" in found:
+            labels = dict(zip(spec.cls_classes, found["cls"].tolist(), strict=True))
+        if "instances" in found:
+            instances = found["instances"]
+            instances = instances[instances.scores >= score_thresh].to("cpu")
+            boxes = instances.pred_boxes.tensor.numpy()
+            scores, classes = instances.scores.numpy(), instances.pred_classes.numpy()
+        if "masks" in found:
+            masks = found["masks"].cpu().numpy()
+        return HeadPrediction(spec, labels, boxes, scores, classes, masks)
+
+
+def _grey(image: Source, dtype: str) -> np.ndarray:
+    """(H, W) of any source, 0..255 in this dtype; FXError for values whose black and white nobody stated."""
+    if isinstance(image, str | Path):
+        grey = read_image(image, dtype=dtype)
+        return grey * np.float32(255) if dtype == "float32" else grey
+    if isinstance(image, PILImage) and image.mode not in ("L", "RGB"):
+        raise FXError(f"a PIL image of mode {image.mode}: give the path of its file, or an image of mode L or RGB")
+    pixels = np.asarray(image)
+    shape_known = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)
+    if pixels.dtype != np.uint8 or not shape_known or not pixels.size:
+        raise FXError(
+            f"an image must be uint8 (H, W) or (H, W, 3), not {pixels.dtype} {pixels.shape}: scale it so that 0 is "
+            "black and 255 white, or give the path of its file"
+        )
+    return (pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)).astype(dtype, copy=False)
