@@ -8,7 +8,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check -q
 CONFIGS := projects/FoundationX/configs
 DEMO := output/demo
-DEMO_PICTURES := chestx_det_test candid_ptx_test tbx11k_test siim_acr_test
+DEMO_PICTURES := chestx_det_test candid_ptx_test tbx11k_val siim_acr_test
 
 # The stamp holds the checkout it was made for: an environment shared by two checkouts follows the one in use.
 STAMP := $(VENV)/.fx_d2-installed
@@ -57,7 +57,8 @@ demo: export DETECTRON2_DATASETS = $(DEMO)/datasets
 demo: export PYTHONWARNINGS = ignore::FutureWarning:torch.jit._script
 demo: install
 	rm -rf $(DEMO)
-	$(PY) datasets/prepare_synthetic.py --output $(DEMO)/datasets --seed 0 --train 48
+	$(PY) datasets/prepare_synthetic.py --output $(DEMO)/datasets --seed 0 --train 48 --val 16
+	$(PY) tools/check_datasets.py --read
 	$(PY) tools/train_net.py --config-file $(CONFIGS)/smoke/synthetic_cpu.yaml OUTPUT_DIR $(DEMO)/run
 	for name in $(DEMO_PICTURES); do \
 		$(PY) tools/visualize_predictions.py --config-file $(CONFIGS)/smoke/synthetic_cpu.yaml \

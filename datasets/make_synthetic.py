@@ -16,15 +16,20 @@ from synthetic.releases import make_releases
 from fx_d2.structures import SPLITS, FXError
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; exits with argparse's own message on a wrong one."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="folder to write; one release a dataset")
+def add_options(parser: argparse.ArgumentParser, output: str, every: str) -> None:
+    """The options that say what is drawn; `output` and `every` complete the help of --output and --datasets."""
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help=f"folder of {output}")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same bytes (default 0)")
     parser.add_argument("--size", type=int, default=256, help="height of the films in pixels (default 256)")
     for split, count in zip(SPLITS, (32, 8, 16), strict=True):
         parser.add_argument(f"--{split}", type=int, default=count, help=f"{split} films a dataset (default {count})")
-    parser.add_argument("--datasets", help="names from the table of datasets, comma separated (default all)")
+    parser.add_argument("--datasets", help=f"names from the table of datasets, comma separated (default: {every})")
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line; exits with argparse's own message on a wrong one."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser, "the releases, one a dataset", "all that can be drawn")
     return parser.parse_args(arguments)
 
 
