@@ -19,6 +19,7 @@ from detectron2.config import CfgNode
 from PIL import Image
 
 from fx_d2.data import get_dicts, read_full_size
+from fx_d2.data.splits import image_key
 from fx_d2.evaluation import prediction_record, read_predictions
 from fx_d2.structures import FXError, spec_of
 from fx_d2.visualization import draw_comparison, predicted_findings, truth_findings
@@ -67,7 +68,7 @@ def draw_split(args: argparse.Namespace) -> list[Path]:
             which=which,
             caption=f"{args.dataset}   {Path(sample['file_name']).name}   boxes with score >= {args.score_thresh:g}",
         )
-        path = folder / f"{sample['image_id']:06d}_{Path(sample['file_name']).stem}_{which}.png"
+        path = folder / f"{sample['image_id']:06d}_{image_key(Path(sample['file_name']).name)}_{which}.png"
         Image.fromarray(picture).save(path)
         written.append(path)
     return written

@@ -15,7 +15,7 @@ from fx_d2.visualization.page import DIM, SMALL, Box, Page, fill_masks
 CELL, GAP, HEADER, ROW = 300, 10, 34, 20
 """Pixels: longer side of an image on the sheet, the space between, the head line, a line of text."""
 
-LETTERS = 33
+LETTERS = 30
 """Letters that fit under an image."""
 
 

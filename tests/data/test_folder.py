@@ -211,7 +211,7 @@ def test_find_flip_pairs() -> None:
 @pytest.mark.parametrize(
     ("name", "train", "argv"),
     [
-        ("jsrt", 134, ["--boxes", "boxes_nodule"]),
+        ("jsrt", 134, ["--boxes", "boxes_nodule", "--name", "jsrt_small"]),
         ("nih14", 491, []),
         ("tbx11k", 315, ["--name", "tbx_small"]),
         ("covid_seg", 47, []),
