@@ -23,7 +23,7 @@ from tqdm import tqdm
 from fx_d2.data.annotations import SplitRequest, check_patients, load_split, write_spec, write_splits
 from fx_d2.data.cache import cache_images
 from fx_d2.data.catalog import check_own_row
-from fx_d2.data.image_io import image_size
+from fx_d2.data.image_io import image_size, read_image
 from fx_d2.data.splits import draw_splits, find_listed, read_split_lists
 from fx_d2.data.summary import count_table
 from fx_d2.structures import SPLITS, DatasetSpec, FXError
@@ -92,6 +92,7 @@ class Options:
     workers: int = 0
     limit: int = 0
     cache_size: int = 0
+    verify: bool = False
     dry_run: bool = False
     skip_bad: bool = False
 
@@ -120,7 +121,8 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
         metavar="N",
         help="train from 8-bit copies of shorter side N pixels, made beside the annotations (default: no copies)",
     )
-    parser.add_argument("--dry-run", action="store_true", help="read, check and count everything, write nothing")
+    parser.add_argument("--verify", action="store_true", help="decode every image: truncated files are found now")
+    parser.add_argument("--dry-run", action="store_true", help="check and count everything, write nothing")
     parser.add_argument("--skip-bad", action="store_true", help="leave images with a fault out instead of stopping")
     return parser
 
@@ -159,7 +161,7 @@ def prepare(plan: Plan, options: Options) -> Prepared:
         raise FXError(f"{plan.root}: the release's tables name no image")
     cases, target = _choose(plan, options), options.output / plan.spec.name
     cache = f"cache_{options.cache_size}" if options.cache_size and not options.dry_run else ""
-    work = partial(_annotate, plan.annotate, plan.root, target / cache if cache else None, options.cache_size)
+    work = partial(_annotate, plan.annotate, plan.root, options, target / cache if cache else None)
     images: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
     skipped = 0
     for case, image, problem in _results(work, cases, options.workers, plan.spec.name):
@@ -259,8 +261,8 @@ def _results(
         yield from ((case, *result) for case, result in zip(cases, progress(results), strict=True))
 
 
-def _annotate(annotate: Annotate, root: Path, cache: Path | None, cache_size: int, case: Case) -> Outcome:
-    """One image; with a folder for the cache its copy is made, so that an image that cannot be decoded is found."""
+def _annotate(annotate: Annotate, root: Path, options: Options, cache: Path | None, case: Case) -> Outcome:
+    """One image; for `verify` and for the cache it is decoded, so that a damaged file is found."""
     try:
         height, width = image_size(case.image)
         try:
@@ -276,7 +278,9 @@ def _annotate(annotate: Annotate, root: Path, cache: Path | None, cache_size: in
             "meta": dict(case.meta),
         } | dict(fields)
         if cache is not None:
-            (image,) = cache_images([image], image_root=root, cache_root=cache, shorter=cache_size)
+            (image,) = cache_images([image], image_root=root, cache_root=cache, shorter=options.cache_size)
+        elif options.verify:
+            read_image(case.image, intensity=image.get("intensity"))
     except FXError as error:
         return None, str(error)
     return image, ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,44 @@ def test_copies_are_made_and_a_broken_image_is_found(make_plan: MakePlan, tmp_pa
     assert cv2.imread(record["file_name"], cv2.IMREAD_UNCHANGED).shape == (5, 4)
     with pytest.raises(FXError, match=r"4\.png: .*--skip-bad"):
         prepare(make_plan("ttvee"), Options(output=tmp_path / "again", cache_size=4))
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_truncated_image_is_found_when_asked_for(make_plan: MakePlan, tmp_path: Path, dry_run: bool) -> None:
+    file = tmp_path / "release" / "images" / "4.png"
+    file.write_bytes(file.read_bytes()[:-20])
+    plan, options = make_plan("ttvee"), Options(output=tmp_path / "out", verify=True, dry_run=dry_run)
+    with pytest.raises(FXError, match=r"4\.png: truncated PNG"):
+        prepare(plan, options)
+    _, splits = prepare(plan, replace(options, skip_bad=True))
+    assert {split: len(rows) for split, rows in splits.items()} == {"train": 2, "val": 1, "test": 1}
+    assert len(prepare(plan, replace(options, verify=False))[1]["test"]) == 2
+
+
+def test_what_was_interrupted_goes_on_and_ends_the_same(make_plan: MakePlan, tmp_path: Path) -> None:
+    """No annotation file before the end; copies that are there are kept; the end is that of a run in one go."""
+    options = Options(output=tmp_path / "out", cache_size=4)
+    seen = []
+
+    def stop(label: Any, shape: tuple[int, int]) -> dict[str, Any]:
+        seen.append(shape)
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        return annotate(label, shape)
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(replace(make_plan("ttvee"), annotate=stop), options)
+    copies = sorted((tmp_path / "out").rglob("*.png"))
+    assert len(copies) == 3 and not list((tmp_path / "out").rglob("*.json"))
+    times = [file.stat().st_mtime_ns for file in copies]
+    prepare(make_plan("ttvee"), options)
+    assert [file.stat().st_mtime_ns for file in copies] == times
+    prepare(make_plan("ttvee"), Options(output=tmp_path / "whole", cache_size=4))
+    contents = [
+        {file.relative_to(root): file.read_bytes() for file in root.rglob("*") if file.is_file()}
+        for root in (tmp_path / "out", tmp_path / "whole")
+    ]
+    assert len(contents[0]) == 9 and contents[0] == contents[1]
 
 
 def test_a_dry_run_writes_nothing(make_plan: MakePlan, tmp_path: Path) -> None:
