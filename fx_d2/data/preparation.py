@@ -269,7 +269,7 @@ def _annotate(annotate: Annotate, root: Path, options: Options, cache: Path | No
             fields = annotate(case.annotation, (height, width))
         except FXError as error:
             raise FXError(f"{case.image}: {error}") from None
-        image = {
+        image: dict[str, Any] = {
             "file_name": case.image.relative_to(root).as_posix(),
             "width": width,
             "height": height,

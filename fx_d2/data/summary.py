@@ -20,8 +20,9 @@ def count_table(spec: DatasetSpec, splits: Mapping[str, Sequence[dict[str, Any]]
         splits: Detectron2 dicts by split.
 
     Returns:
-        lines of text; labels as positive/negative/blank and, where there are any, uncertain; boxes as boxes in
-        annotated images; masks as not empty/empty/unknown.
+        lines of text; counts of images that differ from the published ones have those beside them; labels as
+        positive/negative/blank and, where there are any, uncertain; boxes as boxes in annotated images; masks as not
+        empty/empty/unknown.
     """
     lines = [[spec.name, *splits]]
     lines.append(["images", *(_with_expected(spec, name, len(dicts)) for name, dicts in splits.items())])
@@ -38,6 +39,8 @@ def count_table(spec: DatasetSpec, splits: Mapping[str, Sequence[dict[str, Any]]
         lines.append([f"mask {name}", *(_mask_cell(dicts, i) for dicts in splits.values())])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rows = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    if any(split == "total" for split, _ in spec.expected):
+        rows.insert(2, f"images in all: {_with_expected(spec, 'total', sum(map(len, splits.values())))}")
     legend = "labels: positive/negative/blank[/uncertain]; masks: not empty/empty/unknown"
     return "\n".join([*rows, legend])
 

@@ -19,3 +19,9 @@ def test_counts_per_class(make_dataset: Callable[..., Path], spec: DatasetSpec) 
     assert cells["label left_sign"] == "1/0/0/1" and cells["label other"] == "0/1/1"
     assert cells["images with boxes annotated"] == "1" and cells["box right_lung"] == "1"
     assert cells["mask left_lung"] == "1/0/1" and cells["mask tube"] == "0/0/2"
+
+
+def test_a_published_total_stands_beside_all_splits(make_dataset: Callable[..., Path], spec: DatasetSpec) -> None:
+    dicts = load_split(make_dataset() / "toy" / "train.json", spec, "train")
+    table = count_table(replace(spec, expected=(("total", 7),)), {"train": dicts, "test": dicts})
+    assert table.splitlines()[2] == "images in all: 4 (published: 7)"
