@@ -95,6 +95,11 @@ def _add_model(cfg: CN) -> None:
     cfg.MODEL.SEG.NORM = "BN"
     # Dice over the whole flattened batch ("batch", the reference) or per class, then averaged ("class").
     cfg.MODEL.SEG.DICE = "class"
+    # Region guidance (Foundation X+): the trunk's features f enter the segmentation decoder as
+    # (1 - WEIGHT) * f + WEIGHT * f * map, where the map is 1 inside the boxes that the dataset's localization decoder
+    # finds with SCORE or more, their area grown by AREA, and falls off outside. The same in training and at test;
+    # datasets without boxes are not guided. WEIGHT 0 = off (Foundation X); Foundation X+: 0.5.
+    cfg.MODEL.SEG.REGION = CN({"WEIGHT": 0.0, "SCORE": 0.3, "AREA": 1.5})
 
     # EMA teacher. MOMENTUM is applied once at the end of each pass. CONSISTENCY = c in
     # (1 - c) * task + c * consistency; 0 or ENABLED False switches the teacher and its cost off.
@@ -116,6 +121,9 @@ def _add_localization(cfg: CN) -> None:
     cfg.MODEL.LOC.NUM_QUERIES = 300
     # Trunk stages (0-based) that feed the encoder; one further level is made by a strided convolution.
     cfg.MODEL.LOC.STAGES = [1, 2, 3]
+    # One stack of decoder layers for all datasets, locked and released with the encoder; queries and heads stay the
+    # datasets' own (Foundation X+). False: a whole decoder for each dataset (Foundation X).
+    cfg.MODEL.LOC.SHARED_DECODER = False
     # Temperatures of the sine position encodings of tokens and of boxes.
     cfg.MODEL.LOC.TOKEN_TEMPERATURE = 20.0
     cfg.MODEL.LOC.BOX_TEMPERATURE = 10000.0

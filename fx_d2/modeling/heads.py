@@ -111,11 +111,17 @@ def change_heads(model: FoundationX, cfg: CfgNode, specs: Sequence[DatasetSpec])
     Args:
         model: changed.
         cfg: MODEL is read for the sizes of new parts; it must be the config that the model was built with.
-        specs: the rows; two of one name are an FXError, and so are none.
+        specs: the rows; two of one name are an FXError, and so are none, and guided segmentation without its decoder.
     """
     names = [spec.name for spec in specs]
     if not specs or len(set(names)) != len(names):
         raise FXError(f"a model needs at least one dataset, and each one once, not {names}")
+    for spec in specs:
+        if model.regions.weight and spec.name in model.loc_decoders and "seg" in spec.tasks and "loc" not in spec.tasks:
+            raise FXError(
+                f"{spec.name}: its segmentation is guided by its own boxes (MODEL.SEG.REGION) and needs its "
+                "localization decoder: keep both, or drop both"
+            )
     old, new = head_names(list(model.specs.values())), head_names(specs)
     before = [*old, *(part for part in _SHARED.values() if getattr(model, part) is not None)]
     kept, created = [], []

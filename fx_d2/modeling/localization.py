@@ -13,7 +13,7 @@ from torch import Tensor
 from fx_d2.layers.boxes import to_corners
 from fx_d2.layers.precision import at_least_float32
 from fx_d2.losses.set_prediction import SetLossWeights, Targets, match_queries, set_losses
-from fx_d2.modeling.detr.decoder import DecoderOutput, LocDecoder
+from fx_d2.modeling.detr.decoder import DecoderOutput, DecoderStack, LocDecoder
 from fx_d2.modeling.detr.denoising import NoisedQueries, denoising_match, noise_targets
 from fx_d2.modeling.detr.encoder import LocEncoder, Memory
 from fx_d2.structures import FXError
@@ -68,7 +68,21 @@ def build_encoder(cfg: CfgNode, in_channels: Sequence[int]) -> LocEncoder:
         ffn_dim=node.FFN_DIM,
         layers=node.ENC_LAYERS,
         temperature=node.TOKEN_TEMPERATURE,
+        decoder_stack=DecoderStack(**_stack_sizes(cfg, len(in_channels) + 1)) if node.SHARED_DECODER else None,
     )
+
+
+def _stack_sizes(cfg: CfgNode, levels: int) -> dict[str, int]:
+    """Arguments of a decoder's layers, whoever owns them."""
+    node = cfg.MODEL.LOC
+    return {
+        "dim": node.HIDDEN_DIM,
+        "heads": node.NUM_HEADS,
+        "levels": levels,
+        "points": node.NUM_POINTS,
+        "ffn_dim": node.FFN_DIM,
+        "layers": node.DEC_LAYERS,
+    }
 
 
 def build_decoder(cfg: CfgNode, num_classes: int, levels: int) -> LocDecoder:
@@ -88,16 +102,12 @@ def build_decoder(cfg: CfgNode, num_classes: int, levels: int) -> LocDecoder:
     return LocDecoder(
         num_classes=logits,
         num_queries=node.NUM_QUERIES,
-        dim=node.HIDDEN_DIM,
-        heads=node.NUM_HEADS,
-        levels=levels,
-        points=node.NUM_POINTS,
-        ffn_dim=node.FFN_DIM,
-        layers=node.DEC_LAYERS,
+        **_stack_sizes(cfg, levels),
         box_temperature=node.BOX_TEMPERATURE,
         tie_box_heads=node.TIE_BOX_HEADS,
         label_rows=rows,
         rank_all_tokens=node.RANK_ALL_TOKENS,
+        shared_stack=node.SHARED_DECODER,
     )
 
 

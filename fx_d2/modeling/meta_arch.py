@@ -18,6 +18,7 @@ from fx_d2.modeling.detr.decoder import LocDecoder
 from fx_d2.modeling.detr.encoder import LocEncoder, Memory
 from fx_d2.modeling.heads import build_head, build_shared
 from fx_d2.modeling.localization import LocSettings, build_settings, localization_losses, select_boxes
+from fx_d2.modeling.region_guidance import Regions, RegionSettings, build_regions, find_regions, guide_features
 from fx_d2.modeling.segmentation import SegDecoder
 from fx_d2.structures import (
     COMPONENTS,
@@ -49,6 +50,7 @@ class FoundationX(nn.Module):
         seg_decoder: shared decoder, or None when no dataset has masks.
         seg_heads: dataset name -> convolution.
         loc: numbers of the localization branch.
+        regions: of the guidance of segmentation by boxes.
         dice_per_class: see `losses.dice_loss`.
         consistency: c in (1 - c) * task + c * consistency; 0 without a teacher.
         pixel_mean: grey mean, in [0, 255].
@@ -70,6 +72,7 @@ class FoundationX(nn.Module):
         seg_decoder: SegDecoder | None,
         seg_heads: Mapping[str, nn.Module],
         loc: LocSettings,
+        regions: RegionSettings,
         dice_per_class: bool,
         consistency: float,
         pixel_mean: Sequence[float],
@@ -83,7 +86,7 @@ class FoundationX(nn.Module):
         self.loc_decoders = nn.ModuleDict(loc_decoders)
         self.seg_decoder = seg_decoder
         self.seg_heads = nn.ModuleDict(seg_heads)
-        self.loc = loc
+        self.loc, self.regions = loc, regions
         self.dice_per_class = dice_per_class
         self.consistency = consistency
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
@@ -104,6 +107,7 @@ class FoundationX(nn.Module):
             "loc_encoder": build_shared(cfg, "loc", channels) if "loc" in tasks else None,
             "seg_decoder": build_shared(cfg, "seg", channels) if "seg" in tasks else None,
             "loc": build_settings(cfg),
+            "regions": build_regions(cfg),
             "dice_per_class": cfg.MODEL.SEG.DICE == "class",
             "consistency": cfg.MODEL.TEACHER.CONSISTENCY if cfg.MODEL.TEACHER.ENABLED else 0.0,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
@@ -163,7 +167,7 @@ class FoundationX(nn.Module):
                 cast(LocDecoder, self.loc_decoders[dataset]), memory, [x["instances"] for x in batch], self.loc
             )
             return losses | {"outputs": {"backbone": _flat(levels), "loc_encoder": memory.tokens}}
-        fused = self._fuse(features)
+        fused = self._fuse(features, self._regions(dataset, features, padding))
         logits = self._upsample(self.seg_heads[dataset](fused), batch[0]["image"].shape[-2:])
         masks, known, valid = (
             torch.stack([x[key] for x in batch]).to(self.device, non_blocking=True)
@@ -196,7 +200,8 @@ class FoundationX(nn.Module):
         else:
             outputs["backbone"] = _unit(self._last(features))
             if "seg_decoder" in wanted:
-                outputs["seg_decoder"] = _unit(self._fuse(features))
+                regions = self._regions(self._one(batch, "dataset"), features, padding)
+                outputs["seg_decoder"] = _unit(self._fuse(features, regions))
         return {key: outputs[key] for key in wanted}
 
     @torch.no_grad()
@@ -250,11 +255,18 @@ class FoundationX(nn.Module):
         for name in tasks["cls"]:
             logits = self.cls_heads[name](pooled).float()
             found[name]["cls"] = logits.softmax(-1) if self.specs[name].cls_kind == "softmax" else logits.sigmoid()
-        memory = self._encode(features, padding)[1] if tasks["loc"] else None
+        guided = [name for name in tasks["seg"] if self._is_guided(name)]
+        memory = self._encode(features, padding)[1] if tasks["loc"] or guided else None
+        boxes = {name: self.loc_decoders[name](memory) for name in dict.fromkeys((*tasks["loc"], *guided))}
         for name in tasks["loc"]:
-            found[name]["loc"] = self.loc_decoders[name](memory)
-        fused = self._fuse(features) if tasks["seg"] else None
+            found[name]["loc"] = boxes[name]
+        plain = self._fuse(features, None) if set(tasks["seg"]) - set(guided) else None
         for name in tasks["seg"]:
+            fused = plain
+            if name in guided:
+                ratios = cast(Memory, memory).valid_ratios
+                regions = find_regions(boxes[name], self.box_columns(name), ratios, self.regions)
+                fused = self._fuse(features, regions)
             found[name]["seg"] = self.seg_heads[name](fused)
         return found
 
@@ -306,8 +318,21 @@ class FoundationX(nn.Module):
         levels = self.backbone.levels(features)
         return levels, cast(LocEncoder, self.loc_encoder)(levels, padding)
 
-    def _fuse(self, features: dict[str, Tensor]) -> Tensor:
-        return cast(SegDecoder, self.seg_decoder)(list(features.values()))
+    def _is_guided(self, dataset: str) -> bool:
+        return self.regions.weight > 0 and dataset in self.loc_decoders
+
+    @torch.no_grad()
+    def _regions(self, dataset: str, features: dict[str, Tensor], padding: Tensor | None) -> Regions | None:
+        """Where the dataset's own boxes are, as constants; None without guidance. Frozen parts alone run here."""
+        if not self._is_guided(dataset):
+            return None
+        memory = self._encode(features, padding)[1]
+        out = self.loc_decoders[dataset](memory)
+        return find_regions(out, self.box_columns(dataset), memory.valid_ratios, self.regions)
+
+    def _fuse(self, features: dict[str, Tensor], regions: Regions | None) -> Tensor:
+        guided = features if regions is None else guide_features(features, regions, self.regions.weight)
+        return cast(SegDecoder, self.seg_decoder)(list(guided.values()))
 
     @staticmethod
     def _last(features: dict[str, Tensor]) -> Tensor:

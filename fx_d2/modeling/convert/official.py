@@ -174,6 +174,16 @@ def _renamer(rules: tuple[Rule, ...], target: Mapping[str, Tensor]) -> Callable[
     return rename
 
 
+def _share_stack(result: Renamed, target: Mapping[str, Tensor]) -> None:
+    """Where the model has one stack of decoder layers for all, as Foundation X+ has, it stands with the encoder."""
+    shared = "loc_encoder.decoder_stack."
+    for key in [key for key in result.state if key not in target]:
+        part, _, rest = key.partition(".")
+        name = shared + rest.partition(".")[2]
+        if part == "loc_decoders" and name in target:
+            result.state[name] = result.state.pop(key)
+
+
 def _place(name: str) -> str:
     """The head or decoder a name belongs to, "" for what all datasets share."""
     part, dataset, *_ = name.split(".")
@@ -187,6 +197,7 @@ def rename_official(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) 
         return None
     if any(key.startswith("transformer.decoder.layers.") for key in keys):
         result = rename_all("Foundation X+", source, _renamer(_SHARED + _CONSOLIDATED, target))
+        _share_stack(result, target)
         _neutral_projection(result, target)
     else:
         result = rename_all("Foundation X", source, _renamer(_SHARED + _SEPARATE, target))
@@ -207,9 +218,13 @@ def _neutral_projection(result: Renamed, target: Mapping[str, Tensor]) -> None:
             size = len(target[f"{name}.weight"])
             result.state |= {f"{name}.weight": torch.eye(size), f"{name}.bias": torch.zeros(size)}
     result.notes.append(
-        "the shared decoder was copied into every dataset's; memory projections are the identity; proposal_proj and "
-        "proposal_norm have no counterpart, so proposals are not the original's"
+        "memory projections are the identity; proposal_proj and proposal_norm have no counterpart, so proposals are "
+        "not the original's"
     )
+    if not any(name.startswith("loc_encoder.decoder_stack.") for name in target):
+        result.notes.append(
+            "the shared decoder was copied into every dataset's (MODEL.LOC.SHARED_DECODER True keeps it one)"
+        )
 
 
 def _tie_box_heads(result: Renamed, target: Mapping[str, Tensor]) -> None:

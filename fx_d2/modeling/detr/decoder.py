@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +62,29 @@ class DecoderLayer(nn.Module):
         return self.ffn(self.cross_norm(x + seen))
 
 
+class DecoderStack(nn.Module):
+    """The part of a decoder that knows no classes and no queries, so that datasets can share it (Foundation X+).
+
+    Args: as of `LocDecoder`.
+    """
+
+    layers: nn.ModuleList
+    norm: nn.LayerNorm
+    position_head: MLP
+
+    def __init__(self, *, dim: int, heads: int, levels: int, points: int, ffn_dim: int, layers: int) -> None:
+        super().__init__()
+        _add_stack(self, dim=dim, heads=heads, levels=levels, points=points, ffn_dim=ffn_dim, layers=layers)
+
+
+def _add_stack(module: nn.Module, *, dim: int, heads: int, levels: int, points: int, ffn_dim: int, layers: int) -> None:
+    module.layers = nn.ModuleList(
+        DecoderLayer(dim=dim, heads=heads, levels=levels, points=points, ffn_dim=ffn_dim) for _ in range(layers)
+    )
+    module.norm = nn.LayerNorm(dim)
+    module.position_head = MLP(2 * dim, [dim, dim])
+
+
 class LocDecoder(nn.Module):
     """Localization decoder of one dataset.
 
@@ -79,6 +103,7 @@ class LocDecoder(nn.Module):
         label_rows: label embeddings of denoising queries; None = `num_classes`.
         rank_all_tokens: padding and border tokens compete for queries, too (the reference);
             False: they are taken only when nothing else is left.
+        shared_stack: the layers come with the memory (`Memory.stack`); only queries and heads are the dataset's own.
     """
 
     def __init__(
@@ -96,6 +121,7 @@ class LocDecoder(nn.Module):
         tie_box_heads: bool,
         label_rows: int | None = None,
         rank_all_tokens: bool = False,
+        shared_stack: bool = False,
     ) -> None:
         super().__init__()
         self.dim, self.num_classes, self.num_queries = dim, num_classes, num_queries
@@ -107,11 +133,8 @@ class LocDecoder(nn.Module):
         self.proposal_box = _box_head(dim)
         self.query_embed = nn.Embedding(num_queries, dim)
         self.label_embed = nn.Embedding(num_classes if label_rows is None else label_rows, dim)
-        self.layers = nn.ModuleList(
-            DecoderLayer(dim=dim, heads=heads, levels=levels, points=points, ffn_dim=ffn_dim) for _ in range(layers)
-        )
-        self.norm = nn.LayerNorm(dim)
-        self.position_head = MLP(2 * dim, [dim, dim])
+        if not shared_stack:
+            _add_stack(self, dim=dim, heads=heads, levels=levels, points=points, ffn_dim=ffn_dim, layers=layers)
         self.class_head = _class_head(dim, num_classes)
         self.box_head = _box_head(dim)
         # What refines only matters to a next layer.
@@ -149,13 +172,14 @@ class LocDecoder(nn.Module):
         self, x: Tensor, references: Tensor, tokens: Tensor, memory: Memory, blocked: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         ratios = memory.valid_ratios.repeat(1, 1, 2)[:, None]
+        stack: Any = self if memory.stack is None else memory.stack
         logits, boxes = [], []
         trail = references  # the references with their graph: each layer's box also trains the layer before it
-        for layer in self.layers:
+        for layer in stack.layers:
             scaled = references[:, :, None] * ratios
-            positions = self.position_head(encode_boxes(scaled[:, :, 0], self.dim, self.box_temperature))
+            positions = stack.position_head(encode_boxes(scaled[:, :, 0], self.dim, self.box_temperature))
             x = layer(x, positions, scaled, tokens, memory, blocked)
-            normed = self.norm(x)
+            normed = stack.norm(x)
             delta = self.box_head(normed)
             logits.append(self.class_head(normed))
             boxes.append((delta + inverse_sigmoid(trail)).sigmoid())

@@ -26,12 +26,14 @@ class Memory:
         shapes: (H, W) of each level; N = sum of H * W.
         padding: (B, N) bool, True on padding, or None when no image of the batch is padded.
         valid_ratios: (B, levels, 2) float32: share of (width, height) of each level that is image.
+        stack: the decoder layers that all datasets share, or None where each decoder has its own.
     """
 
     tokens: Tensor
     shapes: tuple[tuple[int, int], ...]
     padding: Tensor | None
     valid_ratios: Tensor
+    stack: nn.Module | None = None
 
 
 class FeedForward(nn.Module):
@@ -73,6 +75,7 @@ class LocEncoder(nn.Module):
         ffn_dim: hidden size of the feed-forward blocks.
         layers: number of encoder layers.
         temperature: of the sine positions.
+        decoder_stack: decoder layers that datasets share; they are handed on with the memory, not run.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class LocEncoder(nn.Module):
         ffn_dim: int,
         layers: int,
         temperature: float,
+        decoder_stack: nn.Module | None = None,
     ) -> None:
         super().__init__()
         if dim % _GROUPS:
@@ -102,6 +106,8 @@ class LocEncoder(nn.Module):
             EncoderLayer(dim=dim, heads=heads, levels=self.num_levels, points=points, ffn_dim=ffn_dim)
             for _ in range(layers)
         )
+
+        self.decoder_stack = decoder_stack
 
     def forward(self, features: Sequence[Tensor], padding: Tensor | None) -> Memory:
         """Encode.
@@ -128,7 +134,7 @@ class LocEncoder(nn.Module):
         references = token_centres(shapes, ratios)[:, :, None] * ratios[:, None]
         for layer in self.layers:
             tokens = layer(tokens, positions, references, memory)
-        return Memory(tokens, shapes, flat, ratios)
+        return Memory(tokens, shapes, flat, ratios, self.decoder_stack)
 
     @staticmethod
     def _valid(feature: Tensor, padding: Tensor | None) -> Tensor:

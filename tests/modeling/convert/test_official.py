@@ -156,3 +156,15 @@ def test_the_consolidated_decoder_goes_to_every_dataset(target: Target) -> None:
     result = rename_official(consolidated(), tied)
     assert result is not None and not any(".refine_head." in key for key in result.state)
     assert set(result.state) <= set(tied)
+
+
+def test_the_consolidated_decoder_stays_one_where_the_model_has_one(target: Target) -> None:
+    wanted = target("pretrain/foundation_x_plus.yaml")
+    source = consolidated()
+    result = rename_official(source, wanted)
+    assert result is not None and result.unknown == [] and set(result.state) <= set(wanted)
+    stack = {key for key in wanted if key.startswith("loc_encoder.decoder_stack.")}
+    assert stack and stack <= set(result.state)
+    ours = result.state["loc_encoder.decoder_stack.layers.3.cross_attention.value_proj.weight"]
+    assert ours is source["transformer.decoder.layers.3.cross_attn.value_proj.weight"]
+    assert not any("copied into every dataset" in note for note in result.notes)
