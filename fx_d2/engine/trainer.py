@@ -38,7 +38,8 @@ from fx_d2.structures import FXError, specs_of
 
 logger = logging.getLogger(__name__)
 
-Evaluate = Callable[[Mapping[str, nn.Module]], Mapping[str, float]]
+Evaluate = Callable[[Mapping[str, nn.Module], bool], Mapping[str, float]]
+"""({"student": ..., "teacher": ...}, whether training is over) -> metrics; a collective call."""
 
 AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -58,7 +59,7 @@ class FXTrainer(TrainerBase):
 
     Args:
         cfg: frozen.
-        evaluate: called with {"student": ..., "teacher": ...} where TEST.EVAL_CYCLES says, and at the end.
+        evaluate: called where TEST.EVAL_PASSES and TEST.EVAL_CYCLES say, and at the end.
     """
 
     def __init__(self, cfg: CfgNode, evaluate: Evaluate | None = None) -> None:

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fx_d2.evaluation import read_points, write_points
+from fx_d2.structures import FXError
+
+NAN = float("nan")
+POINTS = {
+    "student": {
+        "films": {
+            "split": "films_val",
+            "points": {
+                "a": {"threshold": 0.1 + 0.2, "sensitivity": 0.9, "specificity": 0.91},
+                "b": {"threshold": NAN, "sensitivity": NAN, "specificity": NAN},
+            },
+        }
+    }
+}
+
+
+def test_written_and_read_back_to_the_last_bit(tmp_path: Path) -> None:
+    path = tmp_path / "operating_points.json"
+    write_points(path, POINTS, {"student": "sha256:1", "teacher": "sha256:2"}, 0.9)
+    assert json.loads(path.read_text(), parse_constant=pytest.fail)["specificity"] == 0.9
+    found = read_points(path, {"student": "sha256:1", "teacher": "sha256:2"})
+    assert found == {"student": {"films": {"a": 0.1 + 0.2}}}
+
+
+def test_points_of_other_weights_are_not_applied(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "operating_points.json"
+    write_points(path, POINTS, {"student": "sha256:1"}, 0.9)
+    assert read_points(path, {"student": "sha256:other"}) == {}
+    assert any("other weights of the student" in message for message in caplog.messages)
+
+
+def test_wrong_files_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "points.json"
+    for content in (None, "{", "[]", "{}"):
+        if content is not None:
+            path.write_text(content)
+        with pytest.raises(FXError, match="points.json"):
+            read_points(path, {"student": "x"})
