@@ -33,8 +33,8 @@ from fx_d2.engine.checkpoint_files import FINAL
 from fx_d2.engine.distributed import on_first
 from fx_d2.evaluation import (
     Evaluation,
+    build_thresholds,
     evaluate_model,
-    read_points,
     results_table,
     weights_hash,
     write_points,
@@ -61,20 +61,13 @@ def evaluate(
     specs = tuple({spec.name: spec for spec in (*rows, *specs_of(cfg.DATASETS.TRAIN))}.values())
     loaders = {name: functools.partial(build_test_loader, cfg, name) for name in splits}
     weights = on_first(lambda: {which: weights_hash(model) for which, model in models.items()}) if final else {}
-    thresholds = on_first(lambda: stored_thresholds(cfg, weights)) if final else {}
+    thresholds = on_first(lambda: build_thresholds(cfg, weights)) if final else {}
     found = evaluate_model(cfg, models, loaders, specs, full=final, thresholds=thresholds)
     if comm.is_main_process():
         logger.info("results, in percent:\n%s", results_table(found.metrics, rows, found.intervals))
         if final:
             write_found(cfg, found, weights, splits, started)
     return found.metrics
-
-
-def stored_thresholds(cfg: CfgNode, weights: Mapping[str, str]) -> dict[str, dict[str, dict[str, float]]]:
-    """The operating points of TEST.OPERATING_POINTS, or of the file beside MODEL.WEIGHTS; {} where there is none."""
-    beside = Path(cfg.MODEL.WEIGHTS).parent / OPERATING_POINTS
-    path = cfg.TEST.OPERATING_POINTS or (beside if cfg.MODEL.WEIGHTS and beside.is_file() else "")
-    return read_points(path, weights) if path else {}
 
 
 def write_found(

@@ -5,7 +5,7 @@ from fx_d2.evaluation.common import weights_hash
 from fx_d2.evaluation.evaluator import Evaluation, build_evaluators, evaluate_model
 from fx_d2.evaluation.image_scores import read_scores
 from fx_d2.evaluation.localization import LocalizationEvaluator
-from fx_d2.evaluation.operating_points import read_points, write_points
+from fx_d2.evaluation.operating_points import build_thresholds, read_points, write_points
 from fx_d2.evaluation.options import MetricOptions
 from fx_d2.evaluation.predictions import prediction_record, read_predictions
 from fx_d2.evaluation.ranking import auroc, average_precision
@@ -21,6 +21,7 @@ __all__ = [
     "auroc",
     "average_precision",
     "build_evaluators",
+    "build_thresholds",
     "dice",
     "evaluate_model",
     "per_class_table",

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from detectron2.config import CfgNode
+
 from fx_d2.evaluation.common import plain, write_atomic
 from fx_d2.structures import FXError
 
@@ -32,6 +34,15 @@ def write_points(path: str | Path, points: Points, weights: Mapping[str, str], s
     models = {which: {"weights": weights[which], "datasets": plain(rows)} for which, rows in points.items()}
     content = {"format": FORMAT, "specificity": specificity, "models": models}
     write_atomic(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def build_thresholds(cfg: CfgNode, weights: Mapping[str, str]) -> dict[str, dict[str, dict[str, float]]]:
+    """`read_points` of TEST.OPERATING_POINTS, or of FILE_NAME beside MODEL.WEIGHTS; {} where neither is there."""
+    path = cfg.TEST.OPERATING_POINTS
+    if not path and cfg.MODEL.WEIGHTS:
+        beside = Path(cfg.MODEL.WEIGHTS).parent / FILE_NAME
+        path = beside if beside.is_file() else ""
+    return read_points(path, weights) if path else {}
 
 
 def read_points(path: str | Path, weights: Mapping[str, str]) -> dict[str, dict[str, dict[str, float]]]:

@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from detectron2.config import get_cfg
 
-from fx_d2.evaluation import read_points, write_points
+from fx_d2.config import add_fx_config
+from fx_d2.evaluation import build_thresholds, read_points, write_points
 from fx_d2.structures import FXError
 
 NAN = float("nan")
@@ -44,3 +46,17 @@ def test_wrong_files_are_named(tmp_path: Path) -> None:
             path.write_text(content)
         with pytest.raises(FXError, match="points.json"):
             read_points(path, {"student": "x"})
+
+
+def test_the_file_beside_the_weights_is_found_unless_another_is_named(tmp_path: Path) -> None:
+    cfg = get_cfg()
+    add_fx_config(cfg)
+    weights = {"student": "sha256:1"}
+    assert build_thresholds(cfg, weights) == {}
+    cfg.MODEL.WEIGHTS = str(tmp_path / "model_final.pth")
+    assert build_thresholds(cfg, weights) == {}
+    write_points(tmp_path / "operating_points.json", POINTS, weights, 0.9)
+    assert set(build_thresholds(cfg, weights)) == {"student"}
+    cfg.TEST.OPERATING_POINTS = str(tmp_path / "absent.json")
+    with pytest.raises(FXError, match="absent.json"):
+        build_thresholds(cfg, weights)
