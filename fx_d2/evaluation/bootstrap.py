@@ -9,6 +9,9 @@ import numpy as np
 LEVEL = 0.95
 """Share of the draws that an interval holds."""
 
+ENOUGH = 0.9
+"""Share of the draws that must define a metric for it to have an interval."""
+
 _CHUNK_NUMBERS = 2_000_000
 """Weights held at once: larger chunks leave the processor's cache and are slower."""
 
@@ -49,7 +52,8 @@ def intervals(
         metrics: weights (D, N) -> {name: values (D,)}, NaN where a draw leaves the metric undefined.
 
     Returns:
-        {name: (low, high)} from the draws in which the metric is defined; NaN where there are none.
+        {name: (low, high)} from the draws in which the metric is defined; NaN where these are fewer than ENOUGH, since
+        draws that happen to hold every rare class say too little about the others.
     """
     if not draws or not len(patients):
         return {}
@@ -59,7 +63,7 @@ def intervals(
     for name in parts[0]:
         values = np.concatenate([part[name] for part in parts])
         values = values[~np.isnan(values)]
-        low, high = np.quantile(values, (tail, 1 - tail)) if len(values) else (np.nan, np.nan)
+        low, high = np.quantile(values, (tail, 1 - tail)) if len(values) >= ENOUGH * draws else (np.nan, np.nan)
         found[name] = (float(low), float(high))
     return found
 

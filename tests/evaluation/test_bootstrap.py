@@ -51,6 +51,15 @@ def test_no_draws_no_images_and_draws_that_define_nothing() -> None:
     assert np.isnan(undefined["x"]).all()
 
 
+@pytest.mark.parametrize(("defined", "there"), [(90, True), (89, False)])
+def test_an_interval_needs_enough_draws(defined: int, there: bool) -> None:
+    def metrics(weights: np.ndarray) -> dict[str, np.ndarray]:
+        return {"x": np.where(np.arange(len(weights)) < defined, 0.5, np.nan)}
+
+    found = intervals(PATIENTS, 100, 0, metrics)["x"]
+    assert found == (0.5, 0.5) if there else np.isnan(found).all()
+
+
 def test_means() -> None:
     values = np.array([[1.0, np.nan], [3.0, 5.0], [np.nan, np.nan]])
     weights = np.array([[1, 1, 1], [3, 1, 0], [0, 0, 2]])
