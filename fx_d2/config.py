@@ -174,7 +174,7 @@ def _add_evaluation(cfg: CN) -> None:
     cfg.TEST.BOOTSTRAP_SEED = 0
     # Sensitivity is given at this specificity, at which operating points are chosen on validation splits.
     cfg.TEST.SPECIFICITY = 0.9
-    # IoU from which a box hits in FROC; NODE21's challenge counted 0.2.
+    # IoU from which a box is a hit in FROC.
     cfg.TEST.FROC_IOU = 0.2
     # Also give the 95 % Hausdorff distance of masks, in original pixels; slow for large images.
     cfg.TEST.HAUSDORFF = False
