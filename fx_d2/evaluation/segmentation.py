@@ -76,7 +76,7 @@ class SegmentationEvaluator(TaskEvaluator[np.ndarray]):
     task = "seg"
 
     def read(self, sample: dict[str, Any], output: dict[str, Any]) -> np.ndarray | None:
-        """Score one image's masks; raises FXError when a mask does not have the size of its image."""
+        """Score one image's masks; raises FXError for a mask of another size, or a map that is not finite."""
         if sample.get("masks") is None:
             return None
         size, predicted, maps = (int(sample["height"]), int(sample["width"])), output["masks"], output["seg"]
@@ -85,6 +85,10 @@ class SegmentationEvaluator(TaskEvaluator[np.ndarray]):
             raise FXError(
                 f"{self.spec.name}: {sample['file_name']}: masks {tuple(predicted.shape)}, {len(maps)} maps and "
                 f"{len(sample['masks'])} truths where (classes, height, width) is {expected}"
+            )
+        if not maps.isfinite().all():
+            raise FXError(
+                f"{self.spec.name}: {sample['file_name']}: the model's masks are not finite: training has diverged"
             )
         full, small = predicted.detach().cpu().numpy().astype(bool), (maps.detach().float() > 0.5).cpu().numpy()
         shrink = ResizeTransform(*size, *small.shape[1:])

@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from fx_d2.evaluation import ClassificationEvaluator, MetricOptions, average_precision
@@ -142,3 +144,31 @@ def test_arrays_cover_every_image_of_the_split() -> None:
     arrays = evaluator.arrays(evaluator.rows, [2, 4])
     assert arrays["cls_scores"].dtype == np.float32 and np.isnan(arrays["cls_scores"][0]).all()
     assert arrays["cls_scores"][1].tolist() == [0.25, 0.5] and arrays["cls_labels"][1, 0] == 1
+
+
+QUICK = settings(deadline=2000, max_examples=40, derandomize=True)
+
+
+@QUICK
+@given(st.lists(st.tuples(st.integers(0, 5), st.floats(0, 1, width=32), st.sampled_from([0.0, 1.0, NAN])), max_size=12))
+def test_whatever_the_images_an_id_counts_once_and_the_first_time(rows: list[tuple[int, float, float]]) -> None:
+    def evaluate(kept: list[tuple[int, float, float]]) -> dict[str, float]:
+        evaluator = ClassificationEvaluator(spec(cls_classes=("a",)))
+        for image_id, score, label in kept:
+            evaluator.process([sample(image_id, [label])], [{"cls": torch.tensor([score])}])
+        return evaluator.evaluate()["cls"]
+
+    first = {row[0]: row for row in reversed(rows)}
+    whole, once = evaluate(rows), evaluate(list(first.values()))
+    assert whole == pytest.approx(once, abs=1e-12, nan_ok=True) and whole["images"] == len(first)
+    known = {row[2] for row in first.values()} - {NAN}
+    assert np.isnan(whole["auroc"]) == (not {0.0, 1.0} <= known)
+
+
+@QUICK
+@given(st.integers(0, 5), st.integers(0, 1), st.sampled_from([NAN, float("inf"), -float("inf")]))
+def test_a_score_that_is_not_finite_is_an_error_wherever_it_stands(image: int, column: int, value: float) -> None:
+    scores = np.full((6, 2), 0.5)
+    scores[image, column] = value
+    with pytest.raises(FXError, match=rf"toy: {image}\.png: .*not finite"):
+        run(spec(), scores, np.ones((6, 2)))

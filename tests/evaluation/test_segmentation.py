@@ -5,6 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from pycocotools import mask as mask_utils
 
 from fx_d2.evaluation import MetricOptions, SegmentationEvaluator, dice
@@ -189,3 +192,22 @@ def test_intervals_and_arrays() -> None:
     assert set(arrays) == {f"seg_{field}" for field in FIELDS}
     assert arrays["seg_dice"].shape == (13, 2) and np.nanmean(arrays["seg_dice"]) == pytest.approx(result["dice"])
     assert evaluator.details(evaluator.rows)["counts"]["heart"] == {"images": 0, "positive": 0}
+
+
+MASKS = hnp.arrays(bool, (5, 7), elements=st.booleans(), fill=st.booleans())
+
+
+@settings(deadline=2000, max_examples=60, derandomize=True)
+@given(MASKS, MASKS)
+def test_any_two_masks_agree_with_counting_by_hand(a: np.ndarray, b: np.ndarray) -> None:
+    d, iou, positive = overlap(a, b)
+    assert d == pytest.approx(brute_force(a, b), abs=1e-12) == dice(b, a)
+    assert 0 <= iou <= d <= 1 and positive == b.any()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_maps_that_are_not_finite_are_refused(value: float) -> None:
+    broken = output(LEFT, LEFT)
+    broken["seg"][1, 2, 3] = value
+    with pytest.raises(FXError, match=r"toy: 1\.png.*not finite"):
+        run([sample(1, [LEFT, LEFT])], [broken])
