@@ -61,7 +61,8 @@ def evaluate(
     specs = tuple({spec.name: spec for spec in (*rows, *specs_of(cfg.DATASETS.TRAIN))}.values())
     loaders = {name: functools.partial(build_test_loader, cfg, name) for name in splits}
     weights = on_first(lambda: {which: weights_hash(model) for which, model in models.items()}) if final else {}
-    thresholds = on_first(lambda: build_thresholds(cfg, weights)) if final else {}
+    # What lies beside the weights that a training starts from belongs to those weights.
+    thresholds = {} if training else on_first(lambda: build_thresholds(cfg, weights))
     found = evaluate_model(cfg, models, loaders, specs, full=final, thresholds=thresholds)
     if comm.is_main_process():
         logger.info("results, in percent:\n%s", results_table(found.metrics, rows, found.intervals))

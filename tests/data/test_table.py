@@ -27,3 +27,11 @@ def test_label_policies() -> None:
     assert (mimic.uncertain, mimic.blank, chexpert.uncertain, chexpert.blank) == ("ones", "zeros", "soft", "zeros")
     assert mimic.reporting == chexpert.reporting == COMPETITION_CLASSES
     assert [spec.name for spec in PRETRAINING if spec.cls_kind == "softmax"] == ["rsna_pneumonia"]
+
+
+def test_the_published_five_of_mimic() -> None:
+    """The places of CheXpert's competition classes in CheXpert's order, read in MIMIC's alphabetical one."""
+    mimic, chexpert = BY_NAME["mimic_cxr"], BY_NAME["chexpert"]
+    places = [chexpert.cls_classes.index(name) for name in COMPETITION_CLASSES]
+    assert {mimic.cls_classes[place] for place in places} == set(mimic.published)
+    assert [spec.name for spec in PRETRAINING if spec.published] == ["mimic_cxr"]
