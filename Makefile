@@ -60,14 +60,16 @@ demo: install
 	$(PY) datasets/prepare_synthetic.py --output $(DEMO)/datasets --seed 0 --train 48 --val 16
 	$(PY) tools/check_datasets.py --read
 	$(PY) tools/train_net.py --config-file $(CONFIGS)/smoke/synthetic_cpu.yaml OUTPUT_DIR $(DEMO)/run
+	$(PY) tools/train_net.py --config-file $(CONFIGS)/smoke/synthetic_cpu.yaml --eval-only \
+		MODEL.WEIGHTS $(DEMO)/run/model_final.pth OUTPUT_DIR $(DEMO)/test
 	for name in $(DEMO_PICTURES); do \
 		$(PY) tools/visualize_predictions.py --config-file $(CONFIGS)/smoke/synthetic_cpu.yaml \
-			--predictions $(DEMO)/run/inference/predictions_student.json --which student \
+			--predictions $(DEMO)/test/inference/predictions_student.json --which student \
 			--dataset $$name --num 8 --output $(DEMO)/pictures/$$name || exit 1; \
 	done
-	@sed '/^## Per class/,$$d' $(DEMO)/run/results.md
+	@sed '/^## Per class/,$$d' $(DEMO)/test/results.md
 	@echo "checkpoint  $(DEMO)/run/model_final.pth"
-	@echo "report      $(DEMO)/run/results.md"
+	@echo "report      $(DEMO)/test/results.md"
 	@echo "pictures    $(DEMO)/pictures"
 
 clean:

@@ -31,8 +31,8 @@ OPTIONS = {
 DRAWN_BY_PATIENT = ("nih_shenzhen", "node21", "candid_ptx", "rsna_pneumonia", "siim_acr", "nih_montgomery", "jsrt")
 """Rows whose release has no splits."""
 
-VALIDATION_BY_PATIENT = ("nih_chestxray14",)
-"""Rows whose release has one list of training and validation."""
+VALIDATION_BY_PATIENT = ("nih_chestxray14", "vindr_cxr", "chestx_det", "vindr_organs", "vindr_local")
+"""Rows whose release has training and validation in one."""
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -189,17 +189,37 @@ def _add_training(cfg: CN) -> None:
     cfg.SOLVER.CHECKPOINTS_TO_KEEP = 2
     cfg.SOLVER.CHECKPOINT_KEEP_CYCLES = 0
     # Keep model_best_<pattern>.pth for each pattern of metrics, such as "student/*/cls/auroc", whose mean is highest
-    # at an evaluation (TEST.EVAL_CYCLES). To choose a model with it, evaluate validation splits.
+    # at an evaluation (TEST.EVAL_PASSES, TEST.EVAL_CYCLES). Refused where TEST.SPLIT is "test".
     cfg.SOLVER.CHECKPOINT_BEST = []
 
 
 def _add_evaluation(cfg: CN) -> None:
-    # Evaluate at the end of every N-th cycle (0: only at the end of training).
+    # Evaluate at the end of every N-th pass and of every N-th cycle (0: not there), and at the end of training.
+    cfg.TEST.EVAL_PASSES = 0
     cfg.TEST.EVAL_CYCLES = 0
+    # The split that is evaluated, of the datasets that DATASETS.TEST names: "train", "val" or "test". Empty: "val" in
+    # and after a training, which chooses models by it; with --eval-only the splits as DATASETS.TEST names them.
+    cfg.TEST.SPLIT = ""
     # Which models: "student", "teacher".
     cfg.TEST.MODELS = ["student", "teacher"]
     cfg.TEST.BATCH_SIZE = 16
+    # Draws of patients behind each 95 % bootstrap interval (0 = no intervals), and their seed.
+    cfg.TEST.BOOTSTRAP = 1000
+    cfg.TEST.BOOTSTRAP_SEED = 0
+    # Sensitivity is given at this specificity, at which operating points are chosen on validation splits.
+    cfg.TEST.SPECIFICITY = 0.9
+    # IoU from which a box is a hit in FROC.
+    cfg.TEST.FROC_IOU = 0.2
+    # Also give the 95 % Hausdorff distance of masks, in original pixels; slow for large images.
+    cfg.TEST.HAUSDORFF = False
     # Keep predictions in <OUTPUT_DIR>/inference/predictions_<which>.json for tools/visualize_predictions.py:
     # boxes above this score; masks as RLE.
     cfg.TEST.SAVE_PREDICTIONS = True
     cfg.TEST.SAVE_SCORE_THRESH = 0.05
+    # Keep scores of single images in <OUTPUT_DIR>/inference/scores_<which>_<split>.npz.
+    cfg.TEST.SAVE_SCORES = True
+    # Show every image also to those classification heads of other datasets of DATASETS.TRAIN that share a finding
+    # with its own, and compare what they say. Costs a pass of the model for each such head.
+    cfg.TEST.CROSS_HEADS = False
+    # File of operating points to apply. Empty: operating_points.json beside MODEL.WEIGHTS, if it is there.
+    cfg.TEST.OPERATING_POINTS = ""

@@ -55,6 +55,8 @@ class DatasetSpec:
         blank: what a missing label (null) becomes: "ignore" (unknown, left out of loss and metric) or "zeros".
         soft_range: the interval of "soft".
         reporting: classes whose mean is the headline AUROC; empty = all.
+        published: classes whose mean AUROC the literature gives under the name of `reporting`, where it took other
+            ones; reported as a second column. Empty = none.
         flip_pairs: pairs of class names, of any task, that change places in a left-right flip.
         source: where the data comes from.
         licence: its terms.
@@ -71,6 +73,7 @@ class DatasetSpec:
     blank: str = "ignore"
     soft_range: tuple[float, float] = (0.55, 0.85)
     reporting: tuple[str, ...] = ()
+    published: tuple[str, ...] = ()
     flip_pairs: tuple[tuple[str, str], ...] = ()
     source: str = ""
     licence: str = ""
@@ -93,8 +96,9 @@ class DatasetSpec:
         if self.uncertain not in LABEL_POLICIES or self.blank not in ("ignore", "zeros"):
             raise FXError(f"dataset {self.name!r}: uncertain must be one of {LABEL_POLICIES}, blank ignore or zeros")
         known = set(self.cls_classes) | set(self.loc_classes) | set(self.seg_classes)
-        if not set(self.reporting) <= set(self.cls_classes):
-            raise FXError(f"dataset {self.name!r}: reporting names classes that are not in cls_classes")
+        for field in ("reporting", "published"):
+            if not set(getattr(self, field)) <= set(self.cls_classes):
+                raise FXError(f"dataset {self.name!r}: {field} names classes that are not in cls_classes")
         strange = {name for pair in self.flip_pairs for name in pair} - known
         if strange:
             raise FXError(f"dataset {self.name!r}: flip_pairs names unknown classes {sorted(strange)}")

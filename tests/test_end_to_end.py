@@ -64,9 +64,36 @@ def test_evaluation_alone_gives_the_same_numbers(trained: Path) -> None:
         *options(trained, "eval"),
         "MODEL.WEIGHTS",
         weights,
+        "TEST.SPLIT",
+        "val",
     )
     ours, first = (json.loads((trained / d / "results.json").read_text())["metrics"] for d in ("eval", "run"))
     assert ours == first
+
+
+def test_a_training_does_not_touch_test_splits_and_a_request_does(trained: Path) -> None:
+    first = json.loads((trained / "run" / "results.json").read_text())
+    assert all(name.endswith("_val") for name in first["meta"]["splits"])
+    weights = str(trained / "run" / "model_final.pth")
+    run(
+        "tools/train_net.py",
+        "--config-file",
+        CONFIG,
+        "--eval-only",
+        *options(trained, "test"),
+        "MODEL.WEIGHTS",
+        weights,
+    )
+    asked = json.loads((trained / "test" / "results.json").read_text())
+    others = {name for name in asked["meta"]["splits"] if not name.endswith("_test")}
+    assert len(asked["meta"]["splits"]) == 11 and others == {"chexpert_val", "tbx11k_val"}  # the paper's
+    assert asked["meta"]["weights_hash"] == first["meta"]["weights_hash"]
+    hashes = [row["content_hash"] for row in asked["meta"]["datasets"].values()]
+    assert len(set(hashes)) == 11 and all(value.startswith("sha256:") for value in hashes)
+    assert (trained / "run" / "operating_points.json").is_file()
+    assert any("/op_sensitivity" in key for key in asked["metrics"])
+    for key, file in asked["scores"].items():
+        assert (trained / "test" / file).is_file(), key
 
 
 def test_a_finished_run_resumes_to_its_end(trained: Path) -> None:
@@ -78,7 +105,7 @@ def test_a_finished_run_resumes_to_its_end(trained: Path) -> None:
 
 def test_predictions_are_drawn(trained: Path) -> None:
     run("tools/visualize_predictions.py", "--config-file", CONFIG, "--dataset", "chestx_det_test", "--num", "2",
-        "--predictions", str(trained / "eval" / "inference" / "predictions_student.json"),
+        "--predictions", str(trained / "test" / "inference" / "predictions_student.json"),
         "--output", str(trained / "pictures"), "DATASETS.ROOT", str(trained / "data"))  # fmt: skip
     assert len(list((trained / "pictures").rglob("*.png"))) == 2
 

@@ -5,8 +5,8 @@ Detectron2's usual arguments: --config-file, --num-gpus (with MODEL.DEVICE cpu: 
 --machine-rank, --dist-url, --resume (the run in OUTPUT_DIR, from the beginning if there is none yet), --eval-only, and
 `KEY VALUE` overrides at the end. torchrun and srun start it as well. Exit codes: 0; 1 after an error, told in one line;
 75 after SIGTERM or SIGUSR1, with everything saved (docs/training.md). A run leaves in OUTPUT_DIR: checkpoints,
-metrics.json and TensorBoard events, log.txt, results.json and results.md,
-inference/predictions_<student|teacher>.json.
+metrics.json and TensorBoard events, log.txt, evaluations.jsonl, and, of validation splits, results.json, results.md,
+operating_points.json and inference/ (docs/results.md). Test splits are evaluated on request: --eval-only.
 """
 
 from __future__ import annotations
@@ -18,40 +18,82 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
 
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 from torch import nn
 
-from fx_d2.data import build_test_loader
+from fx_d2.data import build_test_loader, evaluation_splits, file_content_hash
 from fx_d2.engine import FXTrainer, build_cfg, launch, load_models, setup_run, versions
 from fx_d2.engine.checkpoint_files import FINAL
-from fx_d2.evaluation import evaluate_model, results_table, write_results
+from fx_d2.engine.distributed import on_first
+from fx_d2.evaluation import (
+    Evaluation,
+    build_thresholds,
+    evaluate_model,
+    results_table,
+    weights_hash,
+    write_points,
+    write_results,
+)
+from fx_d2.evaluation.operating_points import FILE_NAME as OPERATING_POINTS
 from fx_d2.structures import FXError, specs_of
 
 logger = logging.getLogger("fx_d2.train_net")
 
 
-def evaluate(cfg: CfgNode, started: float, models: Mapping[str, nn.Module]) -> dict[str, float]:
-    """Evaluate models on DATASETS.TEST, print the table, write results.json and results.md."""
-    specs = specs_of(cfg.DATASETS.TEST)
-    loaders = {name: functools.partial(build_test_loader, cfg, name) for name in cfg.DATASETS.TEST}
-    metrics = evaluate_model(cfg, models, loaders, specs)
+def evaluate(
+    cfg: CfgNode, started: float, models: Mapping[str, nn.Module], final: bool, *, training: bool = True
+) -> dict[str, float]:
+    """Evaluate models on the splits that TEST.SPLIT means, and print the table.
+
+    A `final` evaluation also writes results.json, results.md, predictions and scores and, of validation splits,
+    operating_points.json; one in passing gives the metrics only.
+    """
+    splits = evaluation_splits(cfg, training=training)
+    if not splits:
+        return {}
+    rows = specs_of(splits)
+    specs = tuple({spec.name: spec for spec in (*rows, *specs_of(cfg.DATASETS.TRAIN))}.values())
+    loaders = {name: functools.partial(build_test_loader, cfg, name) for name in splits}
+    weights = on_first(lambda: {which: weights_hash(model) for which, model in models.items()}) if final else {}
+    # What lies beside the weights that a training starts from belongs to those weights.
+    thresholds = {} if training else on_first(lambda: build_thresholds(cfg, weights))
+    found = evaluate_model(cfg, models, loaders, specs, full=final, thresholds=thresholds)
     if comm.is_main_process():
-        meta = {
-            "command": " ".join(sys.argv),
-            "seed": cfg.SEED,
-            "weights": cfg.MODEL.WEIGHTS,
-            "splits": list(cfg.DATASETS.TEST),
-            "minutes": round((time.time() - started) / 60, 1),
-            "versions": versions(),
-            "config": cfg.dump(),
-        }
-        report = write_results(os.path.join(cfg.OUTPUT_DIR, "results.json"), metrics, meta, specs)
-        logger.info("results, in percent:\n%s", results_table(metrics, specs))
-        logger.info("report: %s", report)
-    return metrics
+        logger.info("results, in percent:\n%s", results_table(found.metrics, rows, found.intervals))
+        if final:
+            write_found(cfg, found, weights, splits, started)
+    return found.metrics
+
+
+def write_found(
+    cfg: CfgNode, found: Evaluation, weights: Mapping[str, str], splits: Sequence[str], started: float
+) -> None:
+    """Write what a final evaluation found, with its origin, into OUTPUT_DIR."""
+    files = {name: MetadataCatalog.get(name).json_file for name in splits}
+    meta = {
+        "command": " ".join(sys.argv),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seed": cfg.SEED,
+        "weights": cfg.MODEL.WEIGHTS,
+        "weights_hash": dict(weights),
+        "splits": list(splits),
+        "datasets": {name: {"content_hash": file_content_hash(file)} for name, file in files.items()},
+        "minutes": round((time.time() - started) / 60, 1),
+        "processes": comm.get_world_size(),
+        "versions": versions(),
+        "config": cfg.dump(),
+    }
+    folder = Path(cfg.OUTPUT_DIR)
+    if found.operating_points:
+        write_points(folder / OPERATING_POINTS, found.operating_points, weights, cfg.TEST.SPECIFICITY)
+        logger.info("operating points: %s", folder / OPERATING_POINTS)
+    logger.info("report: %s", write_results(folder / "results.json", found, meta, specs_of(splits)))
 
 
 def run(args: argparse.Namespace) -> None:
@@ -59,7 +101,7 @@ def run(args: argparse.Namespace) -> None:
     started = time.time()
     cfg = setup_run(args)
     if args.eval_only:
-        evaluate(cfg, started, load_models(cfg))
+        evaluate(cfg, started, load_models(cfg), final=True, training=False)
         return
     trainer = FXTrainer(cfg, functools.partial(evaluate, cfg, started))
     trainer.resume_or_load(args.resume)

@@ -1,8 +1,16 @@
 """Data: table of datasets, annotation format, catalog, image reader, augmentation, mappers, sampler, loaders."""
 
-from fx_d2.data.annotations import check_patients, load_spec, load_split, write_spec, write_split
+from fx_d2.data.annotations import check_patients, file_content_hash, load_spec, load_split, write_spec, write_split
 from fx_d2.data.cache import cache_images, read_full_size, read_record
-from fx_d2.data.catalog import check_images, dataset_root, get_dicts, register_datasets, register_rows, register_spec
+from fx_d2.data.catalog import (
+    check_images,
+    dataset_root,
+    evaluation_splits,
+    get_dicts,
+    register_datasets,
+    register_rows,
+    register_spec,
+)
 from fx_d2.data.image_io import image_size, read_image
 from fx_d2.data.loaders import Loader, TrainData, build_test_loader, build_train_data, check_test_split
 from fx_d2.data.mapper import EvalMapper, TrainMapper
@@ -24,6 +32,8 @@ __all__ = [
     "check_patients",
     "check_test_split",
     "dataset_root",
+    "evaluation_splits",
+    "file_content_hash",
     "get_dicts",
     "image_size",
     "images_in_pass",

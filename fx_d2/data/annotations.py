@@ -120,6 +120,11 @@ def content_hash(document: Mapping[str, Any]) -> str:
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
+def file_content_hash(path: str | Path) -> str:
+    """`content_hash` of an annotation file, taken anew: where images lie and who wrote the file does not change it."""
+    return content_hash(json.loads(Path(path).read_bytes()))
+
+
 def load_split(path: str | Path, spec: DatasetSpec, split: str) -> list[dict[str, Any]]:
     """The validated Detectron2 dicts of one split, in the order of the file.
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.logger import log_first_n
 
 from fx_d2.data.annotations import SPEC_FILE, load_spec, load_split
 from fx_d2.data.table import BY_NAME
@@ -107,6 +108,34 @@ def split_name(registered: str) -> tuple[str, str]:
     if not row or split not in SPLITS:
         raise FXError(f"dataset split {registered!r} must be '<row>_<split>' with a split of {list(SPLITS)}")
     return row, split
+
+
+def evaluation_splits(cfg: CfgNode, *, training: bool) -> tuple[str, ...]:
+    """The registered splits that an evaluation is about, as TEST.SPLIT says.
+
+    A dataset without an annotation file of that split is left out, with a warning.
+
+    Args:
+        cfg: DATASETS.TEST and TEST.SPLIT are read; `register_datasets` was called.
+        training: whether the evaluation belongs to a training run.
+
+    Raises:
+        FXError: TEST.SPLIT is no split, or is one that no dataset has.
+    """
+    split = cfg.TEST.SPLIT or ("val" if training else "")
+    if not split:
+        return tuple(cfg.DATASETS.TEST)
+    if split not in SPLITS:
+        raise FXError(f"TEST.SPLIT must be one of {list(SPLITS)} or empty, not {split!r}")
+    names = [f"{row}_{split}" for row in dict.fromkeys(split_name(name)[0] for name in cfg.DATASETS.TEST)]
+    found = tuple(name for name in names if Path(MetadataCatalog.get(name).json_file).is_file())
+    missing = sorted(set(names) - set(found))
+    if missing and not found and cfg.TEST.SPLIT:
+        raise FXError(f"TEST.SPLIT {split!r}: no dataset of DATASETS.TEST has it; missing: {', '.join(missing)}")
+    if missing:
+        text = f"not evaluated{' in training' * training}: there is no {', '.join(missing)}"
+        log_first_n(logging.WARNING, text, name=__name__, key="message")
+    return found
 
 
 def get_dicts(name: str, limit: int = 0) -> list[dict[str, Any]]:

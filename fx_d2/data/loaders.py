@@ -16,7 +16,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from fx_d2.data.annotations import check_patients
-from fx_d2.data.catalog import check_images, get_dicts, split_name
+from fx_d2.data.catalog import check_images, evaluation_splits, get_dicts, split_name
 from fx_d2.data.mapper import EvalMapper, TrainMapper
 from fx_d2.data.overlap import excluded_images
 from fx_d2.data.sampler import PassBatchSampler, SampleKey, Schedule, Slot, check_batch_sizes
@@ -266,8 +266,9 @@ def _annotated(name: str, task: str, dicts: Sequence[dict[str, Any]]) -> np.ndar
 
 
 def _check_test_patients(cfg: CfgNode, name: str, dicts: Sequence[dict[str, Any]]) -> None:
-    """Refuse patients of a training split in the same dataset's other splits that DATASETS.TEST names."""
+    """Refuse patients of a training split in the same dataset's other splits that are or will be evaluated."""
     row = split_name(name)[0]
-    others = [other for other in cfg.DATASETS.TEST if split_name(other)[0] == row and other != name]
+    evaluated = dict.fromkeys((*cfg.DATASETS.TEST, *evaluation_splits(cfg, training=True)))
+    others = [other for other in evaluated if split_name(other)[0] == row and other != name]
     if others:
         check_patients({name: dicts} | {other: get_dicts(other, cfg.DATASETS.LIMIT) for other in others})

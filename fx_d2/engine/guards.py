@@ -12,12 +12,12 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import nn
 
-from fx_d2.data import TrainData, check_test_split
+from fx_d2.data import TrainData, check_test_split, evaluation_splits
 from fx_d2.engine.checkpoint_files import numbered
 from fx_d2.engine.distributed import on_first
 from fx_d2.engine.schedule import PhaseSchedule
 from fx_d2.modeling import FoundationX
-from fx_d2.structures import FXError, spec_of
+from fx_d2.structures import COMPONENTS, FXError, spec_of
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def check_start(
         model: as trained.
         schedule: as trained.
         data: as trained.
-        with_tests: whether DATASETS.TEST will be evaluated.
+        with_tests: whether the run will evaluate.
 
     Raises:
         FXError: naming the key, head or file.
@@ -47,16 +47,23 @@ def check_start(
     node = cfg.SOLVER
     if node.CHECKPOINT_CYCLES < 1 or node.CHECKPOINTS_TO_KEEP < 1:
         raise FXError("SOLVER.CHECKPOINT_CYCLES and SOLVER.CHECKPOINTS_TO_KEEP must be at least 1")
-    if with_tests:
-        strange = [name for name in cfg.DATASETS.TEST if spec_of(name).name not in model.specs]
+    if node.CHECKPOINT_BEST and cfg.TEST.SPLIT == "test":
+        raise FXError(
+            "SOLVER.CHECKPOINT_BEST would choose a model on test splits: set TEST.SPLIT to val, or leave it out"
+        )
+    splits = evaluation_splits(cfg, training=True) if with_tests else ()
+    if node.CHECKPOINT_BEST and with_tests and not splits:
+        raise FXError("SOLVER.CHECKPOINT_BEST needs a validation split, and no dataset of DATASETS.TEST has one")
+    if splits:
+        strange = [name for name in splits if spec_of(name).name not in model.specs]
         if strange:
-            raise FXError(f"DATASETS.TEST names {strange}, but DATASETS.TRAIN gives the model no head for them")
-    on_first(lambda: _check_images(cfg, data, with_tests))
+            raise FXError(f"DATASETS.TEST has {strange} evaluated, but DATASETS.TRAIN gives the model no head for them")
+    on_first(lambda: _check_images(cfg, data, splits))
 
 
-def _check_images(cfg: CfgNode, data: TrainData, with_tests: bool) -> None:
+def _check_images(cfg: CfgNode, data: TrainData, splits: Iterable[str]) -> None:
     data.check_readable()
-    for name in cfg.DATASETS.TEST if with_tests else ():
+    for name in splits:
         check_test_split(cfg, name)
 
 
@@ -124,3 +131,10 @@ def check_disk(cfg: CfgNode, model: nn.Module, teacher: nn.Module | None) -> Non
 
 def _present_bytes(paths: Iterable[Path]) -> int:
     return sum(path.stat().st_size for path in paths)
+
+
+def check_components(model: nn.Module) -> None:
+    """Raise when a child of the model is no component the lock table could name."""
+    strange = [name for name, _ in model.named_children() if name not in COMPONENTS]
+    if strange:
+        raise ValueError(f"children {strange} are not among COMPONENTS {COMPONENTS}: they could not be locked")

@@ -7,12 +7,14 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 from detectron2.utils.events import JSONWriter, TensorboardXWriter
 
+from fx_d2.engine.evaluations import EvaluationLog
 from fx_d2.engine.lock import count_parameters
 from fx_d2.engine.saving import CheckpointHook, StopHook
 
@@ -97,14 +99,21 @@ class ProgressHook(HookBase):
 
 
 class EvaluationHook(HookBase):
-    """Evaluates at the end of every N-th cycle, and at the end of the run."""
+    """Evaluates at the end of every N-th pass and cycle, and at the end of the run; see `EvaluationLog`."""
 
     trainer: FXTrainer
+
+    def __init__(self, log: EvaluationLog) -> None:
+        self._log = log
 
     def before_train(self) -> None:
         """A run that was interrupted while it evaluated makes up for it."""
         done = self.trainer.start_iter
-        if done and self._due(done) and self.trainer.evaluated != done:
+        missed = done > 0 and self._due(done) and self.trainer.evaluated != done
+        if comm.is_main_process():
+            again = missed or done == self.trainer.max_iter
+            self._log.rewind(done - 1 if again else done)
+        if missed:
             self._evaluate(done)
 
     def after_step(self) -> None:
@@ -118,15 +127,21 @@ class EvaluationHook(HookBase):
             self._evaluate(self.trainer.max_iter)
 
     def _due(self, done: int) -> bool:
-        period = self.trainer.cfg.TEST.EVAL_CYCLES * self.trainer.schedule.cycle_length
-        return period > 0 and done % period == 0 and done < self.trainer.max_iter
+        node, schedule = self.trainer.cfg.TEST, self.trainer.schedule
+        state = schedule.at(done - 1)
+        if done >= self.trainer.max_iter or not state.last:
+            return False
+        passes = state.cycle * len(schedule.phases) + state.pass_index + 1
+        by_pass = node.EVAL_PASSES > 0 and passes % node.EVAL_PASSES == 0
+        return by_pass or (node.EVAL_CYCLES > 0 and done % (node.EVAL_CYCLES * schedule.cycle_length) == 0)
 
     def _evaluate(self, done: int) -> None:
         if self.trainer.evaluate is None:
             return
-        metrics = self.trainer.evaluate(self.trainer.models())
+        metrics = self.trainer.evaluate(self.trainer.models(), done == self.trainer.max_iter)
         self.trainer.evaluated = done
         if comm.is_main_process():
+            self._log.add(done, self.trainer.schedule.at(done - 1), metrics)
             self.trainer.storage.put_scalars(**metrics, smoothing_hint=False)
             self.trainer.saver.keep_best(metrics, done)
 
@@ -143,7 +158,7 @@ def build_hooks(trainer: FXTrainer) -> Sequence[HookBase]:
         ProgressHook(),
         CheckpointHook(),
         StopHook(),
-        EvaluationHook(),
+        EvaluationHook(EvaluationLog(Path(trainer.cfg.OUTPUT_DIR))),
     ]
     if comm.is_main_process():
         folder = trainer.cfg.OUTPUT_DIR

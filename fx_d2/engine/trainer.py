@@ -24,7 +24,7 @@ from fx_d2.data import build_train_data, steps_in_pass
 from fx_d2.engine.checkpoint import FXCheckpointer, initialize
 from fx_d2.engine.checkpoint_files import newest_sound, numbered, remove_leftovers
 from fx_d2.engine.distributed import on_first
-from fx_d2.engine.guards import check_disk, check_start
+from fx_d2.engine.guards import check_components, check_disk, check_start
 from fx_d2.engine.hooks import build_hooks
 from fx_d2.engine.lock import apply_phase
 from fx_d2.engine.optimizer import build_lr_schedule, build_optimizer
@@ -33,12 +33,12 @@ from fx_d2.engine.saving import RunSaver
 from fx_d2.engine.schedule import PhaseSchedule, PhaseState, build_cycle
 from fx_d2.engine.signals import StopRequest
 from fx_d2.modeling import EMATeacher, FoundationX
-from fx_d2.modeling.meta_arch import check_components
 from fx_d2.structures import FXError, specs_of
 
 logger = logging.getLogger(__name__)
 
-Evaluate = Callable[[Mapping[str, nn.Module]], Mapping[str, float]]
+Evaluate = Callable[[Mapping[str, nn.Module], bool], Mapping[str, float]]
+"""({"student": ..., "teacher": ...}, whether training is over) -> metrics; a collective call."""
 
 AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -58,7 +58,7 @@ class FXTrainer(TrainerBase):
 
     Args:
         cfg: frozen.
-        evaluate: called with {"student": ..., "teacher": ...} where TEST.EVAL_CYCLES says, and at the end.
+        evaluate: called where TEST.EVAL_PASSES and TEST.EVAL_CYCLES say, and at the end.
     """
 
     def __init__(self, cfg: CfgNode, evaluate: Evaluate | None = None) -> None:

@@ -1,23 +1,36 @@
-"""Metrics of the three tasks, the evaluation loop, saved predictions and the report."""
+"""Metrics of the three tasks, the evaluation loop, saved predictions and scores, and the report."""
 
-from fx_d2.evaluation.classification import ClassificationEvaluator, auroc
-from fx_d2.evaluation.evaluator import build_evaluators, evaluate_model
+from fx_d2.evaluation.classification import ClassificationEvaluator
+from fx_d2.evaluation.common import weights_hash
+from fx_d2.evaluation.evaluator import Evaluation, build_evaluators, evaluate_model
+from fx_d2.evaluation.image_scores import read_scores
 from fx_d2.evaluation.localization import LocalizationEvaluator
+from fx_d2.evaluation.operating_points import build_thresholds, read_points, write_points
+from fx_d2.evaluation.options import MetricOptions
 from fx_d2.evaluation.predictions import prediction_record, read_predictions
+from fx_d2.evaluation.ranking import auroc, average_precision
 from fx_d2.evaluation.report import per_class_table, results_table, write_results
 from fx_d2.evaluation.segmentation import SegmentationEvaluator, dice
 
 __all__ = [
     "ClassificationEvaluator",
+    "Evaluation",
     "LocalizationEvaluator",
+    "MetricOptions",
     "SegmentationEvaluator",
     "auroc",
+    "average_precision",
     "build_evaluators",
+    "build_thresholds",
     "dice",
     "evaluate_model",
     "per_class_table",
     "prediction_record",
+    "read_points",
     "read_predictions",
+    "read_scores",
     "results_table",
+    "weights_hash",
+    "write_points",
     "write_results",
 ]

@@ -1,69 +1,58 @@
-"""Area under the ROC curve per class, unknown labels left out."""
+"""Image-level classes: AUROC, average precision, sensitivity, calibration; unknown labels left out."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from detectron2.evaluation import DatasetEvaluator
-from scipy.stats import rankdata
 
-from fx_d2.evaluation.common import gather_by_image, log_undefined, nan_mean
+from fx_d2.evaluation.bootstrap import intervals, mean_of_defined
+from fx_d2.evaluation.calibration import calibration_error, reliability
+from fx_d2.evaluation.common import TaskEvaluator, log_undefined, nan_mean
+from fx_d2.evaluation.options import MetricOptions
+from fx_d2.evaluation.ranking import RankedClass, operating_point, rates
 from fx_d2.structures import DatasetSpec, FXError
 
 logger = logging.getLogger(__name__)
 
-
-def auroc(scores: np.ndarray, labels: np.ndarray) -> float:
-    """AUROC as the Mann-Whitney statistic; tied scores count one half.
-
-    Args:
-        scores: (N,) float, larger = more likely present.
-        labels: (N,) float, 1 present, 0 absent, NaN unknown (left out).
-
-    Returns:
-        A value in [0, 1], or NaN when the known labels do not hold both values.
-    """
-    known = ~np.isnan(labels)
-    positive = labels[known] == 1
-    num_positive, num_negative = int(positive.sum()), int((~positive).sum())
-    if not num_positive or not num_negative:
-        return float("nan")
-    ranks = rankdata(scores[known].astype(np.float64))
-    wins = ranks[positive].sum() - num_positive * (num_positive + 1) / 2
-    return float(wins / (num_positive * num_negative))
+Row = tuple[np.ndarray, np.ndarray]
+"""Scores and labels of one image, float32 (C,) each."""
 
 
-class ClassificationEvaluator(DatasetEvaluator):
-    """AUROC of every image-level class of a dataset; for softmax datasets the same, one class against the rest.
+class ClassificationEvaluator(TaskEvaluator[Row]):
+    """Metrics of every image-level class of a dataset; for softmax datasets the same, one class against the rest.
 
     Reads `sample["labels"]` (float32 (C,), NaN = unknown) of images with `annotated["cls"]`, and `output["cls"]`
     (float32 (C,) probabilities).
     """
 
-    def __init__(self, spec: DatasetSpec) -> None:
-        """The row of the table of datasets gives the classes and those whose mean is the headline."""
-        self.spec = spec
-        self._rows: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    task = "cls"
 
-    def reset(self) -> None:
-        """Forget all images."""
-        self._rows = {}
+    def __init__(
+        self,
+        spec: DatasetSpec,
+        options: MetricOptions | None = None,
+        thresholds: Mapping[str, float] | None = None,
+    ) -> None:
+        """See the class.
 
-    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Keep scores and labels of a batch; raises FXError for scores that are not finite and strange labels."""
-        for sample, output in zip(inputs, outputs, strict=True):
-            image_id = int(sample["image_id"])
-            if image_id in self._rows or not sample["annotated"]["cls"] or sample.get("labels") is None:
-                continue
-            scores = output["cls"].detach().float().cpu().numpy()
-            labels = torch.as_tensor(sample["labels"]).float().cpu().numpy()
-            self._check(sample, scores, labels)
-            self._rows[image_id] = (scores, labels)
+        Args:
+            spec: gives the classes and those whose mean is the headline.
+            options: see there.
+            thresholds: operating points by class, chosen on a validation split.
+        """
+        super().__init__(spec, options)
+        self._thresholds = thresholds or {}
 
-    def _check(self, sample: dict[str, Any], scores: np.ndarray, labels: np.ndarray) -> None:
+    def read(self, sample: dict[str, Any], output: dict[str, Any]) -> Row | None:
+        """Scores and labels; raises FXError for scores that are not finite and strange labels."""
+        if sample.get("labels") is None:
+            return None
+        scores = output["cls"].detach().float().cpu().numpy()
+        labels = torch.as_tensor(sample["labels"]).float().cpu().numpy()
         where = f"{self.spec.name}: {sample['file_name']}"
         expected = (len(self.spec.cls_classes),)
         if scores.shape != expected or labels.shape != expected:
@@ -72,26 +61,86 @@ class ClassificationEvaluator(DatasetEvaluator):
             raise FXError(f"{where}: the model's class probabilities are not finite: training has diverged")
         if not np.isin(labels[~np.isnan(labels)], (0.0, 1.0)).all():
             raise FXError(f"{where}: labels in evaluation must be 0, 1 or unknown, not {labels.tolist()}")
+        return scores, labels
 
-    def evaluate(self) -> dict[str, dict[str, float]] | None:
-        """Metrics over all processes, on the main process; None on the others.
+    def metrics(self, rows: Mapping[int, Row]) -> dict[str, float]:
+        """Metrics of some images.
 
         Returns:
-            {"cls": {"auroc": mean over the defined reporting classes, "auroc/<class>": ..., "auroc_defined":
-            number of reporting classes that are defined, "images": number of images}}; NaN = undefined.
+            Means over the defined reporting classes ("auroc", "ap", "sensitivity", "ece", with operating points also
+            "op_sensitivity" and "op_specificity"), "auroc_published" where the row has such classes, each also per
+            class ("auroc/<class>"), "auroc_defined": number of reporting classes that have an AUROC, "images".
         """
-        rows = gather_by_image(self._rows)
-        if rows is None:
-            return None
-        names = self.spec.cls_classes
-        scores = np.array([row[0] for row in rows.values()]).reshape(-1, len(names))
-        labels = np.array([row[1] for row in rows.values()]).reshape(-1, len(names))
-        per_class = {name: auroc(scores[:, i], labels[:, i]) for i, name in enumerate(names)}
-        reporting = self.spec.reporting or names
-        undefined = [name for name in names if np.isnan(per_class[name])]
-        defined = sum(name not in undefined for name in reporting)
-        log_undefined(logger, self.spec.name, "AUROC", undefined, "labels of both values are needed")
-        logger.info("%s: AUROC over %d of %d classes, %d images", self.spec.name, defined, len(reporting), len(rows))
-        result = {"auroc": nan_mean(per_class[name] for name in reporting)}
-        result |= {f"auroc/{name}": value for name, value in per_class.items()}
-        return {"cls": result | {"auroc_defined": float(defined), "images": float(len(rows))}}
+        names, (scores, labels) = self.spec.cls_classes, self._arrays(rows)
+        found: dict[str, dict[str, float]] = {}
+        one = np.ones((1, len(rows)), np.int64)
+        for i, name in enumerate(names):
+            values = scores[:, i], labels[:, i]
+            area, precision = RankedClass(*values).metrics(one)
+            row = {"auroc": float(area[0]), "ap": float(precision[0])}
+            row["sensitivity"] = operating_point(*values, self.options.specificity).sensitivity
+            row["ece"] = calibration_error(*values)
+            if name in self._thresholds:
+                row["op_sensitivity"], row["op_specificity"] = rates(*values, self._thresholds[name])
+            for key, value in row.items():
+                found.setdefault(key, {})[name] = value
+        result = {key: nan_mean(row[c] for c in self.reporting if c in row) for key, row in found.items()}
+        if self.spec.published:
+            result["auroc_published"] = nan_mean(found["auroc"][c] for c in self.spec.published)
+        result |= {f"{key}/{name}": value for key, row in found.items() for name, value in row.items()}
+        defined = sum(not np.isnan(found["auroc"][name]) for name in self.reporting)
+        return result | {"auroc_defined": float(defined), "images": float(len(rows))}
+
+    def intervals(self, rows: Mapping[int, Row], patients: Sequence[str]) -> dict[str, tuple[float, float]]:
+        """Bootstrap intervals of "auroc", "ap" and "auroc_published", mean and per class; patients in order of rows."""
+        scores, labels = self._arrays(rows)
+        ranked = {c: RankedClass(scores[:, i], labels[:, i]) for i, c in enumerate(self.spec.cls_classes)}
+
+        def values(weights: np.ndarray) -> dict[str, np.ndarray]:
+            pairs = {name: one.metrics(weights) for name, one in ranked.items()}
+            found = {}
+            for k, key in enumerate(("auroc", "ap")):
+                found[key] = mean_of_defined([pairs[name][k] for name in self.reporting])
+                found |= {f"{key}/{name}": pair[k] for name, pair in pairs.items()}
+            if self.spec.published:
+                found["auroc_published"] = mean_of_defined([pairs[name][0] for name in self.spec.published])
+            return found
+
+        return intervals(patients, self.options.bootstrap, self.options.seed, values)
+
+    def details(self, rows: Mapping[int, Row]) -> dict[str, Any]:
+        """Per class: its reliability diagram, and its operating point on these images with what it gives here."""
+        scores, labels = self._arrays(rows)
+        points, diagrams = {}, {}
+        for i, name in enumerate(self.spec.cls_classes):
+            point = operating_point(scores[:, i], labels[:, i], self.options.specificity)
+            points[name] = point._asdict()
+            diagrams[name] = reliability(scores[:, i], labels[:, i])
+        return {"reliability": diagrams, "operating_points": points}
+
+    def arrays(self, rows: Mapping[int, Row], images: Sequence[int]) -> dict[str, np.ndarray]:
+        """ "cls_scores" and "cls_labels", float32 (N, C) over all `images`, NaN where an image has no row."""
+        unknown = np.full(len(self.spec.cls_classes), np.nan, np.float32)
+        scores, labels = self._arrays({i: rows.get(i, (unknown, unknown)) for i in images})
+        return {"cls_scores": scores, "cls_labels": labels}
+
+    def evaluate(self) -> dict[str, dict[str, float]] | None:
+        """Metrics over all processes, {"cls": `metrics`}, on the main process; None on the others."""
+        result = super().evaluate()
+        if result is not None:
+            found = result["cls"]
+            undefined = [name for name in self.spec.cls_classes if np.isnan(found[f"auroc/{name}"])]
+            log_undefined(logger, self.spec.name, "AUROC", undefined, "labels of both values are needed")
+            counts = int(found["auroc_defined"]), len(self.reporting), int(found["images"])
+            logger.info("%s: AUROC over %d of %d classes, %d images", self.spec.name, *counts)
+        return result
+
+    @property
+    def reporting(self) -> tuple[str, ...]:
+        """The classes of the headline."""
+        return self.spec.reporting or self.spec.cls_classes
+
+    def _arrays(self, rows: Mapping[int, Row]) -> tuple[np.ndarray, np.ndarray]:
+        shape = (len(rows), len(self.spec.cls_classes))
+        scores = np.array([row[0] for row in rows.values()], np.float32).reshape(shape)
+        return scores, np.array([row[1] for row in rows.values()], np.float32).reshape(shape)

@@ -1,4 +1,4 @@
-"""From a row of the table of datasets to its evaluators, and from models and loaders to flat metrics."""
+"""From a row of the table of datasets to its evaluators, and from models and loaders to everything known of them."""
 
 from __future__ import annotations
 
@@ -6,40 +6,77 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.evaluation import DatasetEvaluators
 from detectron2.utils import comm
 from torch import nn
 
 from fx_d2.evaluation.classification import ClassificationEvaluator
-from fx_d2.evaluation.common import gather_by_image
+from fx_d2.evaluation.common import TaskEvaluator, gather_by_image
+from fx_d2.evaluation.heads import HeadComparison
+from fx_d2.evaluation.image_scores import write_scores
 from fx_d2.evaluation.localization import LocalizationEvaluator
+from fx_d2.evaluation.options import MetricOptions
 from fx_d2.evaluation.predictions import prediction_record, write_predictions
 from fx_d2.evaluation.segmentation import SegmentationEvaluator
+from fx_d2.evaluation.subgroups import ImageInfo, groups, means_only
 from fx_d2.structures import SPLITS, TASKS, DatasetSpec, FXError
 
 logger = logging.getLogger(__name__)
-
-EVALUATORS = {"cls": ClassificationEvaluator, "loc": LocalizationEvaluator, "seg": SegmentationEvaluator}
 
 LOG_SECONDS = 15.0
 """Time between two progress lines."""
 
 Batch = list[dict[str, Any]]
 LoaderFactory = Callable[[], Iterable[Batch]]
+Thresholds = Mapping[str, Mapping[str, Mapping[str, float]]]
+"""Model -> dataset -> class -> operating point."""
 
 
-def build_evaluators(spec: DatasetSpec, tasks: Collection[str] = TASKS) -> DatasetEvaluators:
-    """One evaluator per task that the dataset has and that is asked for.
+@dataclass
+class Evaluation:
+    """What an evaluation found; all empty on processes other than the main one.
 
-    Its `evaluate()` gives {task: {metric: value}} on the main process and {} on the others.
+    Below, <name> is the dataset, or the split where a dataset is evaluated on more than one.
+
+    Attributes:
+        metrics: {"student/<name>/<task>/<metric>": value}, NaN = undefined.
+        intervals: 95 % bootstrap intervals (low, high) by the key of their metric.
+        details: {"student/<name>/<task>": `TaskEvaluator.details`}, and "student/<name>/heads" where asked for.
+        subgroups: {"student/<name>": {"sex=F": {"images", "patients", "metrics": {"<task>/<metric>": value}}}}.
+        operating_points: `operating_points.Points`, of validation splits.
+        scores: {"student/<name>": file of `write_scores`, relative to OUTPUT_DIR}.
     """
-    return DatasetEvaluators([EVALUATORS[task](spec) for task in spec.tasks if task in tasks])
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+    subgroups: dict[str, Any] = field(default_factory=dict)
+    operating_points: dict[str, dict[str, Any]] = field(default_factory=dict)
+    scores: dict[str, str] = field(default_factory=dict)
+
+
+def build_evaluators(
+    spec: DatasetSpec,
+    tasks: Collection[str] = TASKS,
+    options: MetricOptions | None = None,
+    thresholds: Mapping[str, float] | None = None,
+) -> list[TaskEvaluator[Any]]:
+    """One evaluator per task that the dataset has and that is asked for; `thresholds` as in ClassificationEvaluator."""
+    built: list[TaskEvaluator[Any]] = []
+    for task in (task for task in spec.tasks if task in tasks):
+        if task == "cls":
+            built.append(ClassificationEvaluator(spec, options, thresholds))
+        elif task == "loc":
+            built.append(LocalizationEvaluator(spec, options))
+        else:
+            built.append(SegmentationEvaluator(spec, options))
+    return built
 
 
 def evaluate_model(
@@ -48,56 +85,70 @@ def evaluate_model(
     loaders: Mapping[str, LoaderFactory],
     specs: Iterable[DatasetSpec],
     tasks: Collection[str] = TASKS,
-) -> dict[str, float]:
+    *,
+    full: bool = True,
+    thresholds: Thresholds | None = None,
+) -> Evaluation:
     """Evaluate all models on all splits, in float32; every image is read once and shown to every model.
 
     A collective call when several processes run. The models' training flags are restored, module by module.
 
     Args:
-        cfg: TEST.SAVE_PREDICTIONS, TEST.SAVE_SCORE_THRESH and OUTPUT_DIR are read; predictions go to
-            <OUTPUT_DIR>/inference/predictions_<which>.json.
+        cfg: TEST and OUTPUT_DIR are read. Predictions go to <OUTPUT_DIR>/inference/predictions_<which>.json, scores of
+            images to inference/scores_<which>_<split>.npz.
         models: {"student": ..., "teacher": ...}; called with a batch, each returns one dict an image.
         loaders: registered split such as "jsrt_test" -> function that builds its loader of evaluation batches.
-        specs: the rows behind the splits.
+        specs: the rows behind the splits; with TEST.CROSS_HEADS also those of the other heads.
         tasks: only these are computed; a split whose dataset has none of them is skipped.
-
-    Returns:
-        On the main process {"student/<dataset>/<task>/<metric>": fraction}, NaN = undefined; {} on the others.
-        A dataset that is evaluated on more than one split goes by the split's name in place of its own.
+        full: False leaves everything but the metrics out: intervals, subgroups, curves, files.
+        thresholds: operating points; a validation split is not measured by them, they were chosen on it.
     """
+    specs = tuple(specs)
     rows = {split: spec for split, spec in _rows_of(loaders, specs).items() if set(spec.tasks) & set(tasks)}
+    plan = _Plan(cfg, specs, thresholds or {}, full)
+    result = Evaluation()
     saved: dict[str, dict[str, list[dict[str, Any]]]] = {which: {} for which in models}
-    metrics: dict[str, float] = {}
-    thresh = cfg.TEST.SAVE_SCORE_THRESH if cfg.TEST.SAVE_PREDICTIONS else None
     with torch.no_grad(), _all_in_eval_mode(models.values()):
         for split, spec in rows.items():
             wanted = [task for task in spec.tasks if task in tasks]
-            runs = {which: _Run(model, spec, wanted, thresh) for which, model in models.items()}
+            runs = {which: _Run(which, model, split, spec, wanted, plan) for which, model in models.items()}
             _run_over(split, loaders[split](), runs)
             for which, run in runs.items():
-                results, records = run.finish()
-                name = _metric_name(split, rows)
-                flat = _flatten(f"{which}/{name}", results)
-                metrics |= flat
-                saved[which][split] = records
-                if comm.is_main_process():
-                    logger.info("%s on %s: %s", which, split, _headline(results))
-    if thresh is not None and comm.is_main_process():
+                saved[which][split] = run.finish(_metric_name(split, rows), result)
+    if plan.predictions is not None and comm.is_main_process():
         for which, splits in saved.items():
             path = Path(cfg.OUTPUT_DIR) / "inference" / f"predictions_{which}.json"
-            write_predictions(path, which, splits, thresh)
+            write_predictions(path, which, splits, plan.predictions)
             logger.info("predictions of the %s written to %s", which, path)
-    return metrics
+    return result
+
+
+class _Plan:
+    """What is asked for beside the metrics."""
+
+    def __init__(self, cfg: CfgNode, specs: tuple[DatasetSpec, ...], thresholds: Thresholds, full: bool) -> None:
+        node = cfg.TEST
+        self.options, self.specs, self.thresholds, self.full = MetricOptions.from_config(cfg), specs, thresholds, full
+        self.predictions: float | None = node.SAVE_SCORE_THRESH if full and node.SAVE_PREDICTIONS else None
+        self.scores: Path | None = Path(cfg.OUTPUT_DIR) if full and node.SAVE_SCORES else None
+        self.heads: bool = full and node.CROSS_HEADS
 
 
 class _Run:
-    """One model on one split: its evaluators and, when asked for, its predictions."""
+    """One model on one split: its evaluators and whatever else the plan asks for."""
 
-    def __init__(self, model: nn.Module, spec: DatasetSpec, tasks: list[str], save_thresh: float | None) -> None:
-        self._model, self._spec, self._tasks, self._thresh = model, spec, tasks, save_thresh
-        self._evaluators = build_evaluators(spec, tasks)
-        self._evaluators.reset()
+    def __init__(
+        self, which: str, model: nn.Module, split: str, spec: DatasetSpec, tasks: list[str], plan: _Plan
+    ) -> None:
+        self._which, self._model, self._split, self._spec, self._tasks = which, model, split, spec, tasks
+        self._plan = plan
+        self._validation = split.endswith("_val")
+        points = plan.thresholds.get(which, {})
+        own = {} if self._validation else points.get(spec.name, {})
+        self._evaluators = build_evaluators(spec, tasks, plan.options, own)
+        self._images: dict[int, ImageInfo] = {}
         self._records: dict[int, dict[str, Any]] = {}
+        self._heads = HeadComparison(spec, plan.specs, points) if plan.heads and "cls" in tasks else None
 
     def step(self, batch: Batch) -> None:
         """Run the model on a batch and take its results in."""
@@ -105,15 +156,71 @@ class _Run:
         outputs = self._model(batch)
         if len(outputs) != len(batch):
             raise FXError(f"{self._spec.name}: the model returned {len(outputs)} results for {len(batch)} images")
-        self._evaluators.process(batch, outputs)
-        if self._thresh is not None:
-            for sample, output in zip(batch, outputs, strict=True):
-                self._records.setdefault(int(sample["image_id"]), prediction_record(sample, output, self._thresh))
+        for evaluator in self._evaluators:
+            evaluator.process(batch, outputs)
+        for sample, output in zip(batch, outputs, strict=True):
+            image_id = int(sample["image_id"])
+            if image_id not in self._images:
+                self._images[image_id] = _info(sample)
+                if self._plan.predictions is not None:
+                    self._records[image_id] = prediction_record(sample, output, self._plan.predictions)
+        if self._heads is not None:
+            self._heads.process(self._model, batch)
 
-    def finish(self) -> tuple[dict[str, dict[str, float]], list[dict[str, Any]]]:
-        """Metrics per task and the predictions, both empty on all processes but the main one."""
+    def finish(self, name: str, result: Evaluation) -> list[dict[str, Any]]:
+        """Put what was found into `result` under `name`; returns the predictions. Collective."""
         records = gather_by_image(self._records) or {}
-        return dict(self._evaluators.evaluate() or {}), list(records.values())
+        images = gather_by_image(self._images)
+        found = {evaluator.task: evaluator.evaluate() for evaluator in self._evaluators}
+        heads = self._heads.result(self._own_scores()) if self._heads is not None else None
+        if images is None:
+            return []
+        prefix = f"{self._which}/{name}"
+        values = {task: entry[task] for task, entry in found.items() if entry is not None}
+        result.metrics |= _flatten(prefix, values)
+        logger.info("%s on %s: %s", self._which, self._split, _headline(values))
+        if heads is not None:
+            result.details[f"{prefix}/heads"] = heads
+        if self._plan.full:
+            self._finish_full(prefix, images, result)
+        return list(records.values())
+
+    def _own_scores(self) -> dict[int, Any]:
+        return next(e.rows for e in self._evaluators if e.task == "cls")
+
+    def _finish_full(self, prefix: str, images: dict[int, ImageInfo], result: Evaluation) -> None:
+        """Intervals, curves, operating points, subgroups and the file of scores, on the main process."""
+        arrays: dict[str, Any] = {}
+        for evaluator in self._evaluators:
+            rows, key = evaluator.rows, f"{prefix}/{evaluator.task}"
+            intervals = evaluator.intervals(rows, [images[i].patient_id for i in rows])
+            result.intervals |= {f"{key}/{metric}": pair for metric, pair in intervals.items()}
+            details = evaluator.details(rows)
+            if evaluator.task == "cls":
+                points = details.pop("operating_points")
+                if self._validation:
+                    chosen = {"split": self._split, "points": points}
+                    result.operating_points.setdefault(self._which, {})[self._spec.name] = chosen
+            result.details[key] = details
+            arrays |= evaluator.arrays(rows, list(images))
+        result.subgroups[prefix] = {group: self._subgroup(ids, images) for group, ids in groups(images).items()}
+        if self._plan.scores is not None:
+            file = Path("inference") / f"scores_{self._which}_{self._split}.npz"
+            write_scores(self._plan.scores / file, self._spec, images, arrays)
+            result.scores[prefix] = str(file)
+
+    def _subgroup(self, ids: list[int], images: Mapping[int, ImageInfo]) -> dict[str, Any]:
+        metrics: dict[str, float] = {}
+        for evaluator in self._evaluators:
+            rows = {i: evaluator.rows[i] for i in ids if i in evaluator.rows}
+            metrics |= {f"{evaluator.task}/{k}": v for k, v in means_only(evaluator.metrics(rows)).items()}
+        return {"images": len(ids), "patients": len({images[i].patient_id for i in ids}), "metrics": metrics}
+
+
+def _info(sample: Mapping[str, Any]) -> ImageInfo:
+    meta = sample.get("meta") or {}
+    known = (str(meta.get(key) or "") for key in ("sex", "age", "view"))
+    return ImageInfo(str(sample["file_name"]), str(sample["patient_id"]), *known)
 
 
 def _run_over(split: str, loader: Iterable[Batch], runs: dict[str, _Run]) -> None:

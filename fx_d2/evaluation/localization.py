@@ -1,158 +1,223 @@
-"""Average precision of boxes, computed by pycocotools, from IoU 0.40 on."""
+"""Boxes: COCO's average precision from IoU 0.40 on, recall, and FROC, in original pixels."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import BoxMode
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
-from fx_d2.evaluation.common import gather_by_image, log_undefined, nan_mean
-from fx_d2.structures import DatasetSpec, FXError
+from fx_d2.evaluation.bootstrap import intervals, mean_of_defined
+from fx_d2.evaluation.common import TaskEvaluator, log_undefined, nan_mean
+from fx_d2.evaluation.matching import (
+    FALSE_POSITIVES,
+    HIT,
+    average_precisions,
+    froc,
+    match_boxes,
+    sensitivities,
+)
+from fx_d2.structures import FXError
 
 logger = logging.getLogger(__name__)
 
 IOU_THRESHOLDS = np.linspace(0.40, 0.95, 12)
 """The paper's headline is AP at the first of these; COCO's AP is the mean from 0.50 (index 2) on."""
 
-MAX_DETECTIONS = 100
+MAX_DETECTIONS = (1, 10, 100)
+"""Boxes of a class and image that count: the last for precision, each for its recall."""
+
+_CURVE_POINTS = 200
 
 
 @dataclass(frozen=True)
-class _ImageBoxes:
-    """Boxes of one image, xywh in original pixels, with 0-based classes."""
+class BoxRow:
+    """What one image adds to the curves.
 
-    height: int
-    width: int
-    truth: list[tuple[list[float], int, int]]  # box, class, iscrowd
-    boxes: np.ndarray  # (N, 4)
-    scores: np.ndarray  # (N,)
-    classes: np.ndarray  # (N,)
-
-
-class LocalizationEvaluator(DatasetEvaluator):
-    """COCO average precision of a dataset's boxes, in original pixels, at most 100 boxes an image.
-
-    Reads `sample["annotations"]` of images with `annotated["loc"]`, and `output["instances"]`. An annotated image
-    without boxes is a true negative: what the model finds there counts against it. Nothing is written to disk.
+    Attributes:
+        scores: (D,) float32, best first.
+        classes: (D,) int16, 0-based.
+        rank: (D,) int16, 0 = best box of its class.
+        hits: (D, 13) int8: IOU_THRESHOLDS, then TEST.FROC_IOU; see `matching.Matches`.
+        truth: (C,) int32, truth boxes per class.
     """
 
-    def __init__(self, spec: DatasetSpec) -> None:
-        """The row of the table of datasets gives the box classes."""
-        self.spec = spec
-        self._rows: dict[int, _ImageBoxes] = {}
+    scores: np.ndarray
+    classes: np.ndarray
+    rank: np.ndarray
+    hits: np.ndarray
+    truth: np.ndarray
 
-    def reset(self) -> None:
-        """Forget all images."""
-        self._rows = {}
 
-    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Keep truth and boxes of a batch; raises FXError for boxes or scores that are not finite."""
-        for sample, output in zip(inputs, outputs, strict=True):
-            image_id = int(sample["image_id"])
-            if image_id in self._rows or not sample["annotated"]["loc"]:
-                continue
-            instances = output["instances"].to("cpu")
-            boxes = instances.pred_boxes.tensor.detach().double().numpy()
-            scores = instances.scores.detach().double().numpy()
-            if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
-                raise FXError(
-                    f"{self.spec.name}: {sample['file_name']}: the model's boxes or scores are not finite: "
-                    "training has diverged"
-                )
-            self._rows[image_id] = _ImageBoxes(
-                height=int(sample["height"]),
-                width=int(sample["width"]),
-                truth=[_truth_box(annotation) for annotation in sample.get("annotations") or []],
-                boxes=BoxMode.convert(boxes, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS).reshape(-1, 4),
-                scores=scores,
-                classes=instances.pred_classes.numpy(),
+@dataclass(frozen=True)
+class _Boxes:
+    """All images' boxes, best score first, equal ones in order of the images.
+
+    `image` says which row, in order, a box belongs to; `truth` is by row.
+    """
+
+    image: np.ndarray
+    scores: np.ndarray
+    classes: np.ndarray
+    rank: np.ndarray
+    hits: np.ndarray
+    truth: np.ndarray  # (N, C)
+
+
+class LocalizationEvaluator(TaskEvaluator[BoxRow]):
+    """Average precision, recall and FROC of a dataset's boxes, at most 100 boxes of a class and image.
+
+    Reads `sample["annotations"]` of images with `annotated["loc"]`, and `output["instances"]`. An annotated image
+    without boxes is a true negative: what the model finds there counts against it. Boxes are matched as they come, so
+    that no coordinate is kept.
+    """
+
+    task = "loc"
+
+    def read(self, sample: dict[str, Any], output: dict[str, Any]) -> BoxRow:
+        """Match one image's boxes; raises FXError for boxes or scores that are not finite."""
+        instances = output["instances"].to("cpu")
+        boxes = instances.pred_boxes.tensor.detach().double().numpy().reshape(-1, 4)
+        scores = instances.scores.detach().float().numpy()
+        if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+            raise FXError(
+                f"{self.spec.name}: {sample['file_name']}: the model's boxes or scores are not finite: "
+                "training has diverged"
             )
+        truth = sample.get("annotations") or []
+        known = np.array([_xywh(row) for row in truth], np.float64).reshape(-1, 4)
+        labels = np.array([row["category_id"] for row in truth], np.int64)
+        crowd = np.array([bool(row.get("iscrowd", 0)) for row in truth], bool)
+        classes = instances.pred_classes.numpy()
+        found = match_boxes(
+            BoxMode.convert(boxes, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS),
+            scores,
+            classes,
+            known,
+            labels,
+            (*IOU_THRESHOLDS, self.options.froc_iou),
+            MAX_DETECTIONS[-1],
+            crowd,
+        )
+        return BoxRow(
+            scores=scores[found.kept],
+            classes=classes[found.kept].astype(np.int16),
+            rank=found.rank.astype(np.int16),
+            hits=found.hits,
+            truth=np.bincount(labels[~crowd], minlength=len(self.spec.loc_classes)).astype(np.int32),
+        )
 
-    def evaluate(self) -> dict[str, dict[str, float]] | None:
-        """Metrics over all processes, on the main process; None on the others.
+    def metrics(self, rows: Mapping[int, BoxRow]) -> dict[str, float]:
+        """Metrics of some images.
 
         Returns:
-            {"loc": {"AP40", "AP50", "AP75", "AP" (mean of IoU .50:.95), "AP40/<class>", "AR100" (recall of
-            IoU .50:.95), "images"}}: means over the classes that have a truth box; NaN = undefined.
+            Means over the classes that have a truth box: "AP40", "AP50", "AP75", "AP" (mean of IoU .50:.95), "AR1",
+            "AR10", "AR100" (recall of IoU .50:.95 with so many boxes of a class), "froc" (mean sensitivity at
+            FALSE_POSITIVES false positives per image) and each of the seven, "froc@0.125" to "froc@8"; "AP40", "AP50",
+            "AP", "AR100" and "froc" also per class ("AP40/<class>"); "loc_defined": number of classes with a truth box;
+            "images".
         """
-        rows = gather_by_image(self._rows)
-        if rows is None:
-            return None
-        precision, recall = _coco_curves(rows, len(self.spec.loc_classes))
-        names = self.spec.loc_classes
-        undefined = [name for name, value in zip(names, precision[0], strict=True) if np.isnan(value)]
-        log_undefined(logger, self.spec.name, "AP", undefined, "no truth box in the split")
-        result = {
-            "AP40": nan_mean(precision[0]),
-            "AP50": nan_mean(precision[2]),
-            "AP75": nan_mean(precision[7]),
-            "AP": nan_mean(precision[2:].ravel()),
-            "AR100": nan_mean(recall[2:].ravel()),
+        boxes = self._stack(rows)
+        columns = [self._class_metrics(boxes, i) for i in range(len(self.spec.loc_classes))]
+        result = {key: nan_mean(column[key] for column in columns) for key in columns[0]}
+        per_class = ("AP40", "AP50", "AP", "AR100", "froc")
+        for key in per_class:
+            pairs = zip(self.spec.loc_classes, columns, strict=True)
+            result |= {f"{key}/{name}": column[key] for name, column in pairs}
+        defined = sum(not np.isnan(column["AP40"]) for column in columns)
+        return result | {"loc_defined": float(defined), "images": float(len(rows))}
+
+    def _class_metrics(self, boxes: _Boxes, index: int) -> dict[str, float]:
+        """The metrics of one class; all NaN without a truth box."""
+        keys = ["AP40", "AP50", "AP75", "AP", *(f"AR{k}" for k in MAX_DETECTIONS), "froc"]
+        keys += [f"froc@{rate:g}" for rate in FALSE_POSITIVES]
+        positives = int(boxes.truth[:, index].sum())
+        if not positives:
+            return dict.fromkeys(keys, float("nan"))
+        mine = boxes.classes == index
+        scores, hits, rank = boxes.scores[mine], boxes.hits[mine], boxes.rank[mine]
+        one, total = np.ones((1, len(scores)), np.int64), np.array([positives])
+        curve = [float(average_precisions(hits[:, t], one, total)[0]) for t in range(len(IOU_THRESHOLDS))]
+        recalls = [float((hits[rank < k, 2:-1] == HIT).sum(axis=0).mean() / positives) for k in MAX_DETECTIONS]
+        rates = sensitivities(*froc(scores, hits[:, -1], positives, len(boxes.truth)))
+        values = [curve[0], curve[2], curve[7], float(np.mean(curve[2:])), *recalls, float(rates.mean()), *rates]
+        return {key: float(value) for key, value in zip(keys, values, strict=True)}
+
+    def intervals(self, rows: Mapping[int, BoxRow], patients: Sequence[str]) -> dict[str, tuple[float, float]]:
+        """Bootstrap intervals of "AP40", mean and per class; patients in the order of the rows."""
+        boxes = self._stack(rows)
+
+        def values(weights: np.ndarray) -> dict[str, np.ndarray]:
+            positives = weights @ boxes.truth
+            columns = {}
+            for i, name in enumerate(self.spec.loc_classes):
+                mine = boxes.classes == i
+                columns[name] = average_precisions(boxes.hits[mine, 0], weights[:, boxes.image[mine]], positives[:, i])
+            mean = mean_of_defined(list(columns.values()))
+            return {"AP40": mean} | {f"AP40/{name}": column for name, column in columns.items()}
+
+        return intervals(patients, self.options.bootstrap, self.options.seed, values)
+
+    def details(self, rows: Mapping[int, BoxRow]) -> dict[str, Any]:
+        """Per class with a truth box its FROC curve, {"false_positives" per image, "sensitivity"}, thinned out."""
+        boxes, curves = self._stack(rows), {}
+        for i, name in enumerate(self.spec.loc_classes):
+            positives, mine = int(boxes.truth[:, i].sum()), boxes.classes == i
+            if positives:
+                alarms, sensitivity = froc(boxes.scores[mine], boxes.hits[mine, -1], positives, len(boxes.truth))
+                shown = np.unique(np.linspace(0, len(alarms) - 1, _CURVE_POINTS).astype(int))
+                curves[name] = {
+                    "false_positives": alarms[shown].tolist(),
+                    "sensitivity": sensitivity[shown].tolist(),
+                }
+        return {"froc": curves}
+
+    def arrays(self, rows: Mapping[int, BoxRow], images: Sequence[int]) -> dict[str, np.ndarray]:
+        """ "loc_truth" int32 (N, C), truth boxes of each image, -1 = not annotated; and for every box that counts
+        "loc_image" (its image's place), "loc_class", "loc_score", "loc_hits" (D, 13) as `BoxRow`."""
+        place = {image: i for i, image in enumerate(images)}
+        truth = np.full((len(images), len(self.spec.loc_classes)), -1, np.int32)
+        boxes = self._stack(rows)
+        places = np.array([place[image] for image in rows], np.int32)
+        truth[places] = boxes.truth
+        return {
+            "loc_truth": truth,
+            "loc_image": places[boxes.image] if len(rows) else np.zeros(0, np.int32),
+            "loc_class": boxes.classes,
+            "loc_score": boxes.scores,
+            "loc_hits": boxes.hits,
         }
-        result |= {f"AP40/{name}": float(value) for name, value in zip(names, precision[0], strict=True)}
-        return {"loc": result | {"images": float(len(rows))}}
 
+    def evaluate(self) -> dict[str, dict[str, float]] | None:
+        """Metrics over all processes, {"loc": `metrics`}, on the main process; None on the others."""
+        result = super().evaluate()
+        if result is not None:
+            undefined = [name for name in self.spec.loc_classes if np.isnan(result["loc"][f"AP40/{name}"])]
+            log_undefined(logger, self.spec.name, "AP", undefined, "no truth box in the split")
+        return result
 
-def _truth_box(annotation: dict[str, Any]) -> tuple[list[float], int, int]:
-    box = BoxMode.convert(list(annotation["bbox"]), BoxMode(annotation["bbox_mode"]), BoxMode.XYWH_ABS)
-    return [float(v) for v in box], int(annotation["category_id"]), int(annotation.get("iscrowd", 0))
+    def _stack(self, rows: Mapping[int, BoxRow]) -> _Boxes:
+        parts = list(rows.values())
+        counts = [len(row.scores) for row in parts]
 
+        def join(key: str, dtype: Any, *shape: int) -> np.ndarray:
+            return np.concatenate([getattr(row, key) for row in parts] or [np.zeros((0, *shape))]).astype(dtype)
 
-def _coco_curves(rows: dict[int, _ImageBoxes], num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Precision (mean over recall points) and recall, both (12 IoU thresholds, classes); NaN without a truth box."""
-    if not rows:
-        nothing = np.full((len(IOU_THRESHOLDS), num_classes), np.nan)
-        return nothing, nothing
-    images = [{"id": i, "height": row.height, "width": row.width} for i, row in rows.items()]
-    truth: list[dict[str, Any]] = []
-    found: list[dict[str, Any]] = []
-    for image_id, row in rows.items():
-        for box, category, crowd in row.truth:
-            truth.append(_coco_box(len(truth) + 1, image_id, category, box) | {"iscrowd": crowd})
-        for box, score, category in zip(row.boxes.tolist(), row.scores, row.classes, strict=True):
-            found.append(_coco_box(len(found) + 1, image_id, int(category), box) | {"score": float(score)})
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(
-            _coco_table(images, truth, num_classes), _coco_table(images, found, num_classes), iouType="bbox"
+        scores = join("scores", np.float32)
+        order = np.argsort(-scores, kind="stable")
+        truth = np.array([row.truth for row in parts], np.int32).reshape(-1, len(self.spec.loc_classes))
+        return _Boxes(
+            image=np.repeat(np.arange(len(parts)), counts)[order],
+            scores=scores[order],
+            classes=join("classes", np.int16)[order],
+            rank=join("rank", np.int16)[order],
+            hits=join("hits", np.int8, len(IOU_THRESHOLDS) + 1)[order],
+            truth=truth,
         )
-        evaluation.params.iouThrs = IOU_THRESHOLDS
-        evaluation.params.maxDets = [MAX_DETECTIONS]
-        evaluation.params.areaRng = evaluation.params.areaRng[:1]
-        evaluation.params.areaRngLbl = evaluation.params.areaRngLbl[:1]
-        evaluation.evaluate()
-        evaluation.accumulate()
-    # pycocotools marks classes without truth by -1.
-    precision = evaluation.eval["precision"][:, :, :, 0, 0].mean(axis=1)
-    recall = evaluation.eval["recall"][:, :, 0, 0]
-    return np.where(precision < 0, np.nan, precision), np.where(recall < 0, np.nan, recall)
 
 
-def _coco_box(box_id: int, image_id: int, category: int, box: list[float]) -> dict[str, Any]:
-    # Ids start at 1: pycocotools takes a match with id 0 for no match.
-    return {
-        "id": box_id,
-        "image_id": image_id,
-        "category_id": category + 1,
-        "bbox": box,
-        "area": box[2] * box[3],
-        "iscrowd": 0,
-    }
-
-
-def _coco_table(images: list[dict[str, Any]], boxes: list[dict[str, Any]], num_classes: int) -> COCO:
-    table = COCO()
-    table.dataset = {
-        "images": images,
-        "annotations": boxes,
-        "categories": [{"id": i + 1, "name": str(i)} for i in range(num_classes)],
-    }
-    table.createIndex()
-    return table
+def _xywh(annotation: dict[str, Any]) -> list[float]:
+    return BoxMode.convert(list(annotation["bbox"]), BoxMode(annotation["bbox_mode"]), BoxMode.XYWH_ABS)

@@ -1,28 +1,48 @@
-"""One table of results for people, one json for programs."""
+"""One table of results for people, one json for programs (docs/results.md)."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate  # type: ignore[import-untyped]
 
-from fx_d2.evaluation.common import write_atomic
+from fx_d2.evaluation.common import plain, write_atomic
+from fx_d2.evaluation.evaluator import Evaluation
 from fx_d2.structures import SPLITS, TASKS, DatasetSpec
 
-HEADLINES = {"cls": ("auroc",), "loc": ("AP40", "AP50", "AP"), "seg": ("dice", "dice_positives")}
+FORMAT = "fx_d2_results"
+VERSION = 2
+
+HEADLINES = {
+    "cls": ("auroc", "auroc_published", "ap", "sensitivity", "op_sensitivity", "op_specificity", "ece"),
+    "loc": ("AP40", "AP50", "AP", "AR100", "froc"),
+    "seg": ("dice", "dice_positives", "iou", "network_dice", "network_dice_positives"),
+}
 """Metrics of the table of results, per task; the first one is also given per class."""
 
 LABELS = {
     "auroc": "AUROC",
+    "auroc_published": "AUROC, classes of the published number",
+    "ap": "average precision",
+    "sensitivity": "sensitivity at fixed specificity",
+    "op_sensitivity": "sensitivity at operating points",
+    "op_specificity": "specificity at operating points",
+    "ece": "calibration error",
     "AP40": "AP40",
     "AP50": "AP50",
     "AP": "AP (.50:.95)",
+    "AR100": "AR100 (.50:.95)",
+    "froc": "FROC, mean sensitivity",
     "dice": "Dice",
     "dice_positives": "Dice, positives",
+    "iou": "IoU",
+    "network_dice": "Dice, network pixels",
+    "network_dice_positives": "Dice, network pixels, positives",
 }
 
 WHICH = ("student", "teacher")
@@ -36,7 +56,11 @@ REASONS = {
 NOTICE = "Research use only; not for clinical decisions."
 
 
-def results_table(metrics: Mapping[str, float], specs: Iterable[DatasetSpec]) -> str:
+def results_table(
+    metrics: Mapping[str, float],
+    specs: Iterable[DatasetSpec],
+    intervals: Mapping[str, tuple[float, float]] | None = None,
+) -> str:
     """The table of results: a row per dataset, task and headline metric, a column per model, in percent.
 
     A missing or undefined value is blank; footnotes name the undefined classes, which no mean includes.
@@ -44,17 +68,19 @@ def results_table(metrics: Mapping[str, float], specs: Iterable[DatasetSpec]) ->
     Args:
         metrics: flat "{which}/{dataset}/{task}/{metric}" -> fraction, as `evaluate_model` gives.
         specs: rows in the order of the table; a dataset of the metrics that is not among them comes last.
+        intervals: 95 % intervals by the key of their metric, shown behind the values.
     """
     specs = tuple(specs)
-    which = _models(metrics)
+    which, intervals = _models(metrics), intervals or {}
     rows = []
     for dataset, task in _slots(metrics, specs):
         for name in HEADLINES[task]:
-            values = [metrics.get(f"{w}/{dataset}/{task}/{name}") for w in which]
-            if any(v is not None for v in values):
+            keys = [f"{w}/{dataset}/{task}/{name}" for w in which]
+            if any(key in metrics for key in keys):
+                values = [_percent(metrics.get(key), intervals.get(key)) for key in keys]
                 images = _first(metrics.get(f"{w}/{dataset}/{task}/images") for w in which)
                 count = "" if images is None else f"{images:.0f}"
-                rows.append([_title(dataset, specs), task, count, LABELS[name], *map(_percent, values)])
+                rows.append([_title(dataset, specs), task, count, LABELS[name], *values])
     table = _render(rows, ["dataset", "task", "images", "metric", *which], len(which))
     notes = _footnotes(metrics, specs)
     return "\n".join([table, "", *notes]) if notes else table
@@ -75,36 +101,37 @@ def per_class_table(metrics: Mapping[str, float], specs: Iterable[DatasetSpec]) 
 
 def write_results(
     path: str | Path,
-    metrics: Mapping[str, float],
+    evaluation: Evaluation,
     meta: Mapping[str, Any],
     specs: Iterable[DatasetSpec] = (),
 ) -> Path:
-    """Write the metrics as json (NaN as null) and, beside it with suffix .md, the report; both atomically.
+    """Write an evaluation as json (NaN as null) and, beside it with suffix .md, the report; both atomically.
 
     Args:
         path: the json file; its folder is made.
-        metrics: flat metrics as `evaluate_model` gives.
-        meta: what produced them, as plain data: config hash, command, seed, time, versions.
+        evaluation: as `evaluate_model` gives.
+        meta: what produced it, as plain data: config, hashes of weights and datasets, splits, time, versions.
         specs: rows for titles and order in the report.
 
     Returns:
         The path of the report.
     """
     path, specs = Path(path), tuple(specs)
-    plain = {key: None if math.isnan(value) else float(value) for key, value in metrics.items()}
-    content = {"format": "fx_d2_results", "meta": dict(meta), "metrics": plain}
+    found = {entry.name: plain(getattr(evaluation, entry.name)) for entry in fields(evaluation)}
+    content = {"format": FORMAT, "version": VERSION, "meta": dict(meta), **found}
     write_atomic(path, json.dumps(content, indent=1, allow_nan=False, default=str) + "\n")
     report = path.with_suffix(".md")
-    write_atomic(report, _markdown(metrics, meta, specs))
+    write_atomic(report, _markdown(evaluation, meta, specs))
     return report
 
 
-def _markdown(metrics: Mapping[str, float], meta: Mapping[str, Any], specs: tuple[DatasetSpec, ...]) -> str:
+def _markdown(evaluation: Evaluation, meta: Mapping[str, Any], specs: tuple[DatasetSpec, ...]) -> str:
     origin = [[key, str(value).replace("\n", " ")] for key, value in meta.items()]
+    metrics = evaluation.metrics
     parts = [
         "# Results",
-        f"{NOTICE} Values in percent.",
-        results_table(metrics, specs),
+        f"{NOTICE} Values in percent, with 95 % bootstrap intervals by patient.",
+        results_table(metrics, specs, evaluation.intervals),
         "## Per class",
         per_class_table(metrics, specs),
         "## Origin",
@@ -119,8 +146,13 @@ def _render(rows: list[list[str]], headers: list[str], numeric: int) -> str:
     return tabulate(rows, headers=headers, tablefmt="pipe", disable_numparse=True, colalign=align if rows else None)
 
 
-def _percent(value: float | None) -> str:
-    return "" if value is None or math.isnan(value) else f"{100 * value:.2f}"
+def _percent(value: float | None, interval: tuple[float, float] | None = None) -> str:
+    if value is None or math.isnan(value):
+        return ""
+    shown = f"{100 * value:.2f}"
+    if interval is None or math.isnan(interval[0]):
+        return shown
+    return f"{shown} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
 
 
 def _first(values: Iterable[float | None]) -> float | None:

@@ -1,96 +1,184 @@
-"""Dice of masks, per image and class, in original pixels."""
+"""Masks: Dice and IoU per image and class, in original pixels and at the network's resolution."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.data.transforms import ResizeTransform
 from pycocotools import mask as mask_utils
+from scipy import ndimage
 
-from fx_d2.evaluation.common import gather_by_image, log_undefined, nan_mean
-from fx_d2.structures import DatasetSpec, FXError
+from fx_d2.evaluation.bootstrap import intervals, mean_of_defined, weighted_means
+from fx_d2.evaluation.common import TaskEvaluator, log_undefined, nan_mean
+from fx_d2.structures import FXError
 
 logger = logging.getLogger(__name__)
+
+FIELDS = ("dice", "iou", "positive", "network_dice", "network_iou", "network_positive", "hd95")
+"""What is kept of an image and class: `positive` is 1 where the truth is not empty; `network_*` at the network's
+resolution; hd95 in original pixels, only with TEST.HAUSDORFF."""
+
+_OVERLAPS = ("dice", "iou", "network_dice", "network_iou")
+
+
+def overlap(prediction: np.ndarray, truth: np.ndarray, valid: np.ndarray | None = None) -> tuple[float, float, float]:
+    """Dice, IoU, and 1.0 where the truth is not empty, of two bool (H, W) masks over the valid pixels.
+
+    Dice and IoU are 1 when both masks are empty; all three are NaN when no pixel is valid.
+    """
+    if valid is not None:
+        if not valid.any():
+            return (float("nan"),) * 3
+        prediction, truth = prediction & valid, truth & valid
+    present = int(np.count_nonzero(truth))
+    total = int(np.count_nonzero(prediction)) + present
+    shared = int(np.count_nonzero(prediction & truth))
+    if not total:
+        return 1.0, 1.0, 0.0
+    return 2.0 * shared / total, shared / (total - shared), float(present > 0)
 
 
 def dice(prediction: np.ndarray, truth: np.ndarray, valid: np.ndarray | None = None) -> float:
     """Dice of two bool (H, W) masks over the valid pixels; 1 when both are empty, NaN when no pixel is valid."""
-    if valid is not None:
-        if not valid.any():
-            return float("nan")
-        prediction, truth = prediction & valid, truth & valid
-    total = int(np.count_nonzero(prediction)) + int(np.count_nonzero(truth))
-    return 2.0 * int(np.count_nonzero(prediction & truth)) / total if total else 1.0
+    return overlap(prediction, truth, valid)[0]
 
 
-class SegmentationEvaluator(DatasetEvaluator):
-    """Dice of a dataset's masks, streaming: an image leaves two numbers a class behind, no mask is kept.
+def hausdorff95(prediction: np.ndarray, truth: np.ndarray) -> float:
+    """95 % Hausdorff distance of two bool (H, W) masks in pixels; NaN when one is empty.
+
+    The larger of the two 95th percentiles of the distances from the outline pixels of one mask to the nearest outline
+    pixel of the other; an outline pixel has a neighbour (of four) outside the mask or the picture.
+    """
+    if not prediction.any() or not truth.any():
+        return float("nan")
+    outlines = [mask & ~ndimage.binary_erosion(mask) for mask in (prediction, truth)]
+    # Nothing beyond the box around both outlines matters, and distance maps cost what their area is.
+    rows, columns = np.nonzero(outlines[0] | outlines[1])
+    window = slice(rows.min(), rows.max() + 1), slice(columns.min(), columns.max() + 1)
+    a, b = (outline[window] for outline in outlines)
+    far = (np.percentile(ndimage.distance_transform_edt(~y)[x], 95) for x, y in ((a, b), (b, a)))
+    return float(max(far))
+
+
+class SegmentationEvaluator(TaskEvaluator[np.ndarray]):
+    """Dice and IoU of a dataset's masks, streaming: an image leaves a few numbers a class behind, no mask is kept.
 
     Reads `sample["masks"]` (compressed COCO RLE per class, None = unknown) and `sample["ignore_mask"]` (pixels left
-    out) of images with `annotated["seg"]`, and `output["masks"]` (bool (C, height, width), original pixels).
+    out) of images with `annotated["seg"]`, `output["masks"]` (bool (C, height, width), original pixels) and
+    `output["seg"]` (float (C, H, W), probabilities at the network's resolution; inside above 0.5). A row is float64
+    (FIELDS, C), NaN = unknown. At the network's resolution the truth is resized like the masks of training (nearest
+    neighbour).
     """
 
-    def __init__(self, spec: DatasetSpec) -> None:
-        """The row of the table of datasets gives the mask classes."""
-        self.spec = spec
-        self._rows: dict[int, np.ndarray] = {}
+    task = "seg"
 
-    def reset(self) -> None:
-        """Forget all images."""
-        self._rows = {}
-
-    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Score the masks of a batch; raises FXError when a mask does not have the size of its image."""
-        for sample, output in zip(inputs, outputs, strict=True):
-            image_id = int(sample["image_id"])
-            if image_id in self._rows or not sample["annotated"]["seg"] or sample.get("masks") is None:
-                continue
-            self._rows[image_id] = self._score(sample, output["masks"])
-
-    def _score(self, sample: dict[str, Any], predicted: torch.Tensor) -> np.ndarray:
-        """Rows (2, C) float32: Dice, and 1 where the truth is not empty; NaN = unknown."""
-        size = (int(sample["height"]), int(sample["width"]))
+    def read(self, sample: dict[str, Any], output: dict[str, Any]) -> np.ndarray | None:
+        """Score one image's masks; raises FXError for a mask of another size, or a map that is not finite."""
+        if sample.get("masks") is None:
+            return None
+        size, predicted, maps = (int(sample["height"]), int(sample["width"])), output["masks"], output["seg"]
         expected = (len(self.spec.seg_classes), *size)
-        if tuple(predicted.shape) != expected or len(sample["masks"]) != expected[0]:
+        if tuple(predicted.shape) != expected or len(maps) != expected[0] or len(sample["masks"]) != expected[0]:
             raise FXError(
-                f"{self.spec.name}: {sample['file_name']}: masks {tuple(predicted.shape)} and "
+                f"{self.spec.name}: {sample['file_name']}: masks {tuple(predicted.shape)}, {len(maps)} maps and "
                 f"{len(sample['masks'])} truths where (classes, height, width) is {expected}"
             )
+        if not maps.isfinite().all():
+            raise FXError(
+                f"{self.spec.name}: {sample['file_name']}: the model's masks are not finite: training has diverged"
+            )
+        full, small = predicted.detach().cpu().numpy().astype(bool), (maps.detach().float() > 0.5).cpu().numpy()
+        shrink = ResizeTransform(*size, *small.shape[1:])
         ignored = sample.get("ignore_mask")
         valid = None if ignored is None else ~_decode(ignored, size, sample["file_name"])
-        row = np.full((2, expected[0]), np.nan, np.float32)
+        small_valid = None if valid is None else _shrunk(valid, shrink)
+        row = np.full((len(FIELDS), expected[0]), np.nan)
         for i, encoded in enumerate(sample["masks"]):
             if encoded is None:
                 continue
             truth = _decode(encoded, size, sample["file_name"])
-            row[0, i] = dice(predicted[i].detach().cpu().numpy().astype(bool), truth, valid)
-            if not np.isnan(row[0, i]):
-                row[1, i] = float((truth if valid is None else truth & valid).any())
+            row[:3, i] = overlap(full[i], truth, valid)
+            row[3:6, i] = overlap(small[i], _shrunk(truth, shrink), small_valid)
+            if self.options.hausdorff:
+                counted = np.ones(size, bool) if valid is None else valid
+                row[6, i] = hausdorff95(full[i] & counted, truth & counted)
         return row
 
-    def evaluate(self) -> dict[str, dict[str, float]] | None:
-        """Metrics over all processes, on the main process; None on the others.
+    def metrics(self, rows: Mapping[int, np.ndarray]) -> dict[str, float]:
+        """Metrics of some images.
 
         Returns:
-            {"seg": {"dice": the paper's convention (mean over images, both empty = 1, then over classes),
-            "dice_positives": the same over images whose truth is not empty, "dice/<class>", "images"}};
-            NaN = undefined.
+            "dice" and "iou" in the paper's convention (mean over images, both empty = 1, then over classes),
+            "dice_positives" and "iou_positives" (images whose truth is not empty), the same four with the prefix
+            "network_", with TEST.HAUSDORFF "hd95" (pixels, not a share; images where both masks are not empty); all
+            also per class ("dice/<class>"); "seg_defined": number of classes with an annotated image; "images".
         """
-        rows = gather_by_image(self._rows)
-        if rows is None:
-            return None
         names = self.spec.seg_classes
-        table = np.array(list(rows.values()), np.float64).reshape(-1, 2, len(names))
-        per_class = {name: nan_mean(table[:, 0, i]) for i, name in enumerate(names)}
-        positives = [nan_mean(table[table[:, 1, i] == 1, 0, i]) for i in range(len(names))]
-        undefined = [name for name, value in per_class.items() if np.isnan(value)]
-        log_undefined(logger, self.spec.name, "Dice", undefined, "no annotated image in the split")
-        result = {"dice": nan_mean(per_class.values()), "dice_positives": nan_mean(positives)}
-        result |= {f"dice/{name}": value for name, value in per_class.items()}
-        return {"seg": result | {"images": float(len(rows))}}
+        columns = {key: [nan_mean(column) for column in values.T] for key, values in self._values(rows).items()}
+        result = {key: nan_mean(column) for key, column in columns.items()}
+        for key, column in columns.items():
+            result |= {f"{key}/{name}": value for name, value in zip(names, column, strict=True)}
+        defined = sum(not np.isnan(value) for value in columns["dice"])
+        return result | {"seg_defined": float(defined), "images": float(len(rows))}
+
+    def intervals(self, rows: Mapping[int, np.ndarray], patients: Sequence[str]) -> dict[str, tuple[float, float]]:
+        """Bootstrap intervals of all metrics of overlap, mean and per class; patients in the order of the rows."""
+        columns = self._values(rows)
+
+        def values(weights: np.ndarray) -> dict[str, np.ndarray]:
+            found = {}
+            for key, table in columns.items():
+                means = weighted_means(table, weights)
+                found[key] = mean_of_defined(list(means.T))
+                found |= {f"{key}/{name}": means[:, i] for i, name in enumerate(self.spec.seg_classes)}
+            return found
+
+        return intervals(patients, self.options.bootstrap, self.options.seed, values)
+
+    def details(self, rows: Mapping[int, np.ndarray]) -> dict[str, Any]:
+        """Per class how many images know it, and how many of these are positive."""
+        table = self._table(rows)
+        known = (~np.isnan(table[:, 0])).sum(axis=0)
+        positive = (table[:, FIELDS.index("positive")] == 1).sum(axis=0)
+        pairs = zip(self.spec.seg_classes, known, positive, strict=True)
+        return {"counts": {name: {"images": int(k), "positive": int(p)} for name, k, p in pairs}}
+
+    def arrays(self, rows: Mapping[int, np.ndarray], images: Sequence[int]) -> dict[str, np.ndarray]:
+        """ "seg_<field>" float64 (N, C) for each of FIELDS over all `images`, NaN where unknown or without a row."""
+        unknown = np.full((len(FIELDS), len(self.spec.seg_classes)), np.nan)
+        table = self._table({i: rows.get(i, unknown) for i in images})
+        return {f"seg_{field}": table[:, k] for k, field in enumerate(FIELDS)}
+
+    def evaluate(self) -> dict[str, dict[str, float]] | None:
+        """Metrics over all processes, {"seg": `metrics`}, on the main process; None on the others."""
+        result = super().evaluate()
+        if result is not None:
+            undefined = [name for name in self.spec.seg_classes if np.isnan(result["seg"][f"dice/{name}"])]
+            log_undefined(logger, self.spec.name, "Dice", undefined, "no annotated image in the split")
+        return result
+
+    def _table(self, rows: Mapping[int, np.ndarray]) -> np.ndarray:
+        return np.array(list(rows.values()), np.float64).reshape(-1, len(FIELDS), len(self.spec.seg_classes))
+
+    def _values(self, rows: Mapping[int, np.ndarray]) -> dict[str, np.ndarray]:
+        """Each metric's values (N, C), NaN where an image does not count for it."""
+        table = self._table(rows)
+        values: dict[str, np.ndarray] = {}
+        for key in _OVERLAPS:
+            column = table[:, FIELDS.index(key)]
+            positive = table[:, FIELDS.index("network_positive" if key.startswith("network") else "positive")]
+            values[key] = column
+            values[f"{key}_positives"] = np.where(positive == 1, column, np.nan)
+        if self.options.hausdorff:
+            values["hd95"] = table[:, FIELDS.index("hd95")]
+        return values
+
+
+def _shrunk(mask: np.ndarray, transform: ResizeTransform) -> np.ndarray:
+    return np.asarray(transform.apply_segmentation(mask.astype(np.uint8))).astype(bool)
 
 
 def _decode(encoded: dict[str, Any], size: tuple[int, int], file_name: str) -> np.ndarray:

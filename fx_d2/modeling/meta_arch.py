@@ -19,9 +19,8 @@ from fx_d2.modeling.detr.encoder import LocEncoder, Memory
 from fx_d2.modeling.heads import build_head, build_shared
 from fx_d2.modeling.localization import LocSettings, build_settings, localization_losses, select_boxes
 from fx_d2.modeling.region_guidance import Regions, RegionSettings, build_regions, find_regions, guide_features
-from fx_d2.modeling.segmentation import SegDecoder
+from fx_d2.modeling.segmentation import SegDecoder, original_masks
 from fx_d2.structures import (
-    COMPONENTS,
     HEAD_COMPONENTS,
     SHARED_COMPONENTS,
     TASK_COMPONENTS,
@@ -237,7 +236,10 @@ class FoundationX(nn.Module):
                 for result, instances in zip(mine, found, strict=True):
                     result["instances"] = instances
             if "seg" in outputs:
-                self._segment(batch, outputs["seg"], padding, mine)
+                size = batch[0]["image"].shape[-2:] if padding is None else padding.shape[-2:]
+                maps = self._upsample(outputs["seg"], size).float().sigmoid()
+                for x, result, each in zip(batch, mine, maps, strict=True):
+                    result |= original_masks(each, x["image"].shape[-2:], (x["height"], x["width"]))
         return results
 
     def run_heads(
@@ -278,18 +280,6 @@ class FoundationX(nn.Module):
     def embed(self, batch: Batch) -> Tensor:
         """The trunk's feature of each image, (B, C): what the classification heads read."""
         return self.backbone.pooled(self._features(batch, "image")[0])
-
-    def _segment(self, batch: Batch, logits: Tensor, padding: Tensor | None, results: list[dict[str, Any]]) -> None:
-        """Put "seg" and "masks" of one head, from logits at the decoder's stride, into the results of its dataset."""
-        size = batch[0]["image"].shape[-2:] if padding is None else padding.shape[-2:]
-        maps = self._upsample(logits, size).float().sigmoid()
-        for x, result, each in zip(batch, results, maps, strict=True):
-            height, width = x["image"].shape[-2:]
-            result["seg"] = each[:, :height, :width]
-            full = F.interpolate(
-                result["seg"][None], size=(x["height"], x["width"]), mode="bilinear", align_corners=False
-            )
-            result["masks"] = full[0] > 0.5
 
     def modules_of(self, dataset: str, task: str) -> dict[str, list[nn.Module]]:
         """The modules each component contributes to one dataset's task; nothing else runs in such a step."""
@@ -358,10 +348,3 @@ def _flat(levels: Sequence[Tensor]) -> Tensor:
 def _unit(x: Tensor) -> Tensor:
     """Each position's channel vector scaled to length 1, so that the maps' magnitude does not matter."""
     return F.normalize(at_least_float32(x), dim=1)
-
-
-def check_components(model: nn.Module) -> None:
-    """Raise when a child of the model is no component the lock table could name."""
-    strange = [name for name, _ in model.named_children() if name not in COMPONENTS]
-    if strange:
-        raise ValueError(f"children {strange} are not among COMPONENTS {COMPONENTS}: they could not be locked")

@@ -93,3 +93,19 @@ class SegDecoder(nn.Module):
 def segmentation_head(dim: int, num_classes: int) -> nn.Module:
     """One dataset's head: 3x3 convolution to one logit per channel, at the decoder's stride."""
     return Conv2d(dim, num_classes, 3, padding=1)
+
+
+def original_masks(probabilities: Tensor, inside: Sequence[int], size: Sequence[int]) -> dict[str, Tensor]:
+    """One image's results from its map on the canvas.
+
+    Args:
+        probabilities: (C, H, W) of the canvas.
+        inside: (height, width) of the image on the canvas, without padding.
+        size: (height, width) of the original image.
+
+    Returns:
+        "seg": (C, *inside) probabilities; "masks": bool (C, *size), above one half.
+    """
+    seg = probabilities[:, : inside[0], : inside[1]]
+    full = F.interpolate(seg[None], size=tuple(size), mode="bilinear", align_corners=False)
+    return {"seg": seg, "masks": full[0] > 0.5}

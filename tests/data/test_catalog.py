@@ -11,7 +11,15 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from fx_d2.data.annotations import write_spec
-from fx_d2.data.catalog import check_images, dataset_root, get_dicts, register_datasets, register_rows, register_spec
+from fx_d2.data.catalog import (
+    check_images,
+    dataset_root,
+    evaluation_splits,
+    get_dicts,
+    register_datasets,
+    register_rows,
+    register_spec,
+)
 from fx_d2.data.table import BY_NAME
 from fx_d2.structures import DatasetSpec, FXError, spec_of, specs_of
 
@@ -104,3 +112,24 @@ def test_check_images(cfg: CfgNode, make_dataset: Callable[..., Path], tmp_path:
     for records, count in ((dicts, "1 of 2"), (dicts * 3, "3 of 6")):
         with pytest.raises(FXError, match=f"train_b.png: image file not found \\({count}"):
             check_images(records)
+
+
+def test_a_training_evaluates_validation_splits_and_a_request_what_it_names(
+    cfg: CfgNode, make_dataset: Callable[..., Path]
+) -> None:
+    make_dataset(splits=("train", "test"))
+    register_datasets(cfg)
+    assert evaluation_splits(cfg, training=False) == ("toy_test",)
+    assert evaluation_splits(cfg, training=True) == ()  # no file
+    make_dataset(splits=("val",))
+    cfg.DATASETS.TEST = ("toy_test", "toy_train")
+    assert evaluation_splits(cfg, training=True) == ("toy_val",)
+    assert evaluation_splits(cfg, training=False) == ("toy_test", "toy_train")
+    cfg.TEST.SPLIT = "test"
+    assert evaluation_splits(cfg, training=True) == evaluation_splits(cfg, training=False) == ("toy_test",)
+    (make_dataset() / "toy" / "test.json").unlink()
+    with pytest.raises(FXError, match="TEST.SPLIT 'test': no dataset .* toy_test"):
+        evaluation_splits(cfg, training=False)
+    cfg.TEST.SPLIT = "tset"
+    with pytest.raises(FXError, match="must be one of .* not 'tset'"):
+        evaluation_splits(cfg, training=True)

@@ -36,3 +36,11 @@ def test_fine_tuning_targets_are_apart_and_their_pairs_flip() -> None:
     assert ribs.flip_permutation("seg") == [*range(10, 20), *range(10)]
     assert organs.flip_permutation("seg") == organs.flip_permutation("loc") == [0, 2, 1]
     assert len(BY_NAME["vindr_local"].loc_classes) == 14
+
+
+def test_the_published_five_of_mimic() -> None:
+    """The places of CheXpert's competition classes in CheXpert's order, read in MIMIC's alphabetical one."""
+    mimic, chexpert = BY_NAME["mimic_cxr"], BY_NAME["chexpert"]
+    places = [chexpert.cls_classes.index(name) for name in COMPETITION_CLASSES]
+    assert {mimic.cls_classes[place] for place in places} == set(mimic.published)
+    assert [spec.name for spec in PRETRAINING if spec.published] == ["mimic_cxr"]

@@ -183,7 +183,11 @@ def test_command_line(datasets_folder: Path, tmp_path: Path, capsys: pytest.Capt
     assert main(["--output", str(tmp_path), *options, "--datasets", "vindr_organs,nih_montgomery"]) == 0
     out = capsys.readouterr().out
     assert "nih_montgomery  train" in out and "use it as DATASETS.ROOT" in out
-    assert sorted(path.name for path in (tmp_path / "vindr_organs").glob("*.json")) == ["test.json", "train.json"]
+    assert sorted(path.name for path in (tmp_path / "vindr_organs").glob("*.json")) == [
+        "test.json",
+        "train.json",
+        "val.json",
+    ]
     counts = [len(document(tmp_path, BY_NAME["nih_montgomery"], split)["images"]) for split in ("train", "val", "test")]
     assert sum(counts) == 6 and counts[0] in (2, 3)
     (tmp_path / "taken").write_text("a file")

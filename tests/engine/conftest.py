@@ -47,14 +47,14 @@ def _beta_image(rng: np.random.Generator) -> tuple[np.ndarray, dict]:
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prepared root with datasets alpha (three tasks) and beta (three-class softmax), splits train and test."""
+    """Prepared root with datasets alpha (three tasks) and beta (three-class softmax), splits train, test and val."""
     root = tmp_path_factory.mktemp("world")
     rng = np.random.default_rng(0)
     for spec, draw in ((ALPHA, _alpha_image), (BETA, _beta_image)):
         folder = root / spec.name
         (folder / "images").mkdir(parents=True)
         write_spec(folder, spec)
-        for split, count in (("train", 10), ("test", 6)):
+        for split, count in (("train", 10), ("test", 6), ("val", 4)):
             rows = []
             for i in range(count):
                 pixels, truth = draw(rng)

@@ -57,21 +57,21 @@ def test_heads_passes_and_rows_agree(make_cfg: MakeCfg, caplog: pytest.LogCaptur
 
 def test_a_split_without_a_head_and_settings_that_save_nothing(make_cfg: MakeCfg) -> None:
     only = ("DATASETS.TRAIN", "('alpha_train',)")
-    with pytest.raises(FXError, match="beta_test.*no head"):
-        FXTrainer(make_cfg(*only), lambda models: {})
+    with pytest.raises(FXError, match="beta_val.*no head"):
+        FXTrainer(make_cfg(*only), lambda models, final: {})
     FXTrainer(make_cfg(*only))
     with pytest.raises(FXError, match="CHECKPOINT_CYCLES"):
         FXTrainer(make_cfg("SOLVER.CHECKPOINT_CYCLES", "0"))
 
 
 def test_images_are_read_before_the_first_step(make_cfg: MakeCfg, world: Path) -> None:
-    for split in ("train", "test"):
+    for split in ("train", "val"):
         path = world / "alpha" / "images" / f"{split}_0.png"
         content = path.read_bytes()
         path.write_bytes(content[:100])
         try:
             with pytest.raises(FXError, match=f"{split}_0.png"):
-                FXTrainer(make_cfg(), lambda models: {})
+                FXTrainer(make_cfg(), lambda models, final: {})
         finally:
             path.write_bytes(content)
 
@@ -101,3 +101,9 @@ def test_too_little_room_is_said_before_the_first_step(
         check_disk(cfg, model, copy.deepcopy(model))
     (tmp_path / "run" / "model_0000005.pth").write_bytes(b"x")
     check_disk(cfg, model, copy.deepcopy(model))
+
+
+def test_no_model_is_chosen_on_test_splits(make_cfg: MakeCfg) -> None:
+    best = ("SOLVER.CHECKPOINT_BEST", "['student/*/cls/auroc']")
+    with pytest.raises(FXError, match="choose a model on test splits"):
+        FXTrainer(make_cfg(*best, "TEST.SPLIT", "test"), lambda models, final: {})

@@ -38,7 +38,7 @@ def test_a_signal_saves_at_the_end_of_its_step_and_resume_goes_on_there(
     make_cfg: MakeCfg, tmp_path: Path, number: int
 ) -> None:
     evaluated: list[int] = []
-    trainer = FXTrainer(make_cfg(*SHORT), lambda models: evaluated.append(1) or {})
+    trainer = FXTrainer(make_cfg(*SHORT), lambda models, final: evaluated.append(1) or {})
     trainer.register_hooks([_At(3, lambda: os.kill(os.getpid(), number))])
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as stop:
@@ -101,7 +101,7 @@ def test_a_full_disk_in_between_does_not_stop_the_run_but_at_the_end_it_must(
 def test_the_best_of_each_pattern_is_kept_with_its_score(make_cfg: MakeCfg, tmp_path: Path) -> None:
     scores = iter([(0.5, 0.9), (0.7, float("nan")), (0.6, 0.3)])
 
-    def evaluate(models: object) -> dict[str, float]:
+    def evaluate(models: object, final: bool) -> dict[str, float]:
         a, b = next(scores)
         return {"student/alpha/cls/auroc": a, "student/beta/cls/auroc": a + 0.2, "student/alpha/loc/AP40": b}
 
@@ -118,7 +118,7 @@ def test_the_best_of_each_pattern_is_kept_with_its_score(make_cfg: MakeCfg, tmp_
 
 
 def test_a_pattern_that_matches_nothing_is_named(make_cfg: MakeCfg) -> None:
-    trainer = FXTrainer(make_cfg(*SHORT, "SOLVER.CHECKPOINT_BEST", "['x/*']"), lambda models: {"student/a": 0.1})
+    trainer = FXTrainer(make_cfg(*SHORT, "SOLVER.CHECKPOINT_BEST", "['x/*']"), lambda models, final: {"student/a": 0.1})
     with pytest.raises(FXError, match=r"CHECKPOINT_BEST 'x/\*' matches no metric"):
         trainer.train()
 
@@ -126,13 +126,13 @@ def test_a_pattern_that_matches_nothing_is_named(make_cfg: MakeCfg) -> None:
 def test_an_evaluation_that_was_interrupted_is_made_up_for(make_cfg: MakeCfg) -> None:
     opts = (*SHORT, "SCHEDULE.CYCLES", "2", "TEST.EVAL_CYCLES", "1")
 
-    def die(models: object) -> dict[str, float]:
+    def die(models: object, final: bool) -> dict[str, float]:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         FXTrainer(make_cfg(*opts), die).train()
     seen: list[int] = []
-    again = FXTrainer(make_cfg(*opts), lambda models: seen.append(again.iter) or {})
+    again = FXTrainer(make_cfg(*opts), lambda models, final: seen.append(again.iter) or {})
     again.resume_or_load(True)
     again.train()
     assert seen == [6, 12]

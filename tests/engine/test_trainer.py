@@ -69,7 +69,7 @@ def test_without_consistency_there_is_no_teacher(make_cfg: MakeCfg) -> None:
 def test_evaluation_is_called_with_both_models_where_asked(make_cfg: MakeCfg) -> None:
     cfg = make_cfg("TEST.EVAL_CYCLES", "1", "SCHEDULE.CYCLES", "2", "SCHEDULE.ITERS_PER_PASS", "1")
     calls: list[tuple[str, ...]] = []
-    trainer = FXTrainer(cfg, lambda models: calls.append(tuple(models)) or {"student/alpha/cls/auroc": 0.5})
+    trainer = FXTrainer(cfg, lambda models, final: calls.append(tuple(models)) or {"student/alpha/cls/auroc": 0.5})
     trainer.train()
     assert calls == [("student", "teacher")] * 2
 

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from unittest import mock
 
@@ -23,6 +24,7 @@ from fx_d2.data import build_test_loader, build_train_data, register_datasets
 from fx_d2.engine import FXTrainer, apply_phase, build_cfg, launch
 from fx_d2.engine.trainer import build_schedule
 from fx_d2.evaluation import evaluate_model
+from fx_d2.evaluation.common import plain
 from fx_d2.modeling import EMATeacher
 from fx_d2.structures import FXError, specs_of
 
@@ -150,16 +152,17 @@ def evaluation(args: argparse.Namespace) -> dict[str, object]:
     results = {}
     for kind in ("together", "alone"):
         # One image on a map of 1 x 1 is one value for each of 32 groups of 32 channels, which GroupNorm refuses.
-        cfg = make_cfg(args, kind, "DATASETS.LIMIT", "5", "TEST.BATCH_SIZE", "2", "MODEL.LOC.HIDDEN_DIM", "64")
+        # Batches of one: what a model gives for an image depends, in the last bits, on the images beside it.
+        cfg = make_cfg(args, kind, "DATASETS.LIMIT", "5", "TEST.BATCH_SIZE", "1", "MODEL.LOC.HIDDEN_DIM", "64")
         loaders = {name: functools.partial(build_test_loader, cfg, name) for name in names}
         if not models:
             torch.manual_seed(0)
             models["student"] = build_model(cfg)
         if kind == "alone":
             with alone():
-                results[kind] = evaluate_model(cfg, models, loaders, specs_of(names))
+                results[kind] = plain(asdict(evaluate_model(cfg, models, loaders, specs_of(names))))
         else:
-            results[kind] = evaluate_model(cfg, models, loaders, specs_of(names))
+            results[kind] = plain(asdict(evaluate_model(cfg, models, loaders, specs_of(names))))
     return results
 
 

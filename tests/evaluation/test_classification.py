@@ -5,9 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from fx_d2.evaluation import ClassificationEvaluator, auroc
+from fx_d2.evaluation import ClassificationEvaluator, MetricOptions, average_precision
 from fx_d2.structures import DatasetSpec, FXError
 
 NAN = float("nan")
@@ -34,26 +36,6 @@ def sample(image_id: int, labels: Any) -> dict[str, Any]:
         "annotated": {"cls": labels is not None, "loc": False, "seg": False},
         "labels": None if labels is None else torch.tensor(np.asarray(labels), dtype=torch.float32),
     }
-
-
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("levels", [2, 7, 10_000])
-def test_auroc_agrees_with_scikit_learn_also_with_ties(seed: int, levels: int) -> None:
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, 2, 200).astype(float)
-    scores = (rng.integers(0, levels, 200) / levels + 0.2 * labels).astype(np.float32)
-    assert auroc(scores, labels) == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
-
-
-def test_auroc_leaves_unknown_labels_out() -> None:
-    labels = np.array([1, 0, NAN, 1, NAN, 0])
-    scores = np.array([0.9, 0.95, 0.0, 0.8, 1.0, 0.1])
-    assert auroc(scores, labels) == pytest.approx(0.5)
-
-
-@pytest.mark.parametrize("labels", [[1, 1, 1], [0, 0, NAN], [NAN, NAN, NAN], []])
-def test_auroc_of_one_label_value_is_undefined(labels: list[float]) -> None:
-    assert np.isnan(auroc(np.linspace(0, 1, len(labels)), np.array(labels, dtype=float)))
 
 
 def test_every_class_has_its_own_unknown_images() -> None:
@@ -97,7 +79,8 @@ def test_an_image_counts_once_and_images_without_labels_do_not_count() -> None:
     samples = [sample(1, [1.0]), sample(2, [0.0]), sample(1, [1.0]), sample(3, None)]
     outputs = [{"cls": torch.tensor([p])} for p in (0.9, 0.1, 0.0, 0.5)]
     evaluator.process(samples, outputs)
-    assert evaluator.evaluate()["cls"] == {"auroc": 1.0, "auroc/a": 1.0, "auroc_defined": 1.0, "images": 2.0}
+    result = evaluator.evaluate()["cls"]
+    assert (result["auroc"], result["auroc/a"], result["auroc_defined"], result["images"]) == (1.0, 1.0, 1.0, 2.0)
     evaluator.reset()
     assert evaluator.evaluate()["cls"]["images"] == 0
 
@@ -110,3 +93,82 @@ def test_wrong_scores_and_labels_are_refused_with_the_file_named() -> None:
         evaluator.process([sample(7, [1.0, 0.0])], [{"cls": torch.tensor([0.1])}])
     with pytest.raises(FXError, match="0, 1 or unknown"):
         evaluator.process([sample(7, [0.7, 0.0])], [{"cls": torch.tensor([0.1, 0.2])}])
+
+
+def draw(images: int = 60) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(3)
+    labels = rng.integers(0, 2, (images, 2)).astype(float)
+    labels[:5, 0] = NAN
+    return (rng.random((images, 2)) + 0.4 * np.nan_to_num(labels)).clip(0, 1).astype(np.float32), labels
+
+
+def test_means_are_over_the_reporting_classes_and_the_published_ones_are_a_second_column() -> None:
+    scores, labels = draw()
+    result = run(spec(reporting=("a",), published=("b",)), scores, labels)
+    assert result["ap"] == result["ap/a"] == average_precision(scores[:, 0], labels[:, 0])
+    assert result["auroc"] == result["auroc/a"] and result["auroc_published"] == result["auroc/b"]
+    assert "auroc_published" not in run(spec(), scores, labels)
+
+
+def test_operating_points_come_from_outside_and_only_for_their_classes() -> None:
+    scores, labels = draw()
+    evaluator = ClassificationEvaluator(spec(), thresholds={"b": 0.5})
+    evaluator.process([sample(i, y) for i, y in enumerate(labels)], [{"cls": torch.tensor(s)} for s in scores])
+    result = evaluator.evaluate()["cls"]
+    positive = labels[:, 1] == 1
+    assert result["op_sensitivity/b"] == result["op_sensitivity"] == (scores[positive, 1] >= 0.5).mean()
+    assert result["op_specificity/b"] == (scores[~positive, 1] < 0.5).mean()
+    assert "op_sensitivity/a" not in result and "op_sensitivity" not in run(spec(), scores, labels)
+
+
+def test_intervals_hold_the_values_and_details_name_each_class() -> None:
+    scores, labels = draw()
+    labels[:, 1] = 1.0
+    evaluator = ClassificationEvaluator(spec(), MetricOptions(bootstrap=200))
+    evaluator.process([sample(i, y) for i, y in enumerate(labels)], [{"cls": torch.tensor(s)} for s in scores])
+    result = evaluator.evaluate()["cls"]
+    found = evaluator.intervals(evaluator.rows, [str(i // 2) for i in evaluator.rows])
+    for key in ("auroc", "ap", "auroc/a", "ap/a"):
+        assert found[key][0] < result[key] < found[key][1], key
+    # The undefined class is in no mean, of the draws neither.
+    assert found["auroc"] == found["auroc/a"] and np.isnan(found["auroc/b"]).all()
+    details = evaluator.details(evaluator.rows)
+    assert set(details["reliability"]) == {"a", "b"} and np.isnan(details["operating_points"]["b"]["threshold"])
+    assert details["operating_points"]["a"]["specificity"] >= 0.9
+
+
+def test_arrays_cover_every_image_of_the_split() -> None:
+    evaluator = ClassificationEvaluator(spec())
+    evaluator.process([sample(4, [1.0, NAN])], [{"cls": torch.tensor([0.25, 0.5])}])
+    evaluator.evaluate()
+    arrays = evaluator.arrays(evaluator.rows, [2, 4])
+    assert arrays["cls_scores"].dtype == np.float32 and np.isnan(arrays["cls_scores"][0]).all()
+    assert arrays["cls_scores"][1].tolist() == [0.25, 0.5] and arrays["cls_labels"][1, 0] == 1
+
+
+QUICK = settings(deadline=2000, max_examples=40, derandomize=True)
+
+
+@QUICK
+@given(st.lists(st.tuples(st.integers(0, 5), st.floats(0, 1, width=32), st.sampled_from([0.0, 1.0, NAN])), max_size=12))
+def test_whatever_the_images_an_id_counts_once_and_the_first_time(rows: list[tuple[int, float, float]]) -> None:
+    def evaluate(kept: list[tuple[int, float, float]]) -> dict[str, float]:
+        evaluator = ClassificationEvaluator(spec(cls_classes=("a",)))
+        for image_id, score, label in kept:
+            evaluator.process([sample(image_id, [label])], [{"cls": torch.tensor([score])}])
+        return evaluator.evaluate()["cls"]
+
+    first = {row[0]: row for row in reversed(rows)}
+    whole, once = evaluate(rows), evaluate(list(first.values()))
+    assert whole == pytest.approx(once, abs=1e-12, nan_ok=True) and whole["images"] == len(first)
+    known = {row[2] for row in first.values()} - {NAN}
+    assert np.isnan(whole["auroc"]) == (not {0.0, 1.0} <= known)
+
+
+@QUICK
+@given(st.integers(0, 5), st.integers(0, 1), st.sampled_from([NAN, float("inf"), -float("inf")]))
+def test_a_score_that_is_not_finite_is_an_error_wherever_it_stands(image: int, column: int, value: float) -> None:
+    scores = np.full((6, 2), 0.5)
+    scores[image, column] = value
+    with pytest.raises(FXError, match=rf"toy: {image}\.png: .*not finite"):
+        run(spec(), scores, np.ones((6, 2)))

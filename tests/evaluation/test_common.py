@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
-from fx_d2.evaluation.common import gather_by_image, nan_mean, write_atomic
+from fx_d2.evaluation.common import gather_by_image, nan_mean, plain, weights_hash, write_atomic
+
+NAN = float("nan")
 
 
 def test_gathered_images_are_sorted() -> None:
@@ -47,3 +52,23 @@ def test_a_file_has_the_usual_permissions(tmp_path: Path) -> None:
     write_atomic(tmp_path / "a", "x")
     (tmp_path / "b").write_text("x")
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
+def test_bytes_are_written_as_they_are(tmp_path: Path) -> None:
+    write_atomic(tmp_path / "a", b"\x00\r\n\xff")
+    assert (tmp_path / "a").read_bytes() == b"\x00\r\n\xff"
+
+
+def test_plain_data_has_no_nan_at_any_depth() -> None:
+    assert plain({"a": (1.0, NAN), "b": {1: [NAN, "x", None]}}) == {"a": [1.0, None], "b": {"1": [None, "x", None]}}
+
+
+def test_a_hash_of_weights_depends_on_values_names_and_types_alone() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    first = weights_hash(model)
+    assert first == weights_hash(copy.deepcopy(model).eval()) and first.startswith("sha256:")
+    model[1].num_batches_tracked += 1
+    assert weights_hash(model) != first
+    model[1].num_batches_tracked -= 1
+    assert weights_hash(model) == first != weights_hash(model.double())

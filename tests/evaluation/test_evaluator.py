@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import functools
 import json
-import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from pycocotools import mask as mask_utils
 from torch import nn
 
 from fx_d2.config import add_fx_config
-from fx_d2.evaluation import build_evaluators, evaluate_model, read_predictions
+from fx_d2.evaluation import build_evaluators, evaluate_model, read_predictions, read_scores
+from fx_d2.evaluation.common import plain
 from fx_d2.structures import DatasetSpec, FXError
 
 FULL = DatasetSpec(name="full", title="Full", cls_classes=("a",), loc_classes=("n",), seg_classes=("m",))
@@ -52,7 +53,7 @@ def make_sample(spec: DatasetSpec, image_id: int) -> dict[str, Any]:
         "masks": [{"size": rle["size"], "counts": rle["counts"].decode()}],
         "ignore_mask": None,
         "patient_id": str(image_id),
-        "meta": {},
+        "meta": {"sex": "FM"[image_id % 3 == 0], "age": str(30 + 7 * image_id), "view": "PA"},
     }
 
 
@@ -79,9 +80,9 @@ class Oracle(nn.Module):
         found.pred_classes = torch.tensor([0, 0])
         mask = torch.zeros(1, H, W, dtype=torch.bool)
         mask[0, : 10 * sick, 5:15] = True
-        everything = {"cls": torch.full_like(sample["labels"], 0.9 if sick else 0.1), "instances": found, "masks": mask}
-        keys = {"cls": "cls", "loc": "instances", "seg": "masks"}
-        return {keys[task]: everything[keys[task]] for task in sample["tasks"]}
+        score = torch.full_like(sample["labels"], 0.9 if sick else 0.1)
+        answers = {"cls": {"cls": score}, "loc": {"instances": found}, "seg": {"masks": mask, "seg": mask * 0.9}}
+        return {key: value for task in sample["tasks"] for key, value in answers[task].items()}
 
 
 def loader(spec: DatasetSpec, count: int = 8, batch: int = 3, part: slice = slice(None)) -> list[list[dict[str, Any]]]:
@@ -93,14 +94,14 @@ LOADERS = {"full_test": functools.partial(loader, FULL), "plain_test": functools
 
 
 def test_evaluators_follow_from_the_row() -> None:
-    assert set(build_evaluators(FULL).evaluate()) == {"cls", "loc", "seg"}
-    assert set(build_evaluators(PLAIN).evaluate()) == {"cls"}
-    assert set(build_evaluators(FULL, ("loc",)).evaluate()) == {"loc"}
+    assert [e.task for e in build_evaluators(FULL)] == ["cls", "loc", "seg"]
+    assert [e.task for e in build_evaluators(PLAIN)] == ["cls"]
+    assert [e.task for e in build_evaluators(FULL, ("loc",))] == ["loc"]
 
 
 def test_metrics_of_two_models_on_two_datasets(tmp_path: Path) -> None:
     models = {"student": Oracle(), "teacher": Oracle(right=False)}
-    metrics = evaluate_model(make_cfg(tmp_path), models, LOADERS, (FULL, PLAIN))
+    metrics = evaluate_model(make_cfg(tmp_path), models, LOADERS, (FULL, PLAIN)).metrics
     assert metrics["student/full/cls/auroc"] == 1.0 and metrics["teacher/full/cls/auroc"] == 0.0
     assert metrics["student/full/loc/AP40"] == pytest.approx(1.0)
     assert metrics["student/full/seg/dice"] == 1.0 and metrics["teacher/full/seg/dice_positives"] == 0.0
@@ -134,22 +135,25 @@ def test_predictions_are_saved_and_read_back(tmp_path: Path) -> None:
     assert mask_utils.decode(record["masks"][0]).sum() == 100
     assert records[2]["boxes"] == []  # 0.04 is below TEST.SAVE_SCORE_THRESH
     assert set(read_predictions(path, "plain_test")[1][0]) == {"file_name", "image_id", "cls"}
-    assert [p.name for p in path.parent.iterdir()] == ["predictions_teacher.json"]
+    scores = {"scores_teacher_full_test.npz", "scores_teacher_plain_test.npz"}
+    assert {p.name for p in path.parent.iterdir()} == {"predictions_teacher.json"} | scores
 
 
 def test_predictions_can_be_switched_off(tmp_path: Path) -> None:
-    evaluate_model(make_cfg(tmp_path, SAVE_PREDICTIONS=False), {"student": Oracle()}, LOADERS, (FULL, PLAIN))
+    evaluate_model(
+        make_cfg(tmp_path, SAVE_PREDICTIONS=False, SAVE_SCORES=False), {"student": Oracle()}, LOADERS, (FULL, PLAIN)
+    )
     assert list(tmp_path.iterdir()) == []
 
 
 def test_only_the_tasks_asked_for(tmp_path: Path) -> None:
-    metrics = evaluate_model(make_cfg(tmp_path), {"student": Oracle()}, LOADERS, (FULL, PLAIN), tasks=("seg",))
+    metrics = evaluate_model(make_cfg(tmp_path), {"student": Oracle()}, LOADERS, (FULL, PLAIN), tasks=("seg",)).metrics
     assert {tuple(key.split("/")[1:3]) for key in metrics} == {("full", "seg")}
 
 
 def test_two_splits_of_one_dataset_keep_their_names_apart(tmp_path: Path) -> None:
     loaders = LOADERS | {"plain_val": LOADERS["plain_test"]}
-    metrics = evaluate_model(make_cfg(tmp_path), {"student": Oracle()}, loaders, (FULL, PLAIN))
+    metrics = evaluate_model(make_cfg(tmp_path), {"student": Oracle()}, loaders, (FULL, PLAIN)).metrics
     assert {key.split("/")[1] for key in metrics} == {"plain_val", "plain_test", "full"}
 
 
@@ -179,20 +183,65 @@ def _distributed(rank: int, folder: str) -> None:
     samples = loader(FULL, part=parts[rank])
     if rank == 1:
         samples.append([make_sample(FULL, 0)])
-    plain = loader(PLAIN) if rank == 0 else []
-    loaders = {"full_test": lambda: samples, "plain_test": lambda: plain}
-    metrics = evaluate_model(make_cfg(Path(folder)), {"student": Oracle()}, loaders, (FULL, PLAIN))
-    Path(folder, f"rank{rank}.json").write_text(json.dumps(metrics))
+    only_first = loader(PLAIN) if rank == 0 else []
+    loaders = {"full_test": lambda: samples, "plain_val": lambda: only_first}
+    cfg = make_cfg(Path(folder), BOOTSTRAP=50, HAUSDORFF=True, CROSS_HEADS=True)
+    found = evaluate_model(cfg, {"student": Oracle()}, loaders, (FULL, PLAIN))
+    Path(folder, f"rank{rank}.json").write_text(json.dumps(plain(asdict(found))))
     torch.distributed.destroy_process_group()
 
 
 def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
     mp.spawn(_distributed, args=(str(tmp_path),), nprocs=2)
     together = json.loads((tmp_path / "rank0.json").read_text())
-    assert json.loads((tmp_path / "rank1.json").read_text()) == {}
-    alone = evaluate_model(make_cfg(tmp_path / "alone"), {"student": Oracle()}, LOADERS, (FULL, PLAIN))
-    assert together.keys() == alone.keys()
-    for key, value in alone.items():
-        assert together[key] == value or (math.isnan(value) and math.isnan(together[key])), key
-    name = "inference/predictions_student.json"
-    assert (tmp_path / name).read_text() == (tmp_path / "alone" / name).read_text()
+    assert not any(json.loads((tmp_path / "rank1.json").read_text()).values())
+    cfg = make_cfg(tmp_path / "alone", BOOTSTRAP=50, HAUSDORFF=True, CROSS_HEADS=True)
+    loaders = {"full_test": LOADERS["full_test"], "plain_val": LOADERS["plain_test"]}
+    alone = plain(asdict(evaluate_model(cfg, {"student": Oracle()}, loaders, (FULL, PLAIN))))
+    # Metrics, intervals, curves, operating points, subgroups, heads: all of it, to the last bit.
+    assert together == alone and all(alone.values())
+    files = sorted(path.relative_to(tmp_path / "alone") for path in (tmp_path / "alone" / "inference").iterdir())
+    assert len(files) == 3
+    for file in files:
+        assert (tmp_path / file).read_bytes() == (tmp_path / "alone" / file).read_bytes(), file
+
+
+def test_everything_beside_the_metrics(tmp_path: Path) -> None:
+    cfg = make_cfg(tmp_path, BOOTSTRAP=20, CROSS_HEADS=True)
+    found = evaluate_model(cfg, {"student": Oracle()}, LOADERS, (FULL, PLAIN))
+    assert found.intervals["student/full/cls/auroc"] == (1.0, 1.0)
+    assert set(found.details) == {"student/full/cls", "student/full/loc", "student/full/seg", "student/full/heads",
+                                  "student/plain/cls", "student/plain/heads"}  # fmt: skip
+    heads = found.details["student/full/heads"]["a"]
+    assert (
+        heads["heads"]["plain"] | {"both": 4.0, "own_only": 0.0, "other_only": 0.0, "neither": 4.0, "auroc": 1.0}
+        == (heads["heads"]["plain"])
+    )
+    subgroups = found.subgroups["student/full"]
+    assert set(subgroups) == {"sex=F", "sex=M", "age=20-39", "age=40-59", "age=60-79"}
+    assert subgroups["sex=M"]["images"] == 3 and subgroups["sex=M"]["metrics"]["cls/auroc"] == 1.0
+    assert "student/full/seg/dice" in found.intervals and not found.operating_points
+    scores = read_scores(tmp_path / found.scores["student/full"])
+    assert scores["image_id"].tolist() == list(range(8)) and scores["sex"].tolist() == list("MFFMFFMF")
+    assert scores["cls_scores"].shape == (8, 1) and scores["seg_dice"].shape == (8, 1)
+
+
+def test_an_evaluation_in_passing_gives_the_metrics_only(tmp_path: Path) -> None:
+    full = evaluate_model(make_cfg(tmp_path), {"student": Oracle()}, LOADERS, (FULL, PLAIN))
+    passing = evaluate_model(make_cfg(tmp_path / "new"), {"student": Oracle()}, LOADERS, (FULL, PLAIN), full=False)
+    assert plain(passing.metrics) == plain(full.metrics) and not (tmp_path / "new").exists()
+    assert not (passing.intervals or passing.details or passing.subgroups or passing.scores)
+
+
+def test_operating_points_are_chosen_on_validation_and_applied_on_test(tmp_path: Path) -> None:
+    loaders = {"plain_val": LOADERS["plain_test"], "plain_test": LOADERS["plain_test"]}
+    chosen = evaluate_model(make_cfg(tmp_path), {"student": Oracle()}, loaders, (PLAIN,))
+    entry = chosen.operating_points["student"]["plain"]
+    assert entry["split"] == "plain_val" and entry["points"]["a"]["threshold"] == pytest.approx(0.9)
+    assert not any("op_" in key for key in chosen.metrics)
+    thresholds = {"student": {"plain": {"a": 0.9, "b": 0.05}}}
+    applied = evaluate_model(
+        make_cfg(tmp_path), {"student": Oracle()}, loaders, (PLAIN,), thresholds=thresholds
+    ).metrics
+    assert applied["student/plain_test/cls/op_specificity/b"] == 0.0
+    assert not any("plain_val" in key and "op_" in key for key in applied)

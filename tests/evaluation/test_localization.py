@@ -9,7 +9,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from fx_d2.evaluation import LocalizationEvaluator
+from fx_d2.evaluation import LocalizationEvaluator, MetricOptions
 from fx_d2.structures import DatasetSpec, FXError
 
 SPEC = DatasetSpec(name="toy", title="Toy", loc_classes=("nodule", "mass"))
@@ -154,3 +154,54 @@ def test_an_image_counts_once() -> None:
 def test_scores_that_are_not_finite_are_refused() -> None:
     with pytest.raises(FXError, match=r"toy: 1\.png.*not finite"):
         run([sample(1, [])], [output([(0, float("nan"), BOX_A)])])
+
+
+def test_recall_counts_the_best_boxes_of_a_class_only() -> None:
+    samples = [sample(1, [(0, BOX_A), (0, BOX_B)])]
+    result = run(samples, [output([(0, 0.9, [0.0, 0.0, 5.0, 5.0]), (0, 0.8, BOX_A), (1, 0.7, BOX_A), (0, 0.6, BOX_B)])])
+    assert result["AR1"] == 0.0 and result["AR10"] == result["AR100"] == 1.0
+
+
+def test_froc_counts_false_positives_over_all_annotated_images() -> None:
+    alarm = [0.0, 0.0, 5.0, 5.0]
+    samples = [sample(1, [(0, BOX_A)]), sample(2, [(0, BOX_B)]), sample(3, []), sample(4, []), sample(5, None)]
+    outputs = [
+        output([(0, 0.9, BOX_A), (0, 0.5, BOX_A)]),  # the second box on the same truth box is a false positive
+        output([(0, 0.3, BOX_B)]),
+        output([(0, 0.8, alarm), (1, 0.99, alarm)]),
+        output([(0, 0.8, alarm)]),
+        output([(0, 1.0, alarm)]),
+    ]
+    result = run(samples, outputs)
+    # Of class 0: hit 0.9, alarms 0.8 0.8 0.5, hit 0.3, on four images: 0, 1/2, 3/4 false positives an image.
+    expected = {"0.125": 0.5, "0.25": 0.5, "0.5": 0.5, "1": 1.0, "2": 1.0, "4": 1.0, "8": 1.0}
+    assert {rate: result[f"froc@{rate}"] for rate in expected} == expected
+    assert result["froc"] == result["froc/nodule"] == pytest.approx(np.mean(list(expected.values())))
+    assert np.isnan(result["froc/mass"]) and result["loc_defined"] == 1 and result["images"] == 4
+
+
+def test_froc_has_its_own_overlap() -> None:
+    found = [10.0, 10.0, 10.0 + 40 * 0.3, 50.0]  # IoU 0.3
+    for iou, value in ((0.2, 1.0), (0.5, 0.0)):
+        evaluator = LocalizationEvaluator(SPEC, MetricOptions(froc_iou=iou))
+        evaluator.process([sample(1, [(0, BOX_A)])], [output([(0, 0.9, found)])])
+        assert evaluator.evaluate()["loc"]["froc"] == value
+
+
+def test_intervals_curves_and_arrays() -> None:
+    rng = np.random.default_rng(1)
+    evaluator = LocalizationEvaluator(SPEC, MetricOptions(bootstrap=100))
+    samples = [sample(i, [(0, random_box(rng))] * (i % 2)) for i in range(30)]
+    for one in samples:
+        truth = [[r["bbox"][0], r["bbox"][1], r["bbox"][0] + r["bbox"][2], r["bbox"][1] + r["bbox"][3]]
+                 for r in one["annotations"] if rng.random() < 0.6]  # fmt: skip
+        evaluator.process([one], [output([(0, float(rng.random()), box) for box in [*truth, random_box(rng)]])])
+    result = evaluator.evaluate()["loc"]
+    found = evaluator.intervals(evaluator.rows, [str(i // 3) for i in evaluator.rows])
+    assert found["AP40"][0] < result["AP40"] < found["AP40"][1] and np.isnan(found["AP40/mass"]).all()
+    curve = evaluator.details(evaluator.rows)["froc"]
+    assert set(curve) == {"nodule"} and curve["nodule"]["sensitivity"][0] == 0.0
+    arrays = evaluator.arrays(evaluator.rows, list(range(31)))
+    assert arrays["loc_truth"][:, 0].tolist() == [i % 2 for i in range(30)] + [-1]
+    assert len(arrays["loc_image"]) == len(arrays["loc_hits"]) and arrays["loc_image"].max() == 29
+    assert (np.diff(arrays["loc_score"]) <= 0).all()

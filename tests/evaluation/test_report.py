@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from fx_d2.evaluation import per_class_table, results_table, write_results
+from fx_d2.evaluation import Evaluation, per_class_table, results_table, write_results
 from fx_d2.structures import DatasetSpec
 
 NAN = float("nan")
@@ -31,6 +32,7 @@ METRICS = {
     "teacher/nih/cls/auroc/Hernia": NAN,
     "teacher/nih/cls/auroc/Nodule/Mass": 0.9,
 }
+FOUND = Evaluation(METRICS, {"teacher/siim/seg/dice": (0.8, 0.87), "student/nih/cls/auroc": (NAN, NAN)})
 
 
 def cells(table: str) -> list[list[str]]:
@@ -49,6 +51,11 @@ def test_table_of_results() -> None:
         ["SIIM-ACR", "seg", "", "Dice", "81.92", "83.65"],
         ["SIIM-ACR", "seg", "", "Dice, positives", "", ""],
     ]
+
+
+def test_intervals_stand_behind_their_values() -> None:
+    rows = cells(results_table(METRICS, SPECS, FOUND.intervals))
+    assert rows[2][-2:] == ["83.05", "90.00"] and rows[-2][-2:] == ["81.92", "83.65 [80.0, 87.0]"]
 
 
 def test_undefined_classes_are_named_below_the_table() -> None:
@@ -80,7 +87,7 @@ def test_no_metrics_give_an_empty_table() -> None:
 
 def test_results_on_disk(tmp_path: Path) -> None:
     meta = {"config_hash": "abc", "command": "train_net.py --eval-only", "seed": 3, "versions": {"torch": "2"}}
-    report = write_results(tmp_path / "new" / "results.json", METRICS, meta, SPECS)
+    report = write_results(tmp_path / "new" / "results.json", FOUND, meta, SPECS)
     content = json.loads((tmp_path / "new" / "results.json").read_text(), parse_constant=pytest.fail)
     assert content["meta"] == meta
     assert content["metrics"]["student/nih/cls/auroc/Hernia"] is None
@@ -88,6 +95,13 @@ def test_results_on_disk(tmp_path: Path) -> None:
     assert content["metrics"].keys() == METRICS.keys()
     text = report.read_text()
     assert report.name == "results.md"
-    for part in ("Research use only", results_table(METRICS, SPECS), per_class_table(METRICS, SPECS), "--eval-only"):
+    assert content["intervals"] == {"teacher/siim/seg/dice": [0.8, 0.87], "student/nih/cls/auroc": [None, None]}
+    assert set(content) == {"format", "version", "meta", *(entry.name for entry in fields(Evaluation))}
+    for part in (
+        "Research use only",
+        results_table(METRICS, SPECS, FOUND.intervals),
+        per_class_table(METRICS, SPECS),
+        "--eval-only",
+    ):
         assert part in text
     assert sorted(path.name for path in report.parent.iterdir()) == ["results.json", "results.md"]

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fx_d2.config import PAPER_STRATEGY
+from fx_d2.engine.guards import check_components
 from fx_d2.engine.lock import apply_phase
 from fx_d2.modeling import EMATeacher, FoundationX
 from fx_d2.modeling import meta_arch as module
-from fx_d2.modeling.meta_arch import check_components
 from fx_d2.structures import COMPONENTS, TASK_COMPONENTS, FXError, Phase
 
 Make = Any  # the fixture make_batch

@@ -46,7 +46,7 @@ def data(tmp_path: Path) -> Path:
     folder = tmp_path / "data" / "films"
     (folder / "images").mkdir(parents=True)
     write_spec(folder, SPEC)
-    for split in ("train", "test"):
+    for split in ("train", "val", "test"):
         rows = []
         for i in range(4):
             name = f"{split}{i}.png"

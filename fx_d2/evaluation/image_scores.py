@@ -1,0 +1,48 @@
+"""Scores of single images: one compressed file of arrays for each model and split."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from fx_d2.evaluation.common import write_atomic
+from fx_d2.evaluation.subgroups import ImageInfo
+from fx_d2.structures import TASKS, DatasetSpec, FXError
+
+VERSION = 1
+
+
+def write_scores(
+    path: str | Path, spec: DatasetSpec, images: Mapping[int, ImageInfo], arrays: Mapping[str, np.ndarray]
+) -> None:
+    """Write one .npz file atomically, without pickles.
+
+    Args:
+        path: the file.
+        spec: its class lists are stored, as "cls_classes" and so on.
+        images: all images of the split, by sorted id; stored as "image_id" and the fields of ImageInfo, (N,) each.
+        arrays: what the tasks' evaluators give (`TaskEvaluator.arrays`).
+    """
+    content: dict[str, np.ndarray] = {"version": np.array(VERSION), "image_id": np.array(list(images), np.int64)}
+    for position, field in enumerate(ImageInfo._fields):
+        content[field] = np.array([info[position] for info in images.values()], dtype=str)
+    content |= {f"{task}_classes": np.array(spec.classes(task), dtype=str) for task in TASKS}
+    stream = io.BytesIO()
+    # The stub takes every keyword for an option.
+    np.savez_compressed(stream, **(content | dict(arrays)))  # type: ignore[arg-type]
+    write_atomic(path, stream.getvalue())
+
+
+def read_scores(path: str | Path) -> dict[str, np.ndarray]:
+    """The arrays of a file of `write_scores`; FXError when it is missing or something else."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            content = {key: stored[key] for key in stored.files}
+    except (OSError, ValueError, EOFError) as error:
+        raise FXError(f"scores file {path} cannot be read ({error}); TEST.SAVE_SCORES True writes it") from None
+    if int(content.get("version", 0)) != VERSION:
+        raise FXError(f"scores file {path} is not of version {VERSION}: evaluate again to write it")
+    return content

@@ -1,0 +1,48 @@
+"""What a user may choose about the metrics, read from the config once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from detectron2.config import CfgNode
+
+from fx_d2.structures import FXError
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricOptions:
+    """Keys of TEST that change what is computed.
+
+    Attributes:
+        bootstrap: draws of patients behind each interval; 0 = no intervals.
+        seed: of these draws.
+        specificity: at which sensitivity is given, and operating points are chosen.
+        froc_iou: IoU from which a box is a hit in FROC.
+        hausdorff: whether segmentation also gives the 95 % Hausdorff distance.
+    """
+
+    bootstrap: int = 0
+    seed: int = 0
+    specificity: float = 0.9
+    froc_iou: float = 0.2
+    hausdorff: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise FXError naming the key for a value out of range."""
+        if self.bootstrap < 0:
+            raise FXError(f"TEST.BOOTSTRAP must be a number of draws or 0, not {self.bootstrap}")
+        for key, value in (("SPECIFICITY", self.specificity), ("FROC_IOU", self.froc_iou)):
+            if not 0 < value < 1:
+                raise FXError(f"TEST.{key} must lie between 0 and 1, not {value}")
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> MetricOptions:
+        """The options of TEST."""
+        node = cfg.TEST
+        return cls(
+            bootstrap=node.BOOTSTRAP,
+            seed=node.BOOTSTRAP_SEED,
+            specificity=node.SPECIFICITY,
+            froc_iou=node.FROC_IOU,
+            hausdorff=node.HAUSDORFF,
+        )
