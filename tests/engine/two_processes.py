@@ -46,8 +46,11 @@ def alone() -> mock._patch:
     return mock.patch("torch.distributed.is_initialized", return_value=False)
 
 
-def gradient_differences(args: argparse.Namespace, norm: str, dice: str) -> dict[str, float]:
-    """Per phase: averaged gradients of two processes against those of one with the joined batch, in float64."""
+def gradient_differences(args: argparse.Namespace, norm: str, dice: str, boxes: bool = True) -> dict[str, float]:
+    """Per phase: averaged gradients of two processes against those of one with the joined batch, in float64.
+
+    Without `boxes` no image of any process has one.
+    """
     cfg = make_cfg(args, "gradients", *STILL, "MODEL.SEG.NORM", norm, "MODEL.SEG.DICE", dice)
     data = build_train_data(cfg)
     schedule = build_schedule(cfg, data.sizes)
@@ -64,7 +67,7 @@ def gradient_differences(args: argparse.Namespace, norm: str, dice: str) -> dict
         if not state.first:
             continue
         whole = next(iter(data.loader(schedule, iteration, rank=0, world_size=1, num_iters=1, seed=1)))
-        _make_uneven(whole)
+        _make_uneven(whole, boxes)
         size = len(whole) // world
         gradients = []
         for batch in (whole[rank * size : (rank + 1) * size], whole):
@@ -82,7 +85,7 @@ def gradient_differences(args: argparse.Namespace, norm: str, dice: str) -> dict
     return found
 
 
-def _make_uneven(batch: list[dict]) -> None:
+def _make_uneven(batch: list[dict], boxes: bool) -> None:
     """Unknown labels and masks in the first half, no box at all in the second: the halves count differently."""
     half = len(batch) // 2
     if "labels" in batch[0]:
@@ -90,7 +93,7 @@ def _make_uneven(batch: list[dict]) -> None:
     if "masks" in batch[0]:
         batch[0]["mask_known"][1] = False
         batch[1]["mask_known"][:] = False
-    for sample in batch[half:]:
+    for sample in batch[half if boxes else 0 :]:
         if "instances" in sample:
             sample["instances"] = sample["instances"][:0]
 
@@ -172,7 +175,8 @@ def main(args: argparse.Namespace) -> None:
         "gradients": {
             f"{norm} {dice}": gradient_differences(args, norm, dice)
             for norm, dice in (("GN", "class"), ("naiveSyncBN", "batch"), ("BN", "class"))
-        },
+        }
+        | {"GN, no box at all": gradient_differences(args, "GN", "class", boxes=False)},
         "training": training(args),
         "evaluation": evaluation(args),
     }

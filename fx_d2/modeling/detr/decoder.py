@@ -14,7 +14,7 @@ from fx_d2.layers.boxes import inverse_sigmoid
 from fx_d2.layers.deformable_attention import DeformableAttention
 from fx_d2.layers.position_encoding import encode_boxes
 from fx_d2.modeling.detr.denoising import NoisedQueries
-from fx_d2.modeling.detr.encoder import FeedForward, Memory, token_centres
+from fx_d2.modeling.detr.encoder import FeedForward, Memory, init_linear, token_centres
 
 _PRIOR = -math.log((1 - 0.01) / 0.01)
 """Bias at which every class starts with probability 0.01 (focal loss, Lin et al., 2017)."""
@@ -82,7 +82,8 @@ def _add_stack(module: nn.Module, *, dim: int, heads: int, levels: int, points: 
         DecoderLayer(dim=dim, heads=heads, levels=levels, points=points, ffn_dim=ffn_dim) for _ in range(layers)
     )
     module.norm = nn.LayerNorm(dim)
-    module.position_head = MLP(2 * dim, [dim, dim])
+    module.position_head = position_head = MLP(2 * dim, [dim, dim])
+    init_linear(position_head)
 
 
 class LocDecoder(nn.Module):
@@ -132,6 +133,10 @@ class LocDecoder(nn.Module):
         self.proposal_class = _class_head(dim, num_classes)
         self.proposal_box = _box_head(dim)
         self.query_embed = nn.Embedding(num_queries, dim)
+        for part in (self.memory_proj, self.proposal_proj):
+            init_linear(part)
+        # DINO's: small, so that a query begins as where it is rather than as what it is.
+        nn.init.xavier_uniform_(self.query_embed.weight)
         self.label_embed = nn.Embedding(num_classes if label_rows is None else label_rows, dim)
         if not shared_stack:
             _add_stack(self, dim=dim, heads=heads, levels=levels, points=points, ffn_dim=ffn_dim, layers=layers)

@@ -36,6 +36,13 @@ class Memory:
     stack: nn.Module | None = None
 
 
+def init_linear(module: nn.Module) -> None:
+    """Xavier's uniform weights for all linear layers of a module, as in DETR and DINO; biases as torch draws them."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.xavier_uniform_(part.weight)
+
+
 class FeedForward(nn.Module):
     """Linear, ReLU, Linear, with the residual and the norm after it."""
 
@@ -43,6 +50,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.linear1, self.linear2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
         self.norm = nn.LayerNorm(dim)
+        init_linear(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C)."""

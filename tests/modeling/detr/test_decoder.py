@@ -228,6 +228,17 @@ def test_padded_denoising_queries_carry_no_label() -> None:
     assert torch.equal(model(source, extra).logits, model(source, other).logits)
 
 
+def test_boxes_stay_float32_under_autocast() -> None:
+    """Refinement adds to the inverse sigmoid of a box: in bfloat16 a step of half a pixel of 224 would be lost."""
+    model, source = decoder().float(), memory()
+    source = dataclasses.replace(source, tokens=source.tokens.float(), valid_ratios=source.valid_ratios.float())
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        out = model(source)
+    assert out.boxes.dtype == out.proposal_boxes.dtype == torch.float32
+    coarse = out.boxes.bfloat16().float()
+    assert (coarse != out.boxes).float().mean() > 0.9  # more than eight bits are there
+
+
 def test_start_of_training() -> None:
     model = LocDecoder(
         num_classes=2, num_queries=5, dim=DIM, heads=2, levels=2, points=2, ffn_dim=8, layers=2,
@@ -239,3 +250,7 @@ def test_start_of_training() -> None:
     assert torch.allclose(out.boxes[1], out.proposal_boxes, atol=1e-5)
     for head in (model.class_head, model.proposal_class):
         assert torch.allclose(head.bias, torch.full((2,), -math.log(99)))
+    xavier = [model.query_embed, model.memory_proj, model.proposal_proj, model.position_head[0]]
+    for part in [*xavier, model.layers[1].ffn.linear1, model.layers[1].ffn.linear2]:
+        limit = math.sqrt(6 / sum(part.weight.shape))  # of the uniform distribution
+        assert 0.8 * limit < part.weight.abs().max() <= limit
