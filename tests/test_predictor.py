@@ -14,6 +14,9 @@ from detectron2.data import Metadata
 from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 from pycocotools import mask as mask_utils
+from pydicom import Dataset
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 
 from fx_d2.data import EvalMapper
 from fx_d2.engine.bundle import read_bundle, with_heads, write_inference, write_training_checkpoint
@@ -74,6 +77,23 @@ def test_predictions_are_those_of_evaluation(
                 assert np.array_equal(head.masks, truth["masks"].numpy()) and head.masks.shape == (3, HEIGHT, WIDTH)
             else:
                 assert head.boxes is None and head.masks is None and sum(head.labels.values()) == pytest.approx(1)
+
+
+def test_a_dicom_file_is_the_film_it_holds(predictor: FXPredictor, films: list[Path], tmp_path: Path) -> None:
+    """8 bits, MONOCHROME1: stored inverted, without a window, so that the grey values are those of the PNG."""
+    pixels = cv2.imread(str(films[0]), cv2.IMREAD_GRAYSCALE)
+    film = Dataset()
+    film.SOPClassUID, film.SOPInstanceUID = DigitalXRayImageStorageForPresentation, generate_uid()
+    film.Rows, film.Columns = pixels.shape
+    film.SamplesPerPixel, film.PixelRepresentation, film.PhotometricInterpretation = 1, 0, "MONOCHROME1"
+    film.BitsAllocated, film.BitsStored, film.HighBit = 8, 8, 7
+    film.PixelData, film["PixelData"].VR = (255 - pixels).tobytes(), "OB"
+    film.file_meta = FileMetaDataset()
+    film.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    film.save_as(tmp_path / "film.dcm", enforce_file_format=True)
+    ours, theirs = predictor([tmp_path / "film.dcm", films[0]], score_thresh=0.0)
+    assert ours.file_name == str(tmp_path / "film.dcm")
+    assert ours.to_dict()["heads"] == theirs.to_dict()["heads"]
 
 
 def test_one_pass_of_the_trunk_for_all_heads_and_a_batch_at_a_time(predictor: FXPredictor, films: list[Path]) -> None:

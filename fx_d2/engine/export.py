@@ -92,22 +92,25 @@ def write_onnx(program: torch.export.ExportedProgram, model: TensorModel, path: 
     """Write an ONNX file; its metadata entry "fx_d2" is `describe` as json.
 
     Raises:
-        FXError: the packages of the extra `export` are missing.
+        FXError: the packages of the extra `export` are missing, or an operator of the model has no form in ONNX.
     """
     if missing := [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]:
         raise FXError(f"ONNX needs the package {missing[0]}: pip install -e '.[export]'")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        # Not optimized: onnxscript's folding loses a node of the localization decoders, and runtimes optimize anyway.
-        exported = torch.onnx.export(
-            program,
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=["images"],
-            output_names=model.names,
-            optimize=False,
-            verbose=False,
-        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # Not optimized: onnxscript's folding loses a node of the localization decoders; runtimes optimize anyway.
+            exported = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=["images"],
+                output_names=model.names,
+                optimize=False,
+                verbose=False,
+            )
+    except Exception as error:  # it raises many classes, some of them private
+        raise FXError(f"ONNX has no form for this model: {str(error).splitlines()[0]}") from error
     assert exported is not None, "torch.onnx.export with dynamo returns a program"
     exported.model.metadata_props["fx_d2"] = json.dumps(describe(model))
     exported.save(path)

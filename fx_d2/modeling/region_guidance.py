@@ -80,7 +80,7 @@ def region_map(regions: Regions, size: tuple[int, int]) -> Tensor:
     """
     boxes, kept = regions.boxes, regions.kept
     centre, half = boxes[..., :2], boxes[..., 2:] / 2
-    deviation = (1.5 * boxes[..., 2:].amax(-1)).clamp(1e-6, 1)
+    deviation = (1.5 * boxes[..., 2:].amax(-1)).clamp(min=1e-6).clamp(max=1.0)
     squares = []
     for axis, count in ((0, size[1]), (1, size[0])):
         places = (torch.arange(count, device=boxes.device, dtype=boxes.dtype) + 0.5) / count
@@ -90,7 +90,7 @@ def region_map(regions: Regions, size: tuple[int, int]) -> Tensor:
     # (B, N, H, W), of which the nearest box is kept at once.
     near = torch.exp(-0.5 * (squares[1][..., :, None] + squares[0][..., None, :]))
     best = (near * kept[..., None, None]).amax(1)
-    return torch.where(kept.any(1)[:, None, None], best, 1.0)[:, None]
+    return best.masked_fill(~kept.any(1)[:, None, None], 1.0)[:, None]
 
 
 def guide_features(features: Mapping[str, Tensor], regions: Regions, weight: float) -> dict[str, Tensor]:
