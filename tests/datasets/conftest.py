@@ -114,3 +114,18 @@ def refused(
         return error
 
     return run
+
+
+@pytest.fixture
+def refused_edit(refused: Callable[..., str]) -> Callable[..., str]:
+    """Function (row, file, old, new, *options) -> `refused`'s line about a release with a text replaced."""
+
+    def run(row: str, name: str, old: str, new: str, *options: str) -> str:
+        def change(root: Path) -> None:
+            text = (root / name).read_text()
+            assert old in text
+            (root / name).write_text(text.replace(old, new, 1))
+
+        return refused(row, change, *options)
+
+    return run

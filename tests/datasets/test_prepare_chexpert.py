@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,15 +37,6 @@ def test_views_can_be_chosen(prepare: Callable[..., Any]) -> None:
     assert sum(map(len, frontal.values())) == 12
 
 
-def edit(name: str, old: str, new: str) -> Callable[[Path], None]:
-    def change(root: Path) -> None:
-        text = (root / name).read_text()
-        assert old in text
-        (root / name).write_text(text.replace(old, new, 1))
-
-    return change
-
-
 @pytest.mark.parametrize(
     ("name", "old", "new", "message"),
     [
@@ -56,8 +46,10 @@ def edit(name: str, old: str, new: str) -> Callable[[Path], None]:
         ("train.csv", "patient00002", "patient00001", "occurs twice"),
     ],
 )
-def test_faulty_tables_are_refused(refused: Callable[..., str], name: str, old: str, new: str, message: str) -> None:
-    assert message in refused(ROW, edit(name, old, new))
+def test_faulty_tables_are_refused(
+    refused_edit: Callable[..., str], name: str, old: str, new: str, message: str
+) -> None:
+    assert message in refused_edit(ROW, name, old, new)
 
 
 def test_columns_may_stand_in_any_order(release: Callable[[str], Any], prepare: Callable[..., Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,15 +31,6 @@ def test_validation_is_drawn_by_patient(prepare: Callable[..., Any]) -> None:
     }
 
 
-def edit(name: str, old: str, new: str) -> Callable[[Path], None]:
-    def change(root: Path) -> None:
-        text = (root / name).read_text()
-        assert old in text
-        (root / name).write_text(text.replace(old, new, 1))
-
-    return change
-
-
 @pytest.mark.parametrize(
     ("name", "old", "new", "message"),
     [
@@ -52,8 +42,10 @@ def edit(name: str, old: str, new: str) -> Callable[[Path], None]:
         ("test_list.txt", "\n", "\n00000077_000.png\n", "'00000077_000.png' of the lists has no row (1"),
     ],
 )
-def test_faulty_tables_are_refused(refused: Callable[..., str], name: str, old: str, new: str, message: str) -> None:
-    assert message in refused(ROW, edit(name, old, new))
+def test_faulty_tables_are_refused(
+    refused_edit: Callable[..., str], name: str, old: str, new: str, message: str
+) -> None:
+    assert message in refused_edit(ROW, name, old, new)
 
 
 def test_windows_files_with_a_byte_order_mark_are_read(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,16 +41,6 @@ def test_a_majority_can_be_asked_for(prepare: Callable[..., Any]) -> None:
             assert labels(record) == film.labels
 
 
-def edit(name: str, old: str, new: str) -> Callable[[Path], None]:
-    def change(root: Path) -> None:
-        file = root / "annotations" / name
-        text = file.read_text()
-        assert old in text
-        file.write_text(text.replace(old, new, 1))
-
-    return change
-
-
 @pytest.mark.parametrize(
     ("name", "old", "new", "message"),
     [
@@ -60,5 +49,7 @@ def edit(name: str, old: str, new: str) -> Callable[[Path], None]:
         ("image_labels_test.csv", "\n", "\nlost," + "0," * 27 + "1\n", "test/lost.dicom: image file cannot be read"),
     ],
 )
-def test_faulty_tables_are_refused(refused: Callable[..., str], name: str, old: str, new: str, message: str) -> None:
-    assert message in refused(ROW, edit(name, old, new))
+def test_faulty_tables_are_refused(
+    refused_edit: Callable[..., str], name: str, old: str, new: str, message: str
+) -> None:
+    assert message in refused_edit(ROW, f"annotations/{name}", old, new)
