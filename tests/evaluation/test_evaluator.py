@@ -188,6 +188,7 @@ def _distributed(rank: int, folder: str) -> None:
     cfg = make_cfg(Path(folder), BOOTSTRAP=50, HAUSDORFF=True, CROSS_HEADS=True)
     found = evaluate_model(cfg, {"student": Oracle()}, loaders, (FULL, PLAIN))
     Path(folder, f"rank{rank}.json").write_text(json.dumps(plain(asdict(found))))
+    comm.synchronize()  # a process that ends closes connections that the other may still read from
     torch.distributed.destroy_process_group()
 
 
