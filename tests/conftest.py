@@ -96,6 +96,6 @@ def _sample(task: str, count: int, size: tuple[int, int], dataset: str) -> dict[
         corners = torch.cat((corner, corner + sides), dim=1) * torch.tensor([width, height, width, height])
         truth = Instances(size, gt_boxes=Boxes(corners), gt_classes=torch.randint(0, len(TINY.loc_classes), (count,)))
         return sample | {"instances": truth}
-    masks = (torch.rand(len(TINY.seg_classes), *size) > 0.5).float()
+    masks = torch.rand(len(TINY.seg_classes), *size) > 0.5
     known = torch.tensor([True, True, False])
     return sample | {"masks": masks, "mask_known": known, "mask_valid": torch.rand(size) > 0.1}

@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from fx_d2.batch import Batch
 from fx_d2.data import build_train_data, steps_in_pass
 from fx_d2.engine.checkpoint import FXCheckpointer, initialize
 from fx_d2.engine.checkpoint_files import newest_sound, numbered, remove_leftovers
@@ -88,7 +88,7 @@ class FXTrainer(TrainerBase):
         check_start(cfg, self.model, self.schedule, self.data, with_tests=evaluate is not None)
         self._wrapped: nn.Module = self.model
         self._learning: list[nn.Parameter] = []
-        self._batches: Iterator[list[dict[str, Any]]] = iter(())
+        self._batches: Iterator[Batch] = iter(())
         self.register_hooks(build_hooks(self))
 
     def resume_or_load(self, resume: bool) -> None:
@@ -183,7 +183,7 @@ class FXTrainer(TrainerBase):
         """Forward, backward, clip, step."""
         state = self.schedule.at(self.iter)
         started = time.perf_counter()
-        batch = next(self._batches)
+        batch = next(self._batches).to(self.model.device)
         data_time = time.perf_counter() - started
         # Randomness is a function of (seed, rank, iteration), so that a resumed run draws what it would have drawn.
         words = np.random.SeedSequence((self.seed, comm.get_rank(), self.iter)).generate_state(2)
@@ -201,9 +201,9 @@ class FXTrainer(TrainerBase):
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
-    def _whereabouts(self, state: PhaseState, batch: list[dict[str, Any]]) -> str:
+    def _whereabouts(self, state: PhaseState, batch: Batch) -> str:
         """Iteration, phase and images of a step, for the message that stops a run."""
-        files = ", ".join(x["file_name"] for x in batch)
+        files = ", ".join(x["file_name"] for x in batch.samples)
         return f"at iteration {self.iter} in {state.phase}; images: {files}"
 
     def _clip(self, task: str) -> Tensor:
@@ -213,7 +213,7 @@ class FXTrainer(TrainerBase):
         return nn.utils.clip_grad_norm_(self._learning, limit if limit > 0 else math.inf)
 
     def _record(
-        self, losses: dict[str, Tensor], norm: Tensor, data_time: float, state: PhaseState, batch: list[dict[str, Any]]
+        self, losses: dict[str, Tensor], norm: Tensor, data_time: float, state: PhaseState, batch: Batch
     ) -> None:
         """Write the step's numbers; stop on a loss that is not finite, before it reaches the weights.
 

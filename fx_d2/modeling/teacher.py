@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fx_d2.modeling.meta_arch import FoundationX
+from fx_d2.modeling.meta_arch import FoundationX, Samples
 from fx_d2.structures import Phase
 
 
@@ -44,7 +43,7 @@ class EMATeacher(nn.Module):
                 target.copy_(value)
 
     @torch.no_grad()
-    def guide(self, batch: list[dict[str, Any]], phase: Phase) -> dict[str, Tensor]:
+    def guide(self, batch: Samples, phase: Phase) -> dict[str, Tensor]:
         """The teacher's side of the consistency losses: one tensor per shared component that learns in this phase.
 
         Empty, and free of cost, when none does.
