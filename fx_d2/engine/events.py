@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections import defaultdict
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from detectron2.engine import HookBase
 from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
+from fvcore.common.history_buffer import HistoryBuffer
 
 from fx_d2.engine.clock import RunClock
 from fx_d2.engine.evaluations import keep_lines
@@ -67,6 +69,8 @@ class EventsHook(HookBase):
     def before_train(self) -> None:
         """The optimizer is complete by now."""
         self._rates = LearningRates(self.trainer.model, self.trainer.optimizer)
+        # Detectron2 would remember 10^6 values of each name, gigabytes in all; the writers look back over PERIOD steps.
+        self.trainer.storage.histories().default_factory = functools.partial(HistoryBuffer, max_length=PERIOD)
         self._started = time.perf_counter()
 
     def before_step(self) -> None:

@@ -15,7 +15,6 @@ from torch import nn
 from fx_d2.data import TrainData, check_test_split, evaluation_splits
 from fx_d2.engine.checkpoint_files import BEST, numbered
 from fx_d2.engine.distributed import on_first
-from fx_d2.engine.lock import parameters_of
 from fx_d2.engine.schedule import PhaseSchedule
 from fx_d2.modeling import FoundationX
 from fx_d2.structures import COMPONENTS, TASK_COMPONENTS, FXError, spec_of
@@ -45,7 +44,7 @@ def check_start(
     """
     check_norm(cfg, model)
     check_heads(model, schedule)
-    check_learning(cfg, model, schedule)
+    warn_of_random_parts(cfg, schedule)
     node = cfg.SOLVER
     if node.CHECKPOINT_CYCLES < 1 or node.CHECKPOINTS_TO_KEEP < 1:
         raise FXError("SOLVER.CHECKPOINT_CYCLES and SOLVER.CHECKPOINTS_TO_KEEP must be at least 1")
@@ -100,25 +99,15 @@ def check_heads(model: FoundationX, schedule: PhaseSchedule) -> None:
         logger.warning("SCHEDULE.STRATEGY never trains the heads %s: their results mean nothing", names)
 
 
-def check_learning(cfg: CfgNode, model: FoundationX, schedule: PhaseSchedule) -> None:
-    """Every pass trains something; a component that none trains and no weights are given for is worth a warning.
-
-    Raises:
-        FXError: a pass without a parameter that learns.
-    """
-    taught: set[str] = set()
-    for phase in dict.fromkeys(schedule.phases):
-        learning, _ = parameters_of(model, phase)
-        if not learning:
-            raise FXError(
-                f"the pass {phase} trains {list(phase.trainable)}, in which nothing can learn: see "
-                "MODEL.TIMM.FROZEN_STAGES and SCHEDULE.STRATEGY"
-            )
-        taught |= set(learning)
+def warn_of_random_parts(cfg: CfgNode, schedule: PhaseSchedule) -> None:
+    """A warning of components that take part and never learn, where no weights are given for them."""
+    if cfg.MODEL.WEIGHTS:
+        return
     used = {component for phase in schedule.phases for component in TASK_COMPONENTS[phase.task]}
     given = {"backbone"} if cfg.MODEL.TIMM.KWARGS.get("pretrained") else set()
-    if used - taught - given and not cfg.MODEL.WEIGHTS:
-        names = ", ".join(component for component in COMPONENTS if component in used - taught - given)
+    random = used - given - {component for phase in schedule.phases for component in phase.trainable}
+    if random:
+        names = ", ".join(component for component in COMPONENTS if component in random)
         logger.warning("SCHEDULE.STRATEGY never trains %s, and without MODEL.WEIGHTS it stays random", names)
 
 
