@@ -6,6 +6,7 @@ import functools
 import math
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -139,6 +140,6 @@ class WriterHook(HookBase):
             writer.close()
 
 
-def defined(metrics: dict[str, float]) -> dict[str, float]:
+def defined(metrics: Mapping[str, float]) -> dict[str, float]:
     """Without values that are not a number, which JSON has no word for."""
     return {name: value for name, value in metrics.items() if not math.isnan(value)}

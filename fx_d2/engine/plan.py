@@ -105,7 +105,7 @@ class Plan:
 
 
 def build_plan(cfg: CfgNode) -> Plan:
-    """The plan of a config; a collective of one process that writes nothing.
+    """The plan of a config. Writes nothing.
 
     Args:
         cfg: of a training; registers its datasets.
@@ -200,8 +200,8 @@ def phase_flops(phase: Phase, costs: Mapping[str, int], guides: Sequence[str], *
 def _costs(cfg: CfgNode) -> dict[str, int]:
     """FLOPs by component, of heads with as many classes as the largest of DATASETS.TRAIN has."""
     specs = specs_of(cfg.DATASETS.TRAIN)
-    classes = {f"{t}_classes": max((spec.classes(t) for spec in specs), key=len) or ("none",) for t in TASKS}
-    largest = DatasetSpec(name="largest", title="largest", **classes)
+    cls, loc, seg = (max((spec.classes(task) for spec in specs), key=len) or ("none",) for task in TASKS)
+    largest = DatasetSpec("largest", "largest", cls_classes=cls, loc_classes=loc, seg_classes=seg)
     return {cost.component: cost.flops for cost in component_costs(cfg, largest, cfg.INPUT.SIZE)}
 
 
