@@ -138,7 +138,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     instead.add_argument("--dry-run", action="store_true", help="check all, try a step of each kind of pass, and end")
     # Detectron2's default is one port for all runs of a user.
     parser.set_defaults(dist_url="auto")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.eval_only and (args.print_schedule or args.dry_run):
+        parser.error("--print-schedule and --dry-run are about trainings: leave --eval-only out")
+    return args
 
 
 def start(argv: Sequence[str] | None = None) -> None:

@@ -118,7 +118,8 @@ def newest_sound(folder: Path, *, set_aside: bool = True) -> Path | None:
         aside = path.with_name(path.name + _DAMAGED)
         if set_aside:
             os.replace(path, aside)
-        logger.warning("checkpoint %s is damaged (%s): kept as %s, taking the one before", path, wrong, aside.name)
+        kept = f"kept as {aside.name}" if set_aside else "left as it is"
+        logger.warning("checkpoint %s is damaged (%s): %s, taking the one before", path, wrong, kept)
     if found:
         raise FXError(f"--resume: all {len(found)} checkpoints of {folder} are damaged; use another OUTPUT_DIR")
     return None

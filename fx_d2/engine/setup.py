@@ -57,7 +57,7 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
 def setup_run(args: argparse.Namespace, *, dry: bool = False) -> CfgNode:
     """`setup_cfg`, then Detectron2's `default_setup`: output folder, logger, environment, seed.
 
-    A `dry` run leaves nothing in the output folder but what fx_d2 itself says in log.txt.
+    A `dry` run leaves nothing in the output folder but what fx_d2 itself logs.
     """
     cfg = setup_cfg(args)
     shown = cfg.clone()

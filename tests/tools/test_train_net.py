@@ -203,6 +203,8 @@ def test_print_schedule_tells_of_errors_in_one_line(train_net: ModuleType, data:
         _start(train_net, data, tmp_path, "--print-schedule", opts=("SCHEDULE.ORDER", "random"))
     with pytest.raises(SystemExit, match="2"):
         _start(train_net, data, tmp_path, "--print-schedule", "--dry-run")
+    with pytest.raises(SystemExit, match="2"):
+        _start(train_net, data, tmp_path, "--eval-only", "--dry-run")
 
 
 def _content(folder: Path) -> dict[str, bytes]:
