@@ -14,7 +14,11 @@ PAPER_STRATEGY: list[dict[str, Any]] = [
     {"task": "seg", "share": 0.5, "train": ["seg_heads"]},
     {"task": "seg", "share": 1.0, "train": ["backbone", "seg_decoder", "seg_heads"]},
 ]
-"""The paper's table of passes: one row a pass, in the order they run on a dataset."""
+"""The paper's table of passes: one row a pass, in the order they run on a dataset.
+
+A row may also have "passes" (it runs so often, one after the other, each time with images drawn anew), "steps" (at most
+so many in a pass) and "datasets" (names; it is for these only).
+"""
 
 
 def add_fx_config(cfg: CN) -> None:
@@ -153,10 +157,15 @@ def _add_localization(cfg: CN) -> None:
 
 
 def _add_training(cfg: CN) -> None:
-    # The cycle. STRATEGY: rows {task, share, train} as in PAPER_STRATEGY; the passes of every dataset follow from it.
+    # The cycle. STRATEGY: rows as in PAPER_STRATEGY; the passes of every dataset follow from it.
     cfg.SCHEDULE = CN()
     cfg.SCHEDULE.STRATEGY = copy.deepcopy(PAPER_STRATEGY)
     cfg.SCHEDULE.CYCLES = 150
+    # The order of the datasets in a cycle: "listed" as in DATASETS.TRAIN; "shuffled", drawn anew in every cycle from
+    # SEED; "largest_first" or "smallest_first" by annotated training images.
+    cfg.SCHEDULE.ORDER = "listed"
+    # How often a dataset is visited in a cycle, {name: times}, evenly spread over it; datasets not named: once.
+    cfg.SCHEDULE.REPEAT = CN(new_allowed=True)
     # At most this many steps a pass (0 = no cap).
     cfg.SCHEDULE.ITERS_PER_PASS = 0
     # Images a step over all processes, per task.

@@ -165,17 +165,24 @@ class Phase:
         task: one of TASKS.
         trainable: components that learn; the task's other components run frozen, the rest do not run.
         share: part of the annotated training images, drawn afresh in every cycle, in (0, 1].
+        max_steps: at most this many steps; 0 = no cap.
     """
 
     dataset: str
     task: str
     trainable: tuple[str, ...]
     share: float = 1.0
+    max_steps: int = 0
 
     @property
     def frozen(self) -> tuple[str, ...]:
         """Components that take part in the forward pass but do not learn."""
         return tuple(c for c in TASK_COMPONENTS[self.task] if c not in self.trainable)
+
+    @property
+    def kind(self) -> tuple[str, tuple[str, ...]]:
+        """(task, trainable components): passes of one kind do the same work in a step."""
+        return self.task, tuple(sorted(self.trainable))
 
     @property
     def mode(self) -> str:

@@ -13,11 +13,11 @@ from detectron2.utils import comm
 from torch import nn
 
 from fx_d2.data import TrainData, check_test_split, evaluation_splits
-from fx_d2.engine.checkpoint_files import numbered
+from fx_d2.engine.checkpoint_files import BEST, numbered
 from fx_d2.engine.distributed import on_first
 from fx_d2.engine.schedule import PhaseSchedule
 from fx_d2.modeling import FoundationX
-from fx_d2.structures import COMPONENTS, FXError, spec_of
+from fx_d2.structures import COMPONENTS, TASK_COMPONENTS, FXError, spec_of
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,7 @@ def check_start(
     """
     check_norm(cfg, model)
     check_heads(model, schedule)
+    warn_of_random_parts(cfg, schedule)
     node = cfg.SOLVER
     if node.CHECKPOINT_CYCLES < 1 or node.CHECKPOINTS_TO_KEEP < 1:
         raise FXError("SOLVER.CHECKPOINT_CYCLES and SOLVER.CHECKPOINTS_TO_KEEP must be at least 1")
@@ -98,6 +99,18 @@ def check_heads(model: FoundationX, schedule: PhaseSchedule) -> None:
         logger.warning("SCHEDULE.STRATEGY never trains the heads %s: their results mean nothing", names)
 
 
+def warn_of_random_parts(cfg: CfgNode, schedule: PhaseSchedule) -> None:
+    """A warning of components that take part and never learn, where no weights are given for them."""
+    if cfg.MODEL.WEIGHTS:
+        return
+    used = {component for phase in schedule.phases for component in TASK_COMPONENTS[phase.task]}
+    given = {"backbone"} if cfg.MODEL.TIMM.KWARGS.get("pretrained") else set()
+    random = used - given - {component for phase in schedule.phases for component in phase.trainable}
+    if random:
+        names = ", ".join(component for component in COMPONENTS if component in random)
+        logger.warning("SCHEDULE.STRATEGY never trains %s, and without MODEL.WEIGHTS it stays random", names)
+
+
 def checkpoint_bytes(model: nn.Module, teacher: nn.Module | None) -> int:
     """Size of a checkpoint of AdamW in full: student, teacher, and two moments for each parameter."""
     parameters = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -108,18 +121,23 @@ def _state_bytes(module: nn.Module) -> int:
     return sum(value.numel() * value.element_size() for value in module.state_dict().values())
 
 
+def checkpoints_kept(cfg: CfgNode) -> int:
+    """The most checkpoints of a run that lie on the disk at once, one being written among them."""
+    node = cfg.SOLVER
+    kept = cfg.SCHEDULE.CYCLES // node.CHECKPOINT_KEEP_CYCLES if node.CHECKPOINT_KEEP_CYCLES else 0
+    return node.CHECKPOINTS_TO_KEEP + kept + len(node.CHECKPOINT_BEST) + 1
+
+
 def check_disk(cfg: CfgNode, model: nn.Module, teacher: nn.Module | None) -> None:
     """Say how large checkpoints are, and check that all that will be kept, and one being written, has room.
 
     Raises:
         FXError: OUTPUT_DIR's disk has not enough free space.
     """
-    node, folder = cfg.SOLVER, Path(cfg.OUTPUT_DIR)
-    size = checkpoint_bytes(model, teacher)
-    kept = cfg.SCHEDULE.CYCLES // node.CHECKPOINT_KEEP_CYCLES if node.CHECKPOINT_KEEP_CYCLES else 0
-    count = node.CHECKPOINTS_TO_KEEP + kept + len(node.CHECKPOINT_BEST) + 1
+    folder = Path(cfg.OUTPUT_DIR)
+    size, count = checkpoint_bytes(model, teacher), checkpoints_kept(cfg)
     free = shutil.disk_usage(folder).free
-    missing = count * size - _present_bytes(numbered(folder).values()) - free
+    missing = count * size - _present_bytes([*numbered(folder).values(), *folder.glob(BEST)]) - free
     logger.info("a checkpoint is %.3f GB; up to %d of them are kept or being written", size / 2**30, count)
     if missing > 0:
         raise FXError(
@@ -130,7 +148,8 @@ def check_disk(cfg: CfgNode, model: nn.Module, teacher: nn.Module | None) -> Non
 
 
 def _present_bytes(paths: Iterable[Path]) -> int:
-    return sum(path.stat().st_size for path in paths)
+    """What files take on the disk: two names of one file take it once."""
+    return sum({(found.st_dev, found.st_ino): found.st_size for found in (path.stat() for path in paths)}.values())
 
 
 def check_components(model: nn.Module) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fx_d2.batch import Batch
-from fx_d2.data import build_train_data, steps_in_pass
+from fx_d2.data import build_train_data
 from fx_d2.engine.checkpoint import FXCheckpointer, initialize
 from fx_d2.engine.checkpoint_files import newest_sound, numbered, remove_leftovers
 from fx_d2.engine.distributed import on_first
@@ -30,10 +30,10 @@ from fx_d2.engine.lock import apply_phase
 from fx_d2.engine.optimizer import build_lr_schedule, build_optimizer
 from fx_d2.engine.resume import require_same_run
 from fx_d2.engine.saving import RunSaver
-from fx_d2.engine.schedule import PhaseSchedule, PhaseState, build_cycle
+from fx_d2.engine.schedule import PhaseState, build_schedule, check_schedule
 from fx_d2.engine.signals import StopRequest
 from fx_d2.modeling import EMATeacher, FoundationX
-from fx_d2.structures import FXError, specs_of
+from fx_d2.structures import FXError
 
 logger = logging.getLogger(__name__)
 
@@ -43,22 +43,15 @@ Evaluate = Callable[[Mapping[str, nn.Module], bool], Mapping[str, float]]
 AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def build_schedule(cfg: CfgNode, sizes: Mapping[tuple[str, str], int]) -> PhaseSchedule:
-    """The run's schedule from SCHEDULE and the number of annotated training images per (dataset, task)."""
-    node = cfg.SCHEDULE
-    phases = build_cycle(specs_of(cfg.DATASETS.TRAIN), node.STRATEGY)
-    steps = [steps_in_pass(sizes[p.dataset, p.task], p.share, node.BATCH_SIZE[p.task.upper()]) for p in phases]
-    if node.ITERS_PER_PASS > 0:
-        steps = [min(count, node.ITERS_PER_PASS) for count in steps]
-    return PhaseSchedule(phases, steps, node.CYCLES)
-
-
 class FXTrainer(TrainerBase):
     """Cyclic Lock-Release training on Detectron2's loop and hooks.
 
     Args:
         cfg: frozen.
         evaluate: called where TEST.EVAL_PASSES and TEST.EVAL_CYCLES say, and at the end.
+
+    Attributes:
+        step_losses: the last step's losses and their sum "total_loss", means over the processes; on the main process.
     """
 
     def __init__(self, cfg: CfgNode, evaluate: Evaluate | None = None) -> None:
@@ -66,8 +59,9 @@ class FXTrainer(TrainerBase):
         PathManager.mkdirs(cfg.OUTPUT_DIR)
         self.cfg, self.evaluate = cfg, evaluate
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+        check_schedule(cfg)
         self.data = build_train_data(cfg)
-        self.schedule = build_schedule(cfg, self.data.sizes)
+        self.schedule = build_schedule(cfg, self.data.sizes, self.seed)
         self.start_iter, self.max_iter = 0, self.schedule.total
         # Every rank draws the same first weights, so that the teachers, which no gradient joins, start equal.
         seed_all_rng(self.seed)
@@ -88,25 +82,31 @@ class FXTrainer(TrainerBase):
         check_start(cfg, self.model, self.schedule, self.data, with_tests=evaluate is not None)
         self._wrapped: nn.Module = self.model
         self._learning: list[nn.Parameter] = []
+        self.step_losses: dict[str, float] = {}
         self._batches: Iterator[Batch] = iter(())
         self.register_hooks(build_hooks(self))
 
-    def resume_or_load(self, resume: bool) -> None:
+    def resume_or_load(self, resume: bool, *, look_only: bool = False) -> None:
         """Continue the run in OUTPUT_DIR exactly, or begin one from MODEL.WEIGHTS, or from random weights.
 
         With `resume` and no checkpoint there yet, the run begins: a job that a cluster starts again and again has one
         command. A collective call.
 
+        Args:
+            resume: whether checkpoints of OUTPUT_DIR are gone on from.
+            look_only: leave OUTPUT_DIR as it is, damaged checkpoints included.
+
         Raises:
             FXError: checkpoints are there and `resume` is not set, all are damaged, or the last one is of another run.
         """
         folder = Path(self.cfg.OUTPUT_DIR)
-        last = on_first(lambda: self._last_checkpoint(folder, resume))
+        last = on_first(lambda: self._last_checkpoint(folder, resume, look_only))
         if last is not None:
             rest = self.checkpointer.load(str(last))
             require_same_run(rest, self.saver.record, str(last))
             self.start_iter, self.seed, self.evaluated = rest["iteration"] + 1, rest["seed"], rest["evaluated"]
             self.saver.best = rest["best"]
+            self.schedule = build_schedule(self.cfg, self.data.sizes, self.seed)
             logger.info("resuming at iteration %d of %d", self.start_iter, self.max_iter)
         elif self.cfg.MODEL.WEIGHTS:
             initialize(self.model, self.cfg.MODEL.WEIGHTS)
@@ -114,7 +114,7 @@ class FXTrainer(TrainerBase):
                 self.teacher.model.load_state_dict(self.model.state_dict())
 
     @staticmethod
-    def _last_checkpoint(folder: Path, resume: bool) -> Path | None:
+    def _last_checkpoint(folder: Path, resume: bool, look_only: bool) -> Path | None:
         """The checkpoint to go on from; None = begin. FXError where a run would be overwritten."""
         if not resume:
             there = numbered(folder)
@@ -125,8 +125,9 @@ class FXTrainer(TrainerBase):
                     "--resume, or choose another OUTPUT_DIR"
                 )
             return None
-        remove_leftovers(folder)
-        last = newest_sound(folder)
+        if not look_only:
+            remove_leftovers(folder)
+        last = newest_sound(folder, set_aside=not look_only)
         if last is None:
             logger.warning("--resume: %s holds no checkpoint yet, the run begins", folder)
         return last
@@ -155,11 +156,15 @@ class FXTrainer(TrainerBase):
             world_size=comm.get_world_size(),
             seed=self.seed,
         )
-        self._batches = iter(loader)
+        self.feed(loader)
         try:
             super().train(self.start_iter, self.max_iter)
         finally:
-            self._batches = iter(())  # lets the workers end
+            self.feed(())  # lets the workers end
+
+    def feed(self, batches: Iterable[Batch]) -> None:
+        """What the next steps will read."""
+        self._batches = iter(batches)
 
     def enter_phase(self, state: PhaseState) -> None:
         """Lock and release for the pass that begins (or, after a resume, goes on) here."""
@@ -234,9 +239,11 @@ class FXTrainer(TrainerBase):
             raise FXError(f"the loss of another process is not finite at iteration {self.iter} in {state.phase}")
         self.stopping = stops > 0
         if comm.is_main_process():
-            total, slot = sum(values), f"{state.phase.dataset}/{state.phase.task}"
-            scalars |= {"total_loss": total, f"{slot}/total_loss": total, f"{slot}/grad_norm": mean_norm}
-            self.storage.put_scalars(**scalars, data_time=data_time, smoothing_hint=False)
+            self.step_losses = scalars | {"total_loss": sum(values)}
+            slot = f"{state.phase.dataset}/{state.phase.task}"
+            named = {f"{slot}/{name}": value for name, value in self.step_losses.items()}
+            named |= {f"{slot}/grad_norm": mean_norm, "data_time": data_time}
+            self.storage.put_scalars(**self.step_losses, **named, smoothing_hint=False)
 
 
 def _amp_dtype(cfg: CfgNode) -> torch.dtype | None:

@@ -61,12 +61,22 @@ def test_a_longer_run_is_warned_about(make_cfg: MakeCfg, caplog: pytest.LogCaptu
         ("DATASETS.TRAIN", "('beta_train', 'alpha_train')", r"DATASETS\.TRAIN was"),
         ("SCHEDULE.BATCH_SIZE.LOC", "2", r"SCHEDULE\.BATCH_SIZE\.LOC was 4 and is now 2"),
         ("SCHEDULE.STRATEGY", "[{'task': 'cls', 'share': 1.0, 'train': ['cls_heads']}]", r"SCHEDULE\.STRATEGY"),
+        ("SCHEDULE.ORDER", "shuffled", r"SCHEDULE\.ORDER was listed and is now shuffled"),
+        ("SCHEDULE.ITERS_PER_PASS", "9", r"SCHEDULE\.ITERS_PER_PASS was 0 and is now 9"),
         ("SEED", "4", "SEED was 3 and is now 4"),
     ],
 )
 def test_other_settings_are_another_run(make_cfg: MakeCfg, key: str, value: str, message: str) -> None:
     with pytest.raises(FXError, match=message):
         _require(make_cfg, key, value)
+
+
+def test_another_repetition_is_another_run(make_cfg: MakeCfg) -> None:
+    cfg = make_cfg()
+    cfg.defrost()
+    cfg.SCHEDULE.REPEAT.beta = 2
+    with pytest.raises(FXError, match=r"SCHEDULE\.REPEAT\.beta was None and is now 2"):
+        require_same_run(run_record(make_cfg()), run_record(cfg), "m.pth")
 
 
 def test_changed_data_and_changed_rows_are_named(make_cfg: MakeCfg) -> None:
