@@ -150,6 +150,8 @@ def _add_localization(cfg: CN) -> None:
     cfg.MODEL.LOC.GIOU_EPS = 0.0
     # Boxes kept per image at inference: the best of queries x classes (reference: 300).
     cfg.MODEL.LOC.NUM_SELECT = 100
+    # Recompute the layers of encoder and decoder in the backward pass: less memory, more time.
+    cfg.MODEL.LOC.GRAD_CHECKPOINTING = False
 
 
 def _add_training(cfg: CN) -> None:
