@@ -39,6 +39,9 @@ INEXACT = (
     "MODEL.DEVICE",
     "MODEL.TIMM.GRAD_CHECKPOINTING",
     "MODEL.LOC.GRAD_CHECKPOINTING",
+    "SOLVER.MICRO_BATCH.CLS",
+    "SOLVER.MICRO_BATCH.LOC",
+    "SOLVER.MICRO_BATCH.SEG",
     "CUDNN_BENCHMARK",
 )
 """Keys that may change, with a warning: the run goes on, but is no longer bit by bit the run it was."""

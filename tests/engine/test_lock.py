@@ -7,7 +7,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from fx_d2.data import build_train_data
-from fx_d2.engine.lock import apply_phase, count_parameters, trainable_modules
+from fx_d2.engine.lock import apply_phase, count_parameters, running_statistics, trainable_modules
 from fx_d2.engine.optimizer import build_optimizer
 from fx_d2.engine.schedule import build_cycle
 from fx_d2.engine.trainer import build_schedule
@@ -84,3 +84,17 @@ def test_frozen_stages_learn_in_no_phase(make_cfg: MakeCfg) -> None:
         assert not any(p.requires_grad for part in frozen for p in part.parameters())
         released = "backbone" in phase.trainable
         assert all(p.requires_grad == released for p in model.backbone.trunk.layers_2.parameters())
+
+
+def test_running_statistics_are_those_of_the_norms_that_learn(make_cfg: MakeCfg) -> None:
+    cfg = make_cfg()
+    model = build_model(cfg)
+    found = {}
+    for phase in _phases(cfg):
+        apply_phase(model, phase)
+        names = {id(buffer): name for name, buffer in model.named_buffers()}
+        found[f"{phase.task}/{phase.mode}"] = [names[id(x)] for x in running_statistics(model)]
+    released = found.pop("seg/release")
+    assert not any(found.values())
+    assert len(released) == 2 * 4  # of two poolings, the bottleneck and the fusion
+    assert all(name.startswith("seg_decoder") and name.endswith(("running_mean", "running_var")) for name in released)

@@ -1,0 +1,125 @@
+"""A step's batch in parts: as many images at a time as the memory holds, with the gradients of the whole."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fx_d2.layers.processes import Part, largest_over_processes, part_of_batch, shared_count
+from fx_d2.structures import TASKS, FXError
+
+logger = logging.getLogger(__name__)
+
+Batch = list[dict[str, Any]]
+
+
+def part_sizes(images: int, most: int) -> list[int]:
+    """Images of each part: as few parts as `most` images a part allow (0 = any number), as equal as can be."""
+    count = -(-images // most) if most else 1
+    return [images * (k + 1) // count - images * k // count for k in range(count)]
+
+
+def split_batch(batch: Batch, most: int, device: torch.device) -> list[tuple[Batch, Part | None]]:
+    """The parts of a process's batch in order, and what their losses must know of the whole.
+
+    A collective call where there is more than one part: processes have batches of one size.
+
+    Args:
+        batch: samples of one task as in `FoundationX.forward`.
+        most: images a part, SOLVER.MICRO_BATCH of the task; 0 = no limit.
+        device: over which the processes talk.
+
+    Returns:
+        (samples, Part); the whole batch and None where it is not divided.
+    """
+    sizes = part_sizes(len(batch), most)
+    if len(sizes) == 1:
+        return [(batch, None)]
+    count, largest = _counted(batch)
+    # Alone, the numbers stay on the host: nothing waits for the device.
+    there = device if comm.get_world_size() > 1 else torch.device("cpu")
+    whole = shared_count(torch.tensor(count, device=there)).double()
+    largest = largest_over_processes(largest, there)
+    parts: list[tuple[Batch, Part | None]] = []
+    start = 0
+    for size in sizes:
+        parts.append((batch[start : start + size], Part(size / len(batch), whole, largest)))
+        start += size
+    return parts
+
+
+def add_gradients(
+    model: nn.Module,
+    parts: Sequence[tuple[Batch, Part | None]],
+    losses_of: Callable[[Batch], Mapping[str, Tensor]],
+    scaler: torch.amp.GradScaler,
+) -> dict[str, Tensor]:
+    """Forward and backward of each part; processes exchange gradients once, with the last.
+
+    Args:
+        model: as the processes share it.
+        parts: from `split_batch`.
+        losses_of: runs `model`; the terms of a part's loss.
+        scaler: of the loss.
+
+    Returns:
+        The terms of the whole batch's loss, without a graph.
+    """
+    names: list[str] = []
+    sums: list[Tensor] = []
+    for place, (samples, part) in enumerate(parts, 1):
+        last = place == len(parts)
+        alone = nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync()
+        with part_of_batch(part), alone:
+            losses = losses_of(samples)
+            names, terms = list(losses), torch.stack(list(losses.values()))
+            if part is not None:
+                terms = terms * part.share
+            scaler.scale(terms.sum()).backward()
+        sums.append(terms.detach())
+    total = sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)
+    return dict(zip(names, total.unbind(), strict=True))
+
+
+def _counted(batch: Batch) -> tuple[int, int]:
+    """(what the task's losses are divided by, boxes of the fullest image, at least 1) of a process's batch."""
+    if batch[0]["task"] == "cls":
+        return int(torch.stack([x["labels"] for x in batch]).isnan().logical_not().sum()), 1
+    boxes = [len(x["instances"]) for x in batch] if batch[0]["task"] == "loc" else [0]
+    return sum(boxes), max(1, *boxes)
+
+
+def check_parts(cfg: CfgNode, model: nn.Module) -> None:
+    """Refuse parts that cannot be computed; warn where parts answer differently from the whole.
+
+    Raises:
+        FXError: SOLVER.MICRO_BATCH is negative, or a part of one image meets batch statistics.
+    """
+    sizes = {task: _sizes_of(cfg, task) for task in TASKS}
+    masks = sizes["seg"]
+    trained = any(row["task"] == "seg" for row in cfg.SCHEDULE.STRATEGY)
+    if len(masks) == 1 or not trained or getattr(model, "seg_decoder", None) is None:
+        return
+    takes_statistics = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    if takes_statistics and min(masks) == 1:
+        raise FXError(
+            f"SOLVER.MICRO_BATCH.SEG {cfg.SOLVER.MICRO_BATCH.SEG} makes parts of one image, of which batch statistics "
+            "(MODEL.SEG.NORM BN) cannot be taken: use larger parts, or MODEL.SEG.NORM GN"
+        )
+    what = "Dice and batch statistics (MODEL.SEG.NORM) are those" if takes_statistics else "Dice is that"
+    logger.warning("SOLVER.MICRO_BATCH.SEG: %s of %d images, not of the %d of a step", what, max(masks), sum(masks))
+
+
+def _sizes_of(cfg: CfgNode, task: str) -> list[int]:
+    most: Mapping[str, int] = cfg.SOLVER.MICRO_BATCH
+    if most[task.upper()] < 0:
+        raise FXError(f"SOLVER.MICRO_BATCH.{task.upper()} is {most[task.upper()]}: images a part, or 0 for all")
+    return part_sizes(cfg.SCHEDULE.BATCH_SIZE[task.upper()] // comm.get_world_size(), most[task.upper()])
