@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fx_d2.layers.processes import Part, largest_over_processes, part_of_batch, shared_count
+from fx_d2.modeling import FoundationX
 from fx_d2.structures import TASKS, FXError
 
 logger = logging.getLogger(__name__)
@@ -97,25 +98,28 @@ def _counted(batch: Batch) -> tuple[int, int]:
     return sum(boxes), max(1, *boxes)
 
 
-def check_parts(cfg: CfgNode, model: nn.Module) -> None:
+def check_parts(cfg: CfgNode, model: FoundationX) -> None:
     """Refuse parts that cannot be computed; warn where parts answer differently from the whole.
 
     Raises:
-        FXError: SOLVER.MICRO_BATCH is negative, or a part of one image meets batch statistics.
+        FXError: SOLVER.MICRO_BATCH is negative, or a part of one image meets the segmentation decoder's batch norms.
     """
-    sizes = {task: _sizes_of(cfg, task) for task in TASKS}
-    masks = sizes["seg"]
-    trained = any(row["task"] == "seg" for row in cfg.SCHEDULE.STRATEGY)
-    if len(masks) == 1 or not trained or getattr(model, "seg_decoder", None) is None:
-        return
-    takes_statistics = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
-    if takes_statistics and min(masks) == 1:
-        raise FXError(
-            f"SOLVER.MICRO_BATCH.SEG {cfg.SOLVER.MICRO_BATCH.SEG} makes parts of one image, of which batch statistics "
-            "(MODEL.SEG.NORM BN) cannot be taken: use larger parts, or MODEL.SEG.NORM GN"
-        )
-    what = "Dice and batch statistics (MODEL.SEG.NORM) are those" if takes_statistics else "Dice is that"
-    logger.warning("SOLVER.MICRO_BATCH.SEG: %s of %d images, not of the %d of a step", what, max(masks), sum(masks))
+    trained = {row["task"] for row in cfg.SCHEDULE.STRATEGY} & {task for s in model.specs.values() for task in s.tasks}
+    for task in TASKS:
+        sizes, key = _sizes_of(cfg, task), f"SOLVER.MICRO_BATCH.{task.upper()}"
+        if len(sizes) == 1 or task not in trained:
+            continue
+        decoder = list(model.seg_decoder.modules()) if task == "seg" and model.seg_decoder is not None else []
+        if min(sizes) == 1 and any(type(module) is nn.BatchNorm2d for module in decoder):
+            raise FXError(
+                f"{key} {cfg.SOLVER.MICRO_BATCH.SEG} makes parts of one image, of which batch statistics "
+                "(MODEL.SEG.NORM BN) cannot be taken: use larger parts, or MODEL.SEG.NORM GN"
+            )
+        norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in (*model.backbone.modules(), *decoder))
+        changed = ["Dice"] * (task == "seg") + ["batch norms"] * norms
+        if changed:
+            what = " and ".join(changed)
+            logger.warning("%s: %s: of %d images at a time, not of %d", key, what, max(sizes), sum(sizes))
 
 
 def _sizes_of(cfg: CfgNode, task: str) -> list[int]:

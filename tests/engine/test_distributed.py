@@ -94,7 +94,7 @@ def test_two_processes(world: Path, config_file: Path, tmp_path: Path) -> None:
         env=os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
     # One of the two kills itself at the end; the other must not wait for it.
