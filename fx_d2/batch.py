@@ -18,6 +18,9 @@ VIEWS = ("image", "teacher_image")
 TARGETS: dict[str, tuple[str, ...]] = {"cls": ("labels",), "loc": (), "seg": ("masks", "mask_known", "mask_valid")}
 """Keys of a training sample's tensors, by task; boxes are `instances`."""
 
+BOXES = ("boxes", "classes")
+"""Keys of a batch's tensors that have a row for each box, not for each sample."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -68,6 +71,13 @@ class Batch:
         if len(values) != 1:
             raise ValueError(f"a batch holds one {key}, not {sorted(values)}")
         return values.pop()
+
+    def part(self, start: int, stop: int) -> Batch:
+        """Samples `start` to `stop`, without copying; their canvas stays that of the whole batch."""
+        own = slice(start, stop)
+        boxes = slice(sum(self.counts[:start]), sum(self.counts[:stop]))
+        tensors = {key: x[boxes if key in BOXES else own] for key, x in self.tensors.items()}
+        return Batch(self.samples[own], self.sizes[own], self.counts[own], tensors)
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device; from pinned memory without waiting."""

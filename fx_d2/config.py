@@ -27,6 +27,7 @@ def add_fx_config(cfg: CN) -> None:
     _add_model(cfg)
     _add_localization(cfg)
     _add_training(cfg)
+    _add_solver(cfg)
     _add_evaluation(cfg)
 
 
@@ -105,11 +106,16 @@ def _add_model(cfg: CN) -> None:
     # datasets without boxes are not guided. WEIGHT 0 = off (Foundation X); Foundation X+: 0.5.
     cfg.MODEL.SEG.REGION = CN({"WEIGHT": 0.0, "SCORE": 0.3, "AREA": 1.5})
 
-    # EMA teacher. MOMENTUM is applied once at the end of each pass. CONSISTENCY = c in
-    # (1 - c) * task + c * consistency; 0 or ENABLED False switches the teacher and its cost off.
+    # EMA teacher. CONSISTENCY = c in (1 - c) * task + c * consistency; 0 or ENABLED False switches the teacher and its
+    # cost off. UPDATE: at the end of each "pass" (reference) or after each "step", which wants a momentum near 1.
+    # SCHEDULE: "constant" MOMENTUM (reference), "cosine" from MOMENTUM to MOMENTUM_END over the run, or "warmup",
+    # min(MOMENTUM, (1 + n) / (10 + n)) at the n-th update.
     cfg.MODEL.TEACHER = CN()
     cfg.MODEL.TEACHER.ENABLED = True
+    cfg.MODEL.TEACHER.UPDATE = "pass"
+    cfg.MODEL.TEACHER.SCHEDULE = "constant"
     cfg.MODEL.TEACHER.MOMENTUM = 0.8
+    cfg.MODEL.TEACHER.MOMENTUM_END = 1.0
     cfg.MODEL.TEACHER.CONSISTENCY = 0.5
 
 
@@ -154,6 +160,8 @@ def _add_localization(cfg: CN) -> None:
     cfg.MODEL.LOC.GIOU_EPS = 0.0
     # Boxes kept per image at inference: the best of queries x classes (reference: 300).
     cfg.MODEL.LOC.NUM_SELECT = 100
+    # Recompute the layers of encoder and decoder in the backward pass: less memory, more time.
+    cfg.MODEL.LOC.GRAD_CHECKPOINTING = False
 
 
 def _add_training(cfg: CN) -> None:
@@ -171,21 +179,35 @@ def _add_training(cfg: CN) -> None:
     # Images a step over all processes, per task.
     cfg.SCHEDULE.BATCH_SIZE = CN({"CLS": 24, "LOC": 24, "SEG": 24})
 
+
+def _add_solver(cfg: CN) -> None:
+    # "adamw", or "sgd" with Detectron2's SOLVER.MOMENTUM and NESTEROV (the reference fine-tunes with it).
     cfg.SOLVER.OPTIMIZER = "adamw"
     cfg.SOLVER.BASE_LR = 1e-4
+    # Decay of matrices; of norms and other scales; of biases; of embeddings and position tables (Mask2Former's key).
     cfg.SOLVER.WEIGHT_DECAY = 1e-4
     cfg.SOLVER.WEIGHT_DECAY_NORM = 0.0
     cfg.SOLVER.WEIGHT_DECAY_BIAS = 0.0
+    cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0
     # LR of a component = BASE_LR times this.
     cfg.SOLVER.LR_FACTOR = CN(
         {"BACKBONE": 0.1, "CLS_HEADS": 0.1, "LOC_ENCODER": 1.0, "LOC_DECODERS": 1.0}
         | {"SEG_DECODER": 1.0, "SEG_HEADS": 1.0}
     )
-    # Linear warm-up over this many cycles (reference: 20 slots = one cycle), then half-cosine to FINAL_LR_FACTOR.
+    # In the trunk times this from each block to the one before it, and to the stem; 1 = off. For fine-tuning.
+    cfg.SOLVER.LAYER_DECAY = 1.0
+    # LR of a task's steps times SCHEDULE.BATCH_SIZE of the task / this; 0 = as it is.
+    cfg.SOLVER.REFERENCE_BATCH = 0
+    # Linear warm-up over this many cycles (reference: 20 slots = one cycle), then half-cosine to FINAL_LR_FACTOR;
+    # followed at each "step", or set once a "cycle" (reference).
     cfg.SOLVER.WARMUP_CYCLES = 1.0
     cfg.SOLVER.FINAL_LR_FACTOR = 0.0
+    cfg.SOLVER.LR_UPDATE = "step"
     # Largest gradient norm of a step, per task; 0 = no clipping. Reference: localization only.
     cfg.SOLVER.CLIP_NORM = CN({"CLS": 0.0, "LOC": 0.1, "SEG": 0.0})
+    # At most this many images go through the network of a process at a time, per task; a larger batch is divided, and
+    # its gradients are added up. 0 = all of a process's images.
+    cfg.SOLVER.MICRO_BATCH = CN({"CLS": 0, "LOC": 0, "SEG": 0})
     # Autocast type when SOLVER.AMP.ENABLED: "bfloat16" (CPU or GPU) or "float16" (GPU, with loss scaling).
     cfg.SOLVER.AMP.DTYPE = "bfloat16"
     # Save a checkpoint at the end of every N-th cycle, and at the end; and inside a cycle after every N steps and

@@ -63,7 +63,7 @@ def tiny_cfg(tiny_spec: DatasetSpec) -> CfgNode:
 def tiny_checkpoint(tiny_cfg: CfgNode, tmp_path: Path) -> Path:
     """A checkpoint of the tiny model as a run writes it, with random student and another random teacher."""
     torch.manual_seed(0)
-    student, teacher = build_model(tiny_cfg), EMATeacher(build_model(tiny_cfg), 0.8)
+    student, teacher = build_model(tiny_cfg), EMATeacher(build_model(tiny_cfg))
     extra = {"classes": class_lists(student), "config": tiny_cfg.dump()}
     FXCheckpointer(student, str(tmp_path), teacher=teacher).save("run", **extra)
     return tmp_path / "run.pth"

@@ -78,6 +78,17 @@ def test_a_word_that_differs(make_batch: MakeBatch) -> None:
         Batch.collate([first, second | {"dataset": "other"}]).one("dataset")
 
 
+@pytest.mark.parametrize("task", ["cls", "loc", "seg"])
+def test_a_part_is_the_batch_of_its_samples(make_batch: MakeBatch, task: str) -> None:
+    samples = make_batch(task, (2, 0, 3, 1))
+    batch = Batch.collate(samples)
+    for start, stop in ((0, 4), (0, 1), (1, 3), (2, 4)):
+        part, want = batch.part(start, stop), Batch.collate(samples[start:stop])
+        assert (part.samples, part.sizes, part.counts) == (want.samples, want.sizes, want.counts)
+        for key, value in want.tensors.items():
+            torch.testing.assert_close(part.tensors[key], value, rtol=0, atol=0, equal_nan=True)
+
+
 def test_it_moves_at_once(make_batch: MakeBatch) -> None:
     batch = Batch.collate(make_batch("loc"))
     there = batch.to(torch.device("meta"))

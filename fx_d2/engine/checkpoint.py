@@ -146,7 +146,7 @@ def load_models(cfg: CfgNode) -> dict[str, FoundationX]:
     model.load_state_dict(checkpoint["model"])
     models = {"student": model.eval()}
     if "teacher" in checkpoint and "teacher" in cfg.TEST.MODELS:
-        teacher = EMATeacher(model, cfg.MODEL.TEACHER.MOMENTUM)
+        teacher = EMATeacher(model)
         require_match(teacher, checkpoint["teacher"], cfg.MODEL.WEIGHTS)
         teacher.load_state_dict(checkpoint["teacher"])
         models["teacher"] = teacher.model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from torch import nn
+from torch import Tensor, nn
 
 from fx_d2.modeling import FoundationX
 from fx_d2.structures import Phase
@@ -29,6 +29,14 @@ def trainable_modules(model: FoundationX, phase: Phase) -> Iterator[nn.Module]:
     for component, modules in model.modules_of(phase.dataset, phase.task).items():
         if component in phase.trainable:
             yield from modules
+
+
+def running_statistics(model: nn.Module) -> list[Tensor]:
+    """What a step changes besides weights, and each process differently: the running means and variances of the norms
+    in training mode.
+    """
+    norms = (m for m in model.modules() if m.training and getattr(m, "track_running_stats", False))
+    return [buffer for norm in norms for buffer in norm.buffers(recurse=False) if buffer.is_floating_point()]
 
 
 def parameters_of(model: FoundationX, phase: Phase) -> tuple[dict[str, int], dict[str, int]]:

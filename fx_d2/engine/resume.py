@@ -34,7 +34,16 @@ FREE = (
 )
 """Beginnings of keys that may change: they have no part in the weights, or only in the first ones."""
 
-INEXACT = ("SCHEDULE.CYCLES", "MODEL.DEVICE", "MODEL.TIMM.GRAD_CHECKPOINTING", "CUDNN_BENCHMARK")
+INEXACT = (
+    "SCHEDULE.CYCLES",
+    "MODEL.DEVICE",
+    "MODEL.TIMM.GRAD_CHECKPOINTING",
+    "MODEL.LOC.GRAD_CHECKPOINTING",
+    "SOLVER.MICRO_BATCH.CLS",
+    "SOLVER.MICRO_BATCH.LOC",
+    "SOLVER.MICRO_BATCH.SEG",
+    "CUDNN_BENCHMARK",
+)
 """Keys that may change, with a warning: the run goes on, but is no longer bit by bit the run it was."""
 
 _DATASET_PARTS = {

@@ -21,26 +21,28 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fx_d2.batch import Batch
 from fx_d2.data import build_train_data
+from fx_d2.engine.accumulation import add_gradients, check_parts, split_batch
 from fx_d2.engine.checkpoint import FXCheckpointer, initialize
 from fx_d2.engine.checkpoint_files import newest_sound, numbered, remove_leftovers
 from fx_d2.engine.distributed import on_first
 from fx_d2.engine.guards import check_components, check_disk, check_start
 from fx_d2.engine.hooks import build_hooks
-from fx_d2.engine.lock import apply_phase
+from fx_d2.engine.lock import apply_phase, running_statistics
 from fx_d2.engine.optimizer import build_lr_schedule, build_optimizer
+from fx_d2.engine.precision import amp_dtype, step_unless_overflown
 from fx_d2.engine.resume import require_same_run
 from fx_d2.engine.saving import RunSaver
 from fx_d2.engine.schedule import PhaseState, build_schedule, check_schedule
 from fx_d2.engine.signals import StopRequest
+from fx_d2.layers.processes import copy_from_first
 from fx_d2.modeling import EMATeacher, FoundationX
+from fx_d2.modeling.teacher import build_momentum
 from fx_d2.structures import FXError
 
 logger = logging.getLogger(__name__)
 
 Evaluate = Callable[[Mapping[str, nn.Module], bool], Mapping[str, float]]
 """({"student": ..., "teacher": ...}, whether training is over) -> metrics; a collective call."""
-
-AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class FXTrainer(TrainerBase):
@@ -68,9 +70,10 @@ class FXTrainer(TrainerBase):
         self.model: FoundationX = build_model(cfg)
         check_components(self.model)
         self.optimizer = build_optimizer(cfg, self.model)
-        self.lr_schedule = build_lr_schedule(cfg, self.optimizer, self.max_iter, self.schedule.cycle_length)
-        self.teacher = EMATeacher(self.model, cfg.MODEL.TEACHER.MOMENTUM) if self.model.consistency > 0 else None
-        self.amp_dtype = _amp_dtype(cfg)
+        self.lr_schedule = build_lr_schedule(cfg, self.optimizer, self.schedule)
+        self.teacher = EMATeacher(self.model) if self.model.consistency > 0 else None
+        self.momentum = build_momentum(cfg)
+        self.amp_dtype = amp_dtype(cfg)
         device = self.model.device.type
         self.scaler = torch.amp.GradScaler(device, enabled=self.amp_dtype == torch.float16)
         state = {"optimizer": self.optimizer, "scheduler": self.lr_schedule, "scaler": self.scaler}
@@ -80,8 +83,10 @@ class FXTrainer(TrainerBase):
         self.saver, self.stop_request = RunSaver(self), StopRequest()
         self.stopping, self.evaluated = False, 0
         check_start(cfg, self.model, self.schedule, self.data, with_tests=evaluate is not None)
+        check_parts(cfg, self.model)
         self._wrapped: nn.Module = self.model
         self._learning: list[nn.Parameter] = []
+        self._statistics: list[Tensor] = []
         self.step_losses: dict[str, float] = {}
         self._batches: Iterator[Batch] = iter(())
         self.register_hooks(build_hooks(self))
@@ -170,41 +175,60 @@ class FXTrainer(TrainerBase):
         """Lock and release for the pass that begins (or, after a resume, goes on) here."""
         apply_phase(self.model, state.phase)
         self._learning = [p for p in self.model.parameters() if p.requires_grad]
+        self._statistics = running_statistics(self.model)
         if comm.get_world_size() > 1:
             # A reducer knows only the parameters that learned when it was built: keeping it over a release
             # would let the ranks drift apart silently.
             device = self.model.device
-            self._wrapped = DistributedDataParallel(self.model, device_ids=[device] if device.type == "cuda" else None)
+            self._wrapped = DistributedDataParallel(
+                self.model,
+                device_ids=[device] if device.type == "cuda" else None,
+                broadcast_buffers=False,  # those that change are shared at the end of the step
+            )
 
     def leave_phase(self) -> None:
-        """The teacher follows the student; every rank's student has the first rank's running statistics by then."""
-        if comm.get_world_size() > 1:
-            for buffer in self.model.buffers():
-                torch.distributed.broadcast(buffer, 0)
-        if self.teacher is not None:
-            self.teacher.update(self.model)
+        """The teacher follows the student at the end of a pass, if it has not after each step."""
+        if not self.momentum.per_step:
+            self._move_teacher()
+
+    def _move_teacher(self) -> None:
+        if self.teacher is None:
+            return
+        state, passes = self.schedule.at(self.iter), len(self.schedule.phases)
+        updates = self.iter if self.momentum.per_step else state.cycle * passes + state.pass_index
+        self.teacher.update(self.momentum.at(self.iter / self.max_iter, updates))
 
     def run_step(self) -> None:
         """Forward, backward, clip, step."""
         state = self.schedule.at(self.iter)
         started = time.perf_counter()
-        batch = next(self._batches).to(self.model.device)
+        batch = next(self._batches)
         data_time = time.perf_counter() - started
         # Randomness is a function of (seed, rank, iteration), so that a resumed run draws what it would have drawn.
         words = np.random.SeedSequence((self.seed, comm.get_rank(), self.iter)).generate_state(2)
         torch.manual_seed(int(words[0]) << 32 | int(words[1]))
         self.optimizer.zero_grad(set_to_none=True)
+        parts = split_batch(batch, self.cfg.SOLVER.MICRO_BATCH[state.phase.task.upper()], self.model.device)
+        losses = add_gradients(self._wrapped, parts, lambda part: self._forward(part, state), self.scaler)
+        norm = self._clip(state.phase.task)
+        finite = self._record(losses, norm, data_time, state, batch)
+        scale = step_unless_overflown(self.scaler, self.optimizer, finite)
+        if scale is not None and comm.is_main_process():
+            self.storage.put_scalar("loss_scale", scale, smoothing_hint=False)
+        # Students stay equal, and with them the teachers.
+        copy_from_first(self._statistics)
+        if self.momentum.per_step:
+            self._move_teacher()
+
+    def _forward(self, batch: Batch, state: PhaseState) -> dict[str, Tensor]:
+        """Losses of a batch, or of a part of it, which goes to the device here."""
+        batch = batch.to(self.model.device)
         with torch.autocast(self.model.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
             guide = self.teacher.guide(batch, state.phase) if self.teacher is not None else {}
             try:
-                losses = self._wrapped(batch, guide)
+                return self._wrapped(batch, guide)
             except FloatingPointError as error:
                 raise FXError(f"{error} {self._whereabouts(state, batch)}") from error
-        self.scaler.scale(torch.stack(list(losses.values())).sum()).backward()
-        norm = self._clip(state.phase.task)
-        self._record(losses, norm, data_time, state, batch)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
 
     def _whereabouts(self, state: PhaseState, batch: Batch) -> str:
         """Iteration, phase and images of a step, for the message that stops a run."""
@@ -219,8 +243,10 @@ class FXTrainer(TrainerBase):
 
     def _record(
         self, losses: dict[str, Tensor], norm: Tensor, data_time: float, state: PhaseState, batch: Batch
-    ) -> None:
-        """Write the step's numbers; stop on a loss that is not finite, before it reaches the weights.
+    ) -> bool:
+        """Write the step's numbers; stop on a loss or gradient that is not finite, before it reaches the weights.
+
+        Gives back whether the gradient is finite: with float16 it may overflow, which the loss scale mends.
 
         The numbers of all processes are averaged, and with them travels whether one of them was asked to stop, so that
         all know it at the same step.
@@ -237,6 +263,9 @@ class FXTrainer(TrainerBase):
             raise FXError(f"the loss is not finite {self._whereabouts(state, batch)}; losses: {scalars}")
         if not math.isfinite(sum(values)):
             raise FXError(f"the loss of another process is not finite at iteration {self.iter} in {state.phase}")
+        finite = math.isfinite(mean_norm)
+        if not finite and not self.scaler.is_enabled():
+            raise FXError(f"the gradient is not finite {self._whereabouts(state, batch)}; losses: {scalars}")
         self.stopping = stops > 0
         if comm.is_main_process():
             self.step_losses = scalars | {"total_loss": sum(values)}
@@ -244,14 +273,4 @@ class FXTrainer(TrainerBase):
             named = {f"{slot}/{name}": value for name, value in self.step_losses.items()}
             named |= {f"{slot}/grad_norm": mean_norm, "data_time": data_time}
             self.storage.put_scalars(**self.step_losses, **named, smoothing_hint=False)
-
-
-def _amp_dtype(cfg: CfgNode) -> torch.dtype | None:
-    if not cfg.SOLVER.AMP.ENABLED:
-        return None
-    name = cfg.SOLVER.AMP.DTYPE
-    if name not in AMP_DTYPES:
-        raise FXError(f"SOLVER.AMP.DTYPE is {name!r}: choose one of {sorted(AMP_DTYPES)}")
-    if name == "float16" and not cfg.MODEL.DEVICE.startswith("cuda"):
-        raise FXError("SOLVER.AMP.DTYPE float16 needs a GPU: use bfloat16 on the CPU")
-    return AMP_DTYPES[name]
+        return finite

@@ -61,9 +61,9 @@ class Targets:
 
     def normalizer(self) -> float:
         """Mean number of boxes per process, of at least 1 in all: what DETR losses are divided by."""
-        if comm.get_world_size() == 1:
-            return max(float(self.total), 1.0)
-        return float(shared_count(torch.tensor(self.total, device=self.labels.device)))
+        # Alone, the number stays on the host: nothing waits for the device.
+        device = self.labels.device if comm.get_world_size() > 1 else torch.device("cpu")
+        return float(shared_count(torch.tensor(self.total, device=device)))
 
 
 @dataclass(frozen=True)

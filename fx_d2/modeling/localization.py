@@ -69,6 +69,7 @@ def build_encoder(cfg: CfgNode, in_channels: Sequence[int]) -> LocEncoder:
         layers=node.ENC_LAYERS,
         temperature=node.TOKEN_TEMPERATURE,
         decoder_stack=DecoderStack(**_stack_sizes(cfg, len(in_channels) + 1)) if node.SHARED_DECODER else None,
+        grad_checkpointing=node.GRAD_CHECKPOINTING,
     )
 
 
@@ -108,6 +109,7 @@ def build_decoder(cfg: CfgNode, num_classes: int, levels: int) -> LocDecoder:
         label_rows=rows,
         rank_all_tokens=node.RANK_ALL_TOKENS,
         shared_stack=node.SHARED_DECODER,
+        grad_checkpointing=node.GRAD_CHECKPOINTING,
     )
 
 

@@ -17,7 +17,7 @@ MakeCfg = Callable[..., CfgNode]
 def _save(cfg: CfgNode, folder: Path) -> tuple[torch.nn.Module, str]:
     torch.manual_seed(1)
     model = build_model(cfg)
-    teacher = EMATeacher(build_model(cfg), 0.8)
+    teacher = EMATeacher(build_model(cfg))
     FXCheckpointer(model, str(folder), teacher=teacher).save("m", classes=class_lists(model), iteration=4)
     return model, str(folder / "m.pth")
 

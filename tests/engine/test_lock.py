@@ -7,7 +7,14 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from fx_d2.data import build_train_data
-from fx_d2.engine.lock import apply_phase, describe_parameters, parameters_of, short_count, trainable_modules
+from fx_d2.engine.lock import (
+    apply_phase,
+    describe_parameters,
+    parameters_of,
+    running_statistics,
+    short_count,
+    trainable_modules,
+)
 from fx_d2.engine.optimizer import build_optimizer
 from fx_d2.engine.schedule import build_cycle
 from fx_d2.engine.trainer import build_schedule
@@ -94,3 +101,17 @@ def test_counts_as_people_read_them() -> None:
     assert list(map(short_count, counts)) == ["0", "999", "1.0K", "14.3K", "999.9K", "1.0M", "86.7M", "1.2G"]
     assert describe_parameters({"backbone": 86_741_176, "cls_heads": 258}) == "backbone 86.7M, cls_heads 258"
     assert describe_parameters({}) == "-"
+
+
+def test_running_statistics_are_those_of_the_norms_that_learn(make_cfg: MakeCfg) -> None:
+    cfg = make_cfg()
+    model = build_model(cfg)
+    found = {}
+    for phase in _phases(cfg):
+        apply_phase(model, phase)
+        names = {id(buffer): name for name, buffer in model.named_buffers()}
+        found[f"{phase.task}/{phase.mode}"] = [names[id(x)] for x in running_statistics(model)]
+    released = found.pop("seg/release")
+    assert not any(found.values())
+    assert len(released) == 2 * 4  # of two poolings, the bottleneck and the fusion
+    assert all(name.startswith("seg_decoder") and name.endswith(("running_mean", "running_var")) for name in released)

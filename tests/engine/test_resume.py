@@ -15,11 +15,32 @@ from fx_d2.structures import FXError
 MakeCfg = Callable[..., CfgNode]
 
 
-def test_killed_in_every_kind_of_phase_a_run_ends_bit_equal(world: Path, config_file: Path, tmp_path: Path) -> None:
+OPTIONS = (
+    *("SOLVER.MICRO_BATCH.CLS", "1", "SOLVER.MICRO_BATCH.LOC", "2", "SOLVER.MICRO_BATCH.SEG", "2"),
+    *("SOLVER.OPTIMIZER", "sgd", "SOLVER.LR_UPDATE", "cycle", "SOLVER.REFERENCE_BATCH", "8", "SCHEDULE.CYCLES", "2"),
+    *("SCHEDULE.ITERS_PER_PASS", "2", "MODEL.TEACHER.UPDATE", "step", "MODEL.TEACHER.SCHEDULE", "cosine"),
+)
+"""Whatever has, or could be thought to have, a state of its own."""
+
+
+@pytest.mark.parametrize(("workers", "opts"), [(("0", "2"), ()), (("0",), OPTIONS)], ids=["as it is", "with options"])
+def test_killed_in_every_kind_of_phase_a_run_ends_bit_equal(
+    world: Path, config_file: Path, tmp_path: Path, workers: tuple[str, ...], opts: tuple[str, ...]
+) -> None:
     root = Path(__file__).parents[2]
     program = root / "tests" / "engine" / "kill_and_resume.py"
     done = subprocess.run(
-        [sys.executable, str(program), str(config_file), str(world), str(tmp_path), "--workers", "0", "2"],
+        [
+            sys.executable,
+            str(program),
+            str(config_file),
+            str(world),
+            str(tmp_path),
+            "--workers",
+            *workers,
+            "--opts",
+            *opts,
+        ],
         env=os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
@@ -33,7 +54,7 @@ def test_killed_in_every_kind_of_phase_a_run_ends_bit_equal(world: Path, config_
     assert kinds == {"cls/release", "loc/lock", "loc/release", "seg/lock", "seg/release"}
     assert any(r["writing"] for r in deaths) and all(r["began_at"] <= r["killed_at"] for r in deaths)
     assert len({r["began_at"] for r in deaths}) > 3, "runs did not go on where they were killed"
-    assert [(r["workers"], r["difference"]) for r in ends] == [(0, 0.0), (2, 0.0)]
+    assert [(str(r["workers"]), r["difference"]) for r in ends] == [(number, 0.0) for number in workers]
     assert all(r["tensors"] > 500 for r in ends)
 
 

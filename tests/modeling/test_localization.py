@@ -7,7 +7,9 @@ from unittest import mock
 import pytest
 import torch
 from detectron2.config import CfgNode
+from detectron2.modeling import build_model
 
+from fx_d2.engine import apply_phase
 from fx_d2.losses import SetLossWeights, Targets
 from fx_d2.modeling.detr.decoder import DecoderOutput, LocDecoder
 from fx_d2.modeling.detr.encoder import Memory
@@ -20,7 +22,7 @@ from fx_d2.modeling.localization import (
     localization_losses,
     select_boxes,
 )
-from fx_d2.structures import FXError
+from fx_d2.structures import FXError, Phase
 
 Losses = Callable[..., dict[str, torch.Tensor]]
 
@@ -199,3 +201,31 @@ def test_fewer_candidates_than_wanted() -> None:
     (found,) = select_boxes(output(), [(200, 100)], num_select=300)
     assert len(found) == 6 and found.scores.dtype == torch.float32
     assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(
+    ("trains", "again"), [(("backbone", "loc_encoder", "loc_decoders"), 5), (("loc_decoders",), 3)]
+)
+def test_recomputed_layers_have_the_same_gradients(
+    tiny_cfg: CfgNode, make_batch: Callable, trains: tuple[str, ...], again: int, shared: bool
+) -> None:
+    """Trunk, encoder and decoder, released and locked; drop path draws the same again."""
+    gradients, calls = [], []
+    tiny_cfg.MODEL.LOC.update({"ENC_LAYERS": 2, "SHARED_DECODER": shared})
+    for recompute in (False, True):
+        tiny_cfg.MODEL.LOC.GRAD_CHECKPOINTING = tiny_cfg.MODEL.TIMM.GRAD_CHECKPOINTING = recompute
+        torch.manual_seed(0)
+        model = build_model(tiny_cfg)
+        batch = make_batch("loc", (2, 1))
+        apply_phase(model, Phase("tiny", "loc", trains))
+        stack = model.loc_encoder.decoder_stack if shared else model.loc_decoders["tiny"]
+        before = len(calls)
+        for layer in (*model.loc_encoder.layers, *stack.layers):
+            layer.register_forward_pre_hook(lambda *_: calls.append(1))
+        torch.stack(list(model(batch).values())).sum().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+        assert len(calls) - before == 5 + (again if recompute else 0)
+    kept, recomputed = gradients
+    assert set(kept) == set(recomputed) and len(kept) > 50 * (not shared)
+    assert all(torch.equal(kept[name], recomputed[name]) for name in kept)

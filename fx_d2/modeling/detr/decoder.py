@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.ops import MLP
 
 from fx_d2.layers.boxes import inverse_sigmoid
+from fx_d2.layers.checkpointing import run_layer
 from fx_d2.layers.constants import constant
 from fx_d2.layers.deformable_attention import DeformableAttention
 from fx_d2.layers.position_encoding import encode_boxes
@@ -106,6 +107,7 @@ class LocDecoder(nn.Module):
         rank_all_tokens: padding and border tokens compete for queries, too (the reference);
             False: they are taken only when nothing else is left.
         shared_stack: the layers come with the memory (`Memory.stack`); only queries and heads are the dataset's own.
+        grad_checkpointing: recompute the layers in the backward pass.
     """
 
     def __init__(
@@ -124,10 +126,12 @@ class LocDecoder(nn.Module):
         label_rows: int | None = None,
         rank_all_tokens: bool = False,
         shared_stack: bool = False,
+        grad_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.dim, self.num_classes, self.num_queries = dim, num_classes, num_queries
         self.box_temperature, self.rank_all_tokens = box_temperature, rank_all_tokens
+        self.grad_checkpointing = grad_checkpointing
         self.memory_proj = nn.Linear(dim, dim)
         self.proposal_proj = nn.Linear(dim, dim)
         self.proposal_norm = nn.LayerNorm(dim)
@@ -184,7 +188,7 @@ class LocDecoder(nn.Module):
         for number, layer in enumerate(stack.layers, start=1):
             scaled = _on_levels(references, memory)
             positions = stack.position_head(encode_boxes(scaled[:, :, 0], self.dim, self.box_temperature))
-            x = layer(x, positions, scaled, tokens, memory, blocked)
+            x = run_layer(layer, self.grad_checkpointing, x, positions, scaled, tokens, memory, blocked)
             normed = stack.norm(x)
             delta = self.box_head(normed)
             logits.append(self.class_head(normed))

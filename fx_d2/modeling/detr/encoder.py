@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fx_d2.layers.checkpointing import run_layer
 from fx_d2.layers.constants import constant
 from fx_d2.layers.deformable_attention import DeformableAttention
 from fx_d2.layers.position_encoding import encode_positions
@@ -85,6 +86,7 @@ class LocEncoder(nn.Module):
         layers: number of encoder layers.
         temperature: of the sine positions.
         decoder_stack: decoder layers that datasets share; they are handed on with the memory, not run.
+        grad_checkpointing: recompute the layers in the backward pass.
     """
 
     def __init__(
@@ -98,11 +100,12 @@ class LocEncoder(nn.Module):
         layers: int,
         temperature: float,
         decoder_stack: nn.Module | None = None,
+        grad_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if dim % _GROUPS:
             raise FXError(f"MODEL.LOC.HIDDEN_DIM {dim} must be a multiple of {_GROUPS}, the groups of its norms")
-        self.dim, self.temperature = dim, temperature
+        self.dim, self.temperature, self.grad_checkpointing = dim, temperature, grad_checkpointing
         self.num_levels = len(in_channels) + 1
         projections = [nn.Conv2d(c, dim, 1) for c in in_channels]
         projections.append(nn.Conv2d(in_channels[-1], dim, 3, stride=2, padding=1))
@@ -143,7 +146,7 @@ class LocEncoder(nn.Module):
         positions = sines + torch.cat(marks)
         memory = Memory(tokens, shapes, flat, ratios)
         for layer in self.layers:
-            tokens = layer(tokens, positions, references, memory)
+            tokens = run_layer(layer, self.grad_checkpointing, tokens, positions, references, memory)
         return Memory(tokens, shapes, flat, ratios, self.decoder_stack)
 
 
