@@ -251,13 +251,13 @@ class FXTrainer(TrainerBase):
         The numbers of all processes are averaged, and with them travels whether one of them was asked to stop, so that
         all know it at the same step.
         """
-        stop = norm.new_tensor(float(bool(self.stop_request.received)))
+        stop = norm.new_full((), float(bool(self.stop_request.received)))
         numbers = torch.stack([x.detach().float() for x in (*losses.values(), norm, stop)])
-        total = float(numbers[: len(losses)].sum())
+        own = numbers[: len(losses)].sum(0, keepdim=True)
         world = comm.get_world_size()
         if world > 1:
             torch.distributed.all_reduce(numbers)
-        *values, mean_norm, stops = (numbers / world).tolist()
+        *values, mean_norm, stops, total = torch.cat((numbers / world, own)).tolist()
         scalars = dict(zip(losses, values, strict=True))
         if not math.isfinite(total):
             raise FXError(f"the loss is not finite {self._whereabouts(state, batch)}; losses: {scalars}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -34,6 +35,9 @@ from fx_d2.structures import (
 
 Samples = Batch | Sequence[dict[str, Any]]
 """What a model takes: a loader's Batch, or samples that become one."""
+
+Shared = Mapping[str, Callable[[], Tensor]]
+"""Of each shared component what consistency compares, made when it is asked for."""
 
 
 @META_ARCH_REGISTRY.register()
@@ -144,33 +148,34 @@ class FoundationX(nn.Module):
             return self.inference(batch)
         batch = self._on_device(batch)
         dataset, task = batch.one("dataset"), batch.one("task")
-        losses = self._task_losses(batch, dataset, task)
-        outputs = losses.pop("outputs")
-        losses = {f"loss_{task}_{key}": (1 - self.consistency) * value for key, value in losses.items()}
+        losses, shared = self._task_losses(batch, dataset, task)
+        losses = {f"loss_{task}_{key}": value for key, value in losses.items()}
+        if self.consistency:
+            losses = {key: (1 - self.consistency) * value for key, value in losses.items()}
         if guide:
             weight = self.consistency / len(guide)
             for component, target in guide.items():
                 name = f"loss_{task}_consistency_{component}"
-                losses[name] = weight * consistency_loss(outputs[component], target)
+                losses[name] = weight * consistency_loss(shared[component](), target)
         return losses
 
-    def _task_losses(self, batch: Batch, dataset: str, task: str) -> dict[str, Any]:
-        """Unweighted losses of the task, and "outputs": what the shared parts gave, for consistency."""
+    def _task_losses(self, batch: Batch, dataset: str, task: str) -> tuple[dict[str, Tensor], Shared]:
+        """Unweighted losses of the task, and what the shared parts gave, for consistency."""
         features, padding = self._features(batch, "image")
         if task == "cls":
             pooled = self.backbone.pooled(features)
             loss = classification_loss(self.cls_heads[dataset](pooled), batch.tensors["labels"])
-            return {"bce": loss, "outputs": {"backbone": pooled}}
+            return {"bce": loss}, {"backbone": lambda: pooled}
         if task == "loc":
             levels, memory = self._encode(features, padding)
             targets = Targets.of_batch(batch.tensors["classes"], batch.tensors["boxes"], batch.counts)
             losses = localization_losses(cast(LocDecoder, self.loc_decoders[dataset]), memory, targets, self.loc)
-            return losses | {"outputs": {"backbone": _flat(levels), "loc_encoder": memory.tokens}}
+            return losses, {"backbone": partial(_flat, levels), "loc_encoder": lambda: memory.tokens}
         fused = self._fuse(features, self._regions(dataset, features, padding))
         masks, known, valid = (batch.tensors[key] for key in BATCH_TARGETS["seg"])
         logits = self._upsample(self.seg_heads[dataset](fused), masks.shape[-2:])
         loss = dice_loss(logits, masks, known, valid, self.dice_per_class)
-        return {"dice": loss, "outputs": {"backbone": _unit(self._last(features)), "seg_decoder": _unit(fused)}}
+        return {"dice": loss}, {"backbone": partial(_unit, self._last(features)), "seg_decoder": partial(_unit, fused)}
 
     def shared_outputs(self, batch: Samples, task: str, wanted: Iterable[str], view: str) -> dict[str, Tensor]:
         """What the shared components give for a batch: the teacher's side of the consistency losses.
@@ -183,23 +188,20 @@ class FoundationX(nn.Module):
         """
         batch = self._on_device(batch)
         features, padding = self._features(batch, view)
-        wanted = tuple(wanted)
-        outputs: dict[str, Tensor] = {}
+        shared: dict[str, Callable[[], Tensor]]
         if task == "cls":
-            outputs["backbone"] = self.backbone.pooled(features)
+            shared = {"backbone": partial(self.backbone.pooled, features)}
         elif task == "loc":
-            if "loc_encoder" in wanted:
-                levels, memory = self._encode(features, padding)
-                outputs["loc_encoder"] = memory.tokens
-            else:
-                levels = self.backbone.levels(features)
-            outputs["backbone"] = _flat(levels)
+            levels = self.backbone.levels(features)
+            encode = cast(LocEncoder, self.loc_encoder)
+            shared = {"backbone": partial(_flat, levels), "loc_encoder": lambda: encode(levels, padding).tokens}
         else:
-            outputs["backbone"] = _unit(self._last(features))
-            if "seg_decoder" in wanted:
-                regions = self._regions(batch.one("dataset"), features, padding)
-                outputs["seg_decoder"] = _unit(self._fuse(features, regions))
-        return {key: outputs[key] for key in wanted}
+            dataset = batch.one("dataset")
+            shared = {
+                "backbone": lambda: _unit(self._last(features)),
+                "seg_decoder": lambda: _unit(self._fuse(features, self._regions(dataset, features, padding))),
+            }
+        return {key: shared[key]() for key in wanted}
 
     @torch.no_grad()
     def inference(self, batch: Samples) -> list[dict[str, Any]]:
