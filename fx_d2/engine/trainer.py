@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fx_d2.data import build_train_data, steps_in_pass
-from fx_d2.engine.checkpoint import FXCheckpointer, initialize
+from fx_d2.engine.checkpoint import FXCheckpointer, begin
 from fx_d2.engine.checkpoint_files import newest_sound, numbered, remove_leftovers
 from fx_d2.engine.distributed import on_first
 from fx_d2.engine.guards import check_components, check_disk, check_start
@@ -108,8 +108,8 @@ class FXTrainer(TrainerBase):
             self.start_iter, self.seed, self.evaluated = rest["iteration"] + 1, rest["seed"], rest["evaluated"]
             self.saver.best = rest["best"]
             logger.info("resuming at iteration %d of %d", self.start_iter, self.max_iter)
-        elif self.cfg.MODEL.WEIGHTS:
-            initialize(self.model, self.cfg.MODEL.WEIGHTS)
+        else:
+            begin(self.cfg, self.model, self.schedule.phases)
             if self.teacher is not None:
                 self.teacher.model.load_state_dict(self.model.state_dict())
 
