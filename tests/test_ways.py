@@ -112,14 +112,16 @@ def test_a_way_moves_what_it_trains_and_nothing_else(path: Path, load: Load, pre
 
 
 @pytest.mark.parametrize("path", [path for path in WAYS if path.parent.name in ("finetune", "fewshot")], ids=name_of)
-def test_fine_tuning_begins_from_the_teacher_and_with_new_heads(path: Path, load: Load, pretrained: Path) -> None:
-    trainer = FXTrainer(load(path, "MODEL.WEIGHTS", str(pretrained)))
-    trainer.resume_or_load(resume=False)
-    teacher = torch.load(pretrained, weights_only=True)["teacher"]
+def test_fine_tuning_begins_from_student_or_teacher(path: Path, load: Load, pretrained: Path) -> None:
+    stored = torch.load(pretrained, weights_only=True)
     heads = tuple(f"{part}." for part in HEAD_COMPONENTS.values())
-    for key, value in trainer.model.state_dict().items():
-        if not key.startswith(heads):
-            assert torch.equal(value, teacher[f"model.{key}"]), key
+    states = {"": stored["model"], "teacher": {k.removeprefix("model."): v for k, v in stored["teacher"].items()}}
+    for which, state in states.items():
+        trainer = FXTrainer(load(path, "MODEL.WEIGHTS", str(pretrained), "MODEL.WEIGHTS_FROM", which))
+        trainer.resume_or_load(resume=False)
+        for key, value in trainer.model.state_dict().items():
+            if not key.startswith(heads):
+                assert torch.equal(value, state[key]), key
 
 
 @pytest.mark.parametrize("task", HEAD_COMPONENTS)
