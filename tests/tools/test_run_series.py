@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import shlex
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -14,11 +16,14 @@ from types import ModuleType
 import cv2
 import numpy as np
 import pytest
+from detectron2.engine import default_argument_parser
 
 from fx_d2.data import write_spec, write_split
+from fx_d2.engine import build_cfg
 from fx_d2.engine.signals import EXIT_CODE
 from fx_d2.structures import DatasetSpec, FXError
 
+ROOT = Path(__file__).resolve().parents[2]
 SPEC = DatasetSpec(name="films", title="Films", cls_classes=("bright",))
 CONFIG = """
 VERSION: 2
@@ -175,3 +180,31 @@ def test_a_signal_reaches_the_run(series: ModuleType, tmp_path: Path) -> None:
         series.call((sys.executable, "-c", child), tmp_path)
     sender.join()
     assert stop.value.code == EXIT_CODE and signal.getsignal(signal.SIGTERM) == before
+
+
+def commands_of(page: Path) -> list[list[str]]:
+    """Arguments of every `python` that the page's blocks of shell would start."""
+    blocks = re.findall(r"^```bash\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    # cat shows results of runs that nobody makes here.
+    script = "python() { printf '%s\\0' \"$@\" '\n'; }; cat() { :; }\n" + "\n".join(blocks)
+    printed = subprocess.run(["bash", "-ec", script], capture_output=True, text=True, check=True).stdout
+    return [line.split("\0")[:-1] for line in printed.split("\n\0") if line]
+
+
+@pytest.mark.parametrize(
+    ("page", "cells"),
+    [("projects/FoundationX/README.md", [11, 6, 3, 1, 1, 1, 3, 1, 1, 30, 1, 1, 1]), ("docs/fine_tuning.md", [20])],
+)
+def test_the_commands_of_a_page_are_understood(
+    series: ModuleType, page: str, cells: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    counts = []
+    for tool, *words in commands_of(ROOT / page):
+        assert (ROOT / tool).is_file()
+        if tool == "tools/run_series.py":
+            counts.append(len(series.build_cells(series.parse_args(words))))
+        elif tool == "tools/train_net.py":
+            args = default_argument_parser().parse_args(words)
+            build_cfg(args.config_file, args.opts)
+    assert counts == cells
