@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,7 @@ def require_classes(model: FoundationX, checkpoint: Mapping[str, Any], path: str
                 )
 
 
-def initialize(model: FoundationX, path: str, which: str = "") -> tuple[str, ...]:
+def initialize(model: FoundationX, path: str, which: str = "") -> frozenset[str]:
     """Start from weights of any layout that `modeling.convert` knows: load what matches, log what does not.
 
     A head of the same name that stands for other classes in the file does not match.
@@ -137,7 +137,7 @@ def initialize(model: FoundationX, path: str, which: str = "") -> tuple[str, ...
     model.load_state_dict(loaded, strict=False)
     logger.info("initial weights from %s", conversion.describe())
     logger.info("heads of %s (created: random weights; dropped: not used)\n%s", path, heads)
-    return tuple(loaded)
+    return frozenset(loaded)
 
 
 def begin(cfg: CfgNode, model: FoundationX, phases: Iterable[Phase]) -> None:
@@ -149,24 +149,31 @@ def begin(cfg: CfgNode, model: FoundationX, phases: Iterable[Phase]) -> None:
         phases: of a cycle.
 
     Raises:
-        FXError: see `initialize`; or the file gives nothing to a shared part that every pass freezes: it would stay
+        FXError: see `initialize`; or the file lacks weights of a shared part that every pass freezes: they would stay
             random to the end. Without a file that is a warning: random features are what was asked for.
     """
-    loaded: tuple[str, ...] = ()
+    loaded: Collection[str] = ()
     if cfg.MODEL.WEIGHTS:
         loaded = initialize(model, cfg.MODEL.WEIGHTS, cfg.MODEL.WEIGHTS_FROM)
-    given = {name.split(".", 1)[0] for name in loaded}
-    given |= {"backbone"} if cfg.MODEL.TIMM.KWARGS.get("pretrained") else set()
     phases = tuple(phases)
     used, learned = ({part for phase in phases for part in getattr(phase, kind)} for kind in ("frozen", "trainable"))
-    random = [part for part in SHARED_COMPONENTS if part in used - learned - given]
-    if random and cfg.MODEL.WEIGHTS:
+    given = {"backbone"} if cfg.MODEL.TIMM.KWARGS.get("pretrained") else set()
+    frozen = tuple(f"{part}." for part in SHARED_COMPONENTS if part in used - learned - given)
+    # Scales and biases begin neutral; a trunk's file has none for the norms that are ours.
+    random = [
+        name
+        for name, weight in model.named_parameters()
+        if name.startswith(frozen) and weight.ndim > 1 and name not in loaded
+    ]
+    if not random:
+        return
+    text = f"no pass of SCHEDULE.STRATEGY trains {random[0].split('.')[0]}"
+    if cfg.MODEL.WEIGHTS:
         raise FXError(
-            f"no pass of SCHEDULE.STRATEGY trains {random[0]}, and {cfg.MODEL.WEIGHTS} has no weights for it: it would "
-            "stay random. Train it as well, or start from a checkpoint that has it (MODEL.WEIGHTS)"
+            f"{text}, and {cfg.MODEL.WEIGHTS} lacks {len(random)} of its weights, such as {random[0]}: they would stay "
+            "random. Train it as well, or start from a checkpoint that has it (MODEL.WEIGHTS)"
         )
-    if random:
-        logger.warning("no pass trains %s, and MODEL.WEIGHTS is empty: random to the end", ", ".join(random))
+    logger.warning("%s, and MODEL.WEIGHTS is empty: it stays random", text)
 
 
 def load_models(cfg: CfgNode) -> dict[str, FoundationX]:

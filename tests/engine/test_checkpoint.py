@@ -150,4 +150,9 @@ def test_a_frozen_part_does_not_stay_random_unnoticed(
     begin(cfg, build_model(cfg), (*HEAD_ONLY, Phase("alpha", "loc", ("loc_encoder", "loc_decoders"))))
     cfg = make_cfg()
     begin(cfg, build_model(cfg), HEAD_ONLY)
-    assert "no pass trains backbone, loc_encoder, and MODEL.WEIGHTS is empty" in caplog.text
+    assert "no pass of SCHEDULE.STRATEGY trains backbone, and MODEL.WEIGHTS is empty" in caplog.text
+    # Nor does a part of a part: an encoder of another width fits in a few places.
+    wide = make_cfg("MODEL.WEIGHTS", str(tmp_path / "whole.pth"), "MODEL.LOC.FFN_DIM", "48")
+    torch.save({"model": saved.state_dict()}, tmp_path / "whole.pth")
+    with pytest.raises(FXError, match=r"lacks \d+ of its weights, such as loc_encoder"):
+        begin(wide, build_model(wide), HEAD_ONLY)
