@@ -35,6 +35,14 @@ def _add_data(cfg: CN) -> None:
     # Folder of prepared annotation files, <ROOT>/<name>/{train,val,test}.json. Empty: $DETECTRON2_DATASETS,
     # else ./datasets/prepared. DATASETS.TRAIN and DATASETS.TEST hold names "<row>_<split>" as in Detectron2.
     cfg.DATASETS.ROOT = ""
+    # The tasks that the datasets are used for, of those they are annotated for: heads, passes and evaluation follow.
+    cfg.DATASETS.TASKS = ["cls", "loc", "seg"]
+    # The classes that are used, of every dataset and task; empty: all. Boxes of other classes are left out.
+    cfg.DATASETS.CLASSES = []
+    # Train on IMAGES images of each dataset (0 = all), drawn by SEED, each of another patient as long as there are
+    # such, and annotated for every task in use. A smaller draw of the same seed is part of a larger one. Validation
+    # and test splits stay whole.
+    cfg.DATASETS.FEW_SHOT = CN({"IMAGES": 0, "SEED": 0})
     # Limit each dataset to its first N images per split, for a trial (0 = all).
     cfg.DATASETS.LIMIT = 0
     # File of training images to leave out, written by tools/check_datasets.py --exclude: films that are in another
@@ -69,6 +77,9 @@ def _add_data(cfg: CN) -> None:
 
 def _add_model(cfg: CN) -> None:
     cfg.MODEL.META_ARCHITECTURE = "FoundationX"
+    # Which model of the file MODEL.WEIGHTS a training starts from: "student" or "teacher". Empty: the student, or the
+    # only one; of Ark its teacher, as its authors recommend.
+    cfg.MODEL.WEIGHTS_FROM = ""
     cfg.MODEL.BACKBONE.NAME = "build_timm_backbone"
     # Grey images: one value each, or three for a stem that was trained with a channel's own. In units of [0, 255];
     # the model normalises, and only once.

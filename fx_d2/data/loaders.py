@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from fx_d2.batch import Batch
 from fx_d2.data.annotations import check_patients
 from fx_d2.data.catalog import check_images, evaluation_splits, get_dicts, split_name
+from fx_d2.data.few_shot import draw_images
 from fx_d2.data.mapper import EvalMapper, TrainMapper
 from fx_d2.data.overlap import excluded_images
 from fx_d2.data.sampler import PassBatchSampler, SampleKey, Schedule, Slot, check_batch_sizes
@@ -171,9 +173,21 @@ def check_test_split(cfg: CfgNode, registered: str) -> None:
 def training_dicts(cfg: CfgNode, registered: str) -> list[dict[str, Any]]:
     """The dicts of a training split without the images of DATASETS.EXCLUDE, at most DATASETS.LIMIT of them.
 
+    With DATASETS.FEW_SHOT, the images drawn from these for the tasks of the row that SCHEDULE.STRATEGY trains.
+
     Raises:
-        FXError: see `overlap.excluded_images`; or no image is left.
+        FXError: see `overlap.excluded_images` and `few_shot.draw_images`; or no image is left.
     """
+    dicts = _wanted_dicts(cfg, registered)
+    node = cfg.DATASETS.FEW_SHOT
+    if not node.IMAGES:
+        return dicts
+    trained = {row["task"] for row in cfg.SCHEDULE.STRATEGY}
+    tasks = [task for task in spec_of(registered).tasks if task in trained]
+    return [dicts[i] for i in draw_images(dicts, tasks, node.IMAGES, node.SEED)]
+
+
+def _wanted_dicts(cfg: CfgNode, registered: str) -> list[dict[str, Any]]:
     if not cfg.DATASETS.EXCLUDE:
         return get_dicts(registered, cfg.DATASETS.LIMIT)
     dicts = get_dicts(registered)
@@ -207,6 +221,10 @@ def build_train_data(cfg: CfgNode) -> TrainData:
         spec = spec_of(name)
         dicts = training_dicts(cfg, name)
         check_images(dicts)
+        if cfg.DATASETS.FEW_SHOT.IMAGES:
+            patients = len({record["patient_id"] for record in dicts})
+            names = ", ".join(os.path.basename(record["file_name"]) for record in dicts)
+            logger.info("%s: %d images of %d patients drawn: %s", name, len(dicts), patients, names)
         _check_test_patients(cfg, name, dicts)
         records[spec.name] = DatasetFromList(dicts, copy=False)
         for task in (task for task in spec.tasks if task in trained):

@@ -33,6 +33,11 @@ def path_of(folder: Path, iteration: int) -> Path:
     return folder / f"model_{iteration:07d}.pth"
 
 
+def best_name(pattern: str) -> str:
+    """The name under which the best checkpoint of a pattern of SOLVER.CHECKPOINT_BEST is kept."""
+    return BEST.replace("*", re.sub("[^A-Za-z0-9]+", "_", pattern).strip("_"))
+
+
 def numbered(folder: Path) -> dict[int, Path]:
     """The folder's checkpoints by iteration, in order."""
     found = ((_NUMBERED.fullmatch(path.name), path) for path in folder.glob("model_*.pth"))

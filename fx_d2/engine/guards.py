@@ -17,7 +17,7 @@ from fx_d2.engine.checkpoint_files import BEST, numbered
 from fx_d2.engine.distributed import on_first
 from fx_d2.engine.schedule import PhaseSchedule
 from fx_d2.modeling import FoundationX
-from fx_d2.structures import COMPONENTS, TASK_COMPONENTS, FXError, spec_of
+from fx_d2.structures import COMPONENTS, FXError, spec_of
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,6 @@ def check_start(
     """
     check_norm(cfg, model)
     check_heads(model, schedule)
-    warn_of_random_parts(cfg, schedule)
     node = cfg.SOLVER
     if node.CHECKPOINT_CYCLES < 1 or node.CHECKPOINTS_TO_KEEP < 1:
         raise FXError("SOLVER.CHECKPOINT_CYCLES and SOLVER.CHECKPOINTS_TO_KEEP must be at least 1")
@@ -99,20 +98,8 @@ def check_heads(model: FoundationX, schedule: PhaseSchedule) -> None:
         logger.warning("SCHEDULE.STRATEGY never trains the heads %s: their results mean nothing", names)
 
 
-def warn_of_random_parts(cfg: CfgNode, schedule: PhaseSchedule) -> None:
-    """A warning of components that take part and never learn, where no weights are given for them."""
-    if cfg.MODEL.WEIGHTS:
-        return
-    used = {component for phase in schedule.phases for component in TASK_COMPONENTS[phase.task]}
-    given = {"backbone"} if cfg.MODEL.TIMM.KWARGS.get("pretrained") else set()
-    random = used - given - {component for phase in schedule.phases for component in phase.trainable}
-    if random:
-        names = ", ".join(component for component in COMPONENTS if component in random)
-        logger.warning("SCHEDULE.STRATEGY never trains %s, and without MODEL.WEIGHTS it stays random", names)
-
-
 def checkpoint_bytes(model: nn.Module, teacher: nn.Module | None) -> int:
-    """Size of a checkpoint of AdamW in full: student, teacher, and two moments for each parameter."""
+    """Size of a checkpoint of AdamW in full: student, teacher, and two moments for each parameter (SGD has one)."""
     parameters = sum(p.numel() * p.element_size() for p in model.parameters())
     return _state_bytes(model) + (_state_bytes(teacher) if teacher is not None else 0) + 2 * parameters
 

@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fx_d2.batch import Batch
 from fx_d2.data import build_train_data
 from fx_d2.engine.accumulation import add_gradients, check_parts, split_batch
-from fx_d2.engine.checkpoint import FXCheckpointer, initialize
+from fx_d2.engine.checkpoint import FXCheckpointer, begin
 from fx_d2.engine.checkpoint_files import newest_sound, numbered, remove_leftovers
 from fx_d2.engine.distributed import on_first
 from fx_d2.engine.guards import check_components, check_disk, check_start
@@ -113,8 +113,8 @@ class FXTrainer(TrainerBase):
             self.saver.best = rest["best"]
             self.schedule = build_schedule(self.cfg, self.data.sizes, self.seed)
             logger.info("resuming at iteration %d of %d", self.start_iter, self.max_iter)
-        elif self.cfg.MODEL.WEIGHTS:
-            initialize(self.model, self.cfg.MODEL.WEIGHTS)
+        else:
+            begin(self.cfg, self.model, self.schedule.phases)
             if self.teacher is not None:
                 self.teacher.model.load_state_dict(self.model.state_dict())
 

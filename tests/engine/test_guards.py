@@ -123,14 +123,6 @@ def test_best_checkpoints_that_are_there_need_no_more_room(
         check_disk(cfg, model, None)
 
 
-def test_shared_parts_that_stay_random_are_told(make_cfg: MakeCfg, caplog: pytest.LogCaptureFixture) -> None:
-    rows = "[{'task': 'seg', 'share': 1.0, 'train': ['seg_heads']}]"
-    for weights, told in (("", True), ("some.pth", False)):
-        caplog.clear()
-        FXTrainer(make_cfg("SCHEDULE.STRATEGY", rows, "MODEL.WEIGHTS", weights))
-        assert ("never trains backbone, seg_decoder" in caplog.text) == told
-
-
 def test_no_model_is_chosen_on_test_splits(make_cfg: MakeCfg) -> None:
     best = ("SOLVER.CHECKPOINT_BEST", "['student/*/cls/auroc']")
     with pytest.raises(FXError, match="choose a model on test splits"):
