@@ -16,6 +16,7 @@ from detectron2.utils import comm
 
 import fx_d2
 from fx_d2.data.overlap import annotation_digest, excluded_images
+from fx_d2.layers.deformable_attention import sampler_identity
 from fx_d2.structures import FXError, spec_of
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ FREE = (
 )
 """Beginnings of keys that may change: they have no part in the weights, or only in the first ones."""
 
-INEXACT = ("SCHEDULE.CYCLES", "MODEL.DEVICE", "MODEL.TIMM.GRAD_CHECKPOINTING", "CUDNN_BENCHMARK")
+INEXACT = ("SCHEDULE.CYCLES", "MODEL.DEVICE", "MODEL.TIMM.GRAD_CHECKPOINTING", "MODEL.LOC.SAMPLER", "CUDNN_BENCHMARK")
 """Keys that may change, with a warning: the run goes on, but is no longer bit by bit the run it was."""
 
 _DATASET_PARTS = {
@@ -77,11 +78,12 @@ def dataset_hashes(names: Iterable[str], exclude: str = "") -> dict[str, dict[st
 
 def run_record(cfg: CfgNode) -> dict[str, Any]:
     """What `require_same_run` compares, as plain data for the checkpoint: config, datasets, processes, versions."""
+    device = torch.device(cfg.MODEL.DEVICE).type
     return {
         "config": cfg.dump(),
         "datasets": dataset_hashes(cfg.DATASETS.TRAIN, cfg.DATASETS.EXCLUDE),
         "world_size": comm.get_world_size(),
-        "versions": versions(),
+        "versions": versions() | {"deformable attention": sampler_identity(cfg.MODEL.LOC.SAMPLER, device)},
     }
 
 
