@@ -1,9 +1,18 @@
 """All cases with the Triton kernels in its interpreter; TRITON_INTERPRET=1 must stand before the first import."""
 
+from typing import Any
+
 import torch
 
 from fx_d2.layers.deformable_triton import sample_and_sum_triton
-from tests.layers.sampler_cases import CASES, draw, equals_torch_s_operators
+from tests.layers.sampler_cases import CASES, draw
+
+
+QUICK: dict[str, dict[str, Any]] = {
+    "equals_torch_s_operators": {"examples": 8},
+    "has_the_right_gradients": {"fast": True},
+}
+"""The interpreter takes a program at a time: less work."""
 
 
 def reads_half_precision() -> None:
@@ -21,9 +30,7 @@ def reads_half_precision() -> None:
 
 if __name__ == "__main__":
     for case in CASES:
-        # The interpreter takes a program at a time: a few examples only.
-        options = {"examples": 8} if case is equals_torch_s_operators else {}
-        case(sample_and_sum_triton, **options)
+        case(sample_and_sum_triton, **QUICK.get(case.__name__, {}))
         print(case.__name__)
     reads_half_precision()
     print("reads_half_precision")
