@@ -7,7 +7,6 @@ import torch
 from fx_d2.layers.deformable_triton import sample_and_sum_triton
 from tests.layers.sampler_cases import CASES, draw
 
-
 QUICK: dict[str, dict[str, Any]] = {
     "equals_torch_s_operators": {"examples": 8},
     "has_the_right_gradients": {"fast": True},
