@@ -54,6 +54,9 @@ EXTRAS_REQUIRE = {
         "onnxscript>=0.7",  # torch.onnx translates with it
         "onnxruntime>=1.32",  # runs what was written
     ],
+    "triton": [
+        "triton>=3.9",  # MODEL.LOC.SAMPLER triton; comes with torch's builds for GPUs
+    ],
     "dev": [
         "ruff",  # style
         "mypy",  # types
@@ -90,6 +93,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["fx_d2", "fx_d2.*"]),
+    package_data={"fx_d2.layers": ["*.cpp"]},  # compiled on first use
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
 )

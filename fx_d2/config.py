@@ -158,6 +158,10 @@ def _add_localization(cfg: CN) -> None:
     # Let padding and the outermost border compete for queries by their constant score (True, the reference), or
     # choose them only when nothing else is left (False).
     cfg.MODEL.LOC.RANK_ALL_TOKENS = False
+    # How deformable attention computes its samples: "torch" (torch's operators), "cpp" (C++, on CPUs; compiled in
+    # seconds on first use, kept for the next), "triton" (GPUs; tested in Triton's interpreter only), or "auto": C++ on
+    # a CPU where a compiler is found, else torch. The result is the same but for the last bits.
+    cfg.MODEL.LOC.SAMPLER = "auto"
     # Denoising: number of noised (positive + negative) pairs, label flip probability, box noise scale. 0 pairs = off.
     cfg.MODEL.LOC.DN_NUMBER = 100
     cfg.MODEL.LOC.DN_LABEL_NOISE = 0.5

@@ -1,6 +1,7 @@
 """Measure parts of fx_d2 side by side with what they replace.
 
 python tools/benchmark.py data
+python tools/benchmark.py attention
 """
 
 from __future__ import annotations
@@ -8,11 +9,11 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks import data
+from benchmarks import attention, data
 
 from fx_d2.structures import FXError
 
-COMMANDS = {"data": data}
+COMMANDS = {"data": data, "attention": attention}
 """Sub-commands: modules with HELP, add_arguments(parser) and run(args), which returns the report."""
 
 

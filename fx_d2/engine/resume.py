@@ -17,6 +17,7 @@ from detectron2.utils import comm
 import fx_d2
 from fx_d2.data.loaders import training_dicts
 from fx_d2.data.overlap import annotation_digest, excluded_images
+from fx_d2.layers.deformable_attention import sampler_identity
 from fx_d2.structures import FXError, spec_of
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ INEXACT = (
     "MODEL.DEVICE",
     "MODEL.TIMM.GRAD_CHECKPOINTING",
     "MODEL.LOC.GRAD_CHECKPOINTING",
+    "MODEL.LOC.SAMPLER",
     "SOLVER.MICRO_BATCH.CLS",
     "SOLVER.MICRO_BATCH.LOC",
     "SOLVER.MICRO_BATCH.SEG",
@@ -87,11 +89,12 @@ def dataset_hashes(cfg: CfgNode) -> dict[str, dict[str, Any]]:
 
 def run_record(cfg: CfgNode) -> dict[str, Any]:
     """What `require_same_run` compares, as plain data for the checkpoint: config, datasets, processes, versions."""
+    device = torch.device(cfg.MODEL.DEVICE).type
     return {
         "config": cfg.dump(),
         "datasets": dataset_hashes(cfg),
         "world_size": comm.get_world_size(),
-        "versions": versions(),
+        "versions": versions() | {"deformable attention": sampler_identity(cfg.MODEL.LOC.SAMPLER, device)},
     }
 
 

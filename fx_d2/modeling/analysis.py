@@ -82,6 +82,7 @@ def _without_memory(cfg: CfgNode, spec: DatasetSpec, size: Sequence[int], fake: 
     cfg.defrost()
     cfg.INPUT.SIZE = list(size)
     cfg.MODEL.TIMM.KWARGS.pop("pretrained", None)
+    cfg.MODEL.LOC.SAMPLER = "torch"  # whose operators are counted, and run on tensors without memory
     with torch.device("meta"):
         model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg, specs=[spec])
     with fake:

@@ -11,6 +11,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from fx_d2.layers.boxes import to_corners
+from fx_d2.layers.deformable_attention import use_sampler
 from fx_d2.layers.precision import at_least_float32
 from fx_d2.losses.set_prediction import SetLossWeights, Targets, match_queries, set_losses
 from fx_d2.modeling.detr.decoder import DecoderOutput, DecoderStack, LocDecoder
@@ -60,7 +61,7 @@ def build_settings(cfg: CfgNode) -> LocSettings:
 def build_encoder(cfg: CfgNode, in_channels: Sequence[int]) -> LocEncoder:
     """The shared encoder for the trunk's channels."""
     node = cfg.MODEL.LOC
-    return LocEncoder(
+    encoder = LocEncoder(
         in_channels=in_channels,
         dim=node.HIDDEN_DIM,
         heads=node.NUM_HEADS,
@@ -71,6 +72,7 @@ def build_encoder(cfg: CfgNode, in_channels: Sequence[int]) -> LocEncoder:
         decoder_stack=DecoderStack(**_stack_sizes(cfg, len(in_channels) + 1)) if node.SHARED_DECODER else None,
         grad_checkpointing=node.GRAD_CHECKPOINTING,
     )
+    return use_sampler(encoder, node.SAMPLER, torch.device(cfg.MODEL.DEVICE).type)
 
 
 def _stack_sizes(cfg: CfgNode, levels: int) -> dict[str, int]:
@@ -100,7 +102,7 @@ def build_decoder(cfg: CfgNode, num_classes: int, levels: int) -> LocDecoder:
             f"{num_classes} box classes need columns {node.FIRST_CLASS} to {node.FIRST_CLASS + num_classes - 1} of "
             f"{logits} logits and {rows} label embeddings: raise MODEL.LOC.NUM_LOGITS and LABEL_ROWS, or leave them 0"
         )
-    return LocDecoder(
+    decoder = LocDecoder(
         num_classes=logits,
         num_queries=node.NUM_QUERIES,
         **_stack_sizes(cfg, levels),
@@ -111,6 +113,7 @@ def build_decoder(cfg: CfgNode, num_classes: int, levels: int) -> LocDecoder:
         shared_stack=node.SHARED_DECODER,
         grad_checkpointing=node.GRAD_CHECKPOINTING,
     )
+    return use_sampler(decoder, node.SAMPLER, torch.device(cfg.MODEL.DEVICE).type)
 
 
 def localization_losses(

@@ -75,6 +75,15 @@ def test_a_longer_run_is_warned_about(make_cfg: MakeCfg, caplog: pytest.LogCaptu
     assert "not bit by bit: SCHEDULE.CYCLES was 1 and is now 4" in caplog.text
 
 
+def test_another_way_of_computing_is_warned_about(make_cfg: MakeCfg, caplog: pytest.LogCaptureFixture) -> None:
+    stored, record = run_record(make_cfg()), run_record(make_cfg("MODEL.LOC.SAMPLER", "torch"))
+    record["versions"]["deformable attention"] = "another"
+    with caplog.at_level(logging.WARNING):
+        require_same_run(stored, record, "m.pth")
+    assert "MODEL.LOC.SAMPLER was auto and is now torch" in caplog.text
+    assert "'deformable attention': 'another'" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [

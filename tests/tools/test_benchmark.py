@@ -29,6 +29,16 @@ def test_data(benchmark: ModuleType, capsys: pytest.CaptureFixture[str]) -> None
     assert report.count("PIL + torchvision") == 3 and report.count("cache of 256") == 2 and "area 0.08" in report
 
 
+def test_attention(benchmark: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    """A small run prints the four tables, or says that there is no compiler."""
+    status = benchmark.main(["attention", "--side", "64", "--batch", "1", "--repetitions", "1"])
+    captured = capsys.readouterr()
+    if status:
+        assert captured.err.startswith("error: ") and "deformable_cpu.cpp" in captured.err
+        return
+    assert captured.out.count("\nC++ ") == 4 and captured.out.count("forward and backward") == 2
+
+
 def test_empty_folder(benchmark: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert benchmark.main(["data", "--images", str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"error: --images {tmp_path}: no *.png there\n"

@@ -15,6 +15,7 @@ from fx_d2.layers.checkpointing import run_layer
 from fx_d2.layers.constants import constant
 from fx_d2.layers.deformable_attention import DeformableAttention
 from fx_d2.layers.position_encoding import encode_boxes
+from fx_d2.layers.query_attention import QueryAttention
 from fx_d2.modeling.detr.denoising import NoisedQueries
 from fx_d2.modeling.detr.encoder import FeedForward, Memory, init_linear, token_centres
 
@@ -46,7 +47,7 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, *, dim: int, heads: int, levels: int, points: int, ffn_dim: int) -> None:
         super().__init__()
-        self.self_attention = nn.MultiheadAttention(dim, heads, batch_first=True)
+        self.self_attention = QueryAttention(dim=dim, heads=heads)
         self.self_norm = nn.LayerNorm(dim)
         self.cross_attention = DeformableAttention(dim=dim, heads=heads, levels=levels, points=points)
         self.cross_norm = nn.LayerNorm(dim)
@@ -56,10 +57,7 @@ class DecoderLayer(nn.Module):
         self, x: Tensor, positions: Tensor, references: Tensor, tokens: Tensor, memory: Memory, blocked: Tensor | None
     ) -> Tensor:
         """(B, Q, C) queries and positions, (B, Q, levels, 4) references, (B, N, C) tokens -> (B, Q, C)."""
-        query = x + positions
-        # need_weights=False lets torch use fused attention.
-        seen, _ = self.self_attention(query, query, x, attn_mask=blocked, need_weights=False)
-        x = self.self_norm(x + seen)
+        x = self.self_norm(x + self.self_attention(x + positions, x, blocked))
         seen = self.cross_attention(x + positions, references, tokens, memory.shapes, memory.padding)
         return self.ffn(self.cross_norm(x + seen))
 
@@ -161,7 +159,7 @@ class LocDecoder(nn.Module):
             known = self.label_embed(noised.labels) * noised.real[..., None]
             content = torch.cat((known, content), dim=1)
             starts = torch.cat((noised.references, starts), dim=1)
-            blocked = noised.blocked
+            blocked = noised.blocked[: noised.labels.shape[1]]  # the learned queries' rows say what is known
         stack = self._refine(content, starts.sigmoid(), tokens, memory, blocked)
         return DecoderOutput(*stack, logits, boxes.sigmoid(), selected)
 
