@@ -4,12 +4,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
+from pydicom import Dataset
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 
 from fx_d2.config import add_fx_config
 from fx_d2.engine.checkpoint import FXCheckpointer, class_lists
@@ -82,6 +87,34 @@ def make_batch() -> MakeBatch:
         return [_sample(task, count, size, dataset) | {"image_id": i} for i, count in enumerate(boxes)]
 
     return make
+
+
+@pytest.fixture
+def film_folder(tmp_path: Path) -> Path:
+    """A folder of films as people have them: a.png, b.jpg, c.dcm (stored inverted), sub/a.png, sub/IM1 (DICOM)."""
+    folder = tmp_path / "films"
+    (folder / "sub").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i, name in enumerate(("a.png", "b.jpg", "c.dcm", "sub/a.png", "sub/IM1")):
+        pixels = cv2.resize(rng.integers(0, 256, (9, 7), dtype=np.uint8), (70 + 10 * i, 90))
+        if name.endswith(("png", "jpg")):
+            cv2.imwrite(str(folder / name), pixels)
+        else:
+            _write_dicom(folder / name, pixels)
+    return folder
+
+
+def _write_dicom(path: Path, pixels: np.ndarray) -> None:
+    """8 bits, MONOCHROME1: stored inverted, without a window."""
+    film = Dataset()
+    film.SOPClassUID, film.SOPInstanceUID = DigitalXRayImageStorageForPresentation, generate_uid()
+    film.Rows, film.Columns = pixels.shape
+    film.SamplesPerPixel, film.PixelRepresentation, film.PhotometricInterpretation = 1, 0, "MONOCHROME1"
+    film.BitsAllocated, film.BitsStored, film.HighBit = 8, 8, 7
+    film.PixelData, film["PixelData"].VR = (255 - pixels).tobytes(), "OB"
+    film.file_meta = FileMetaDataset()
+    film.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    film.save_as(path, enforce_file_format=True)
 
 
 def _sample(task: str, count: int, size: tuple[int, int], dataset: str) -> dict[str, Any]:

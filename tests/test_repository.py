@@ -27,6 +27,7 @@ DIRECTION = (
     ("evaluation",),
     ("visualization",),
     ("predictor",),
+    ("demo",),
 )
 RANK = {part: rank for rank, parts in enumerate(DIRECTION) for part in parts}
 ALLOWED_ACROSS = {("losses", "layers")}
