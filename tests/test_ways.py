@@ -74,7 +74,7 @@ def pretrained(load: Load, tmp_path: Path) -> Path:
     rows = "('tbx11k_train','candid_ptx_train','chestx_det_train')"
     cfg = load(CONFIGS / "pretrain" / "swin_b_cyclic.yaml", "DATASETS.TRAIN", rows, "DATASETS.TEST", "()")
     torch.manual_seed(0)
-    student, teacher = build_model(cfg), EMATeacher(build_model(cfg), 0.8)
+    student, teacher = build_model(cfg), EMATeacher(build_model(cfg))
     FXCheckpointer(student, str(tmp_path), teacher=teacher).save("fx", classes=class_lists(student))
     return tmp_path / "fx.pth"
 
