@@ -160,7 +160,8 @@ def _add_localization(cfg: CN) -> None:
     cfg.MODEL.LOC.RANK_ALL_TOKENS = False
     # How deformable attention computes its samples: "torch" (torch's operators), "cpp" (C++, on CPUs; compiled in
     # seconds on first use, kept for the next), "triton" (GPUs; tested in Triton's interpreter only), or "auto": C++ on
-    # a CPU where a compiler is found, else torch. The result is the same but for the last bits.
+    # a CPU where a compiler is found, else torch. The result is the same but for the last bits. Two trainings on a GPU
+    # differ in these whatever is chosen: there, gradients are added up in no fixed order.
     cfg.MODEL.LOC.SAMPLER = "auto"
     # Denoising: number of noised (positive + negative) pairs, label flip probability, box noise scale. 0 pairs = off.
     cfg.MODEL.LOC.DN_NUMBER = 100

@@ -21,6 +21,7 @@ from torch import Tensor
 import fx_d2
 from fx_d2.config import add_fx_config
 from fx_d2.engine.checkpoint import read_checkpoint, require_match
+from fx_d2.layers.deformable_attention import possible_sampler
 from fx_d2.modeling import FoundationX, HeadChange, change_heads
 from fx_d2.modeling.heads import head_name
 from fx_d2.structures import HEAD_COMPONENTS, DatasetSpec, FXError
@@ -65,7 +66,7 @@ class Bundle:
         which = self.choose(which)
         cfg = self.cfg.clone()
         cfg.MODEL.DEVICE = device
-        cfg.MODEL.LOC.SAMPLER = "auto"  # the run's own may not exist on this device
+        cfg.MODEL.LOC.SAMPLER = possible_sampler(cfg.MODEL.LOC.SAMPLER, torch.device(device).type)
         cfg.MODEL.TIMM.KWARGS.pop("pretrained", None)  # the weights are here: nothing is to be downloaded
         model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg, specs=self.specs)
         require_match(model, self.states[which], self.path)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fx_d2.layers.constants import constant
 from fx_d2.layers.deformable_cpu import library_digest, sample_and_sum_cpu
 from fx_d2.layers.precision import at_least_float32
 from fx_d2.structures import FXError
@@ -42,6 +43,21 @@ def use_sampler(module: AnyModule, sampler: str, device: str) -> AnyModule:
         if isinstance(part, DeformableAttention):
             part.sampler = sampler
     return module
+
+
+def possible_sampler(sampler: str, device: str) -> str:
+    """The sampler of a run for use on another device: the same where that can run it, else "auto".
+
+    Raises:
+        FXError: there is no such sampler.
+    """
+    try:
+        choose_sampler(sampler, device)
+    except FXError:
+        if sampler not in SAMPLERS:
+            raise
+        return "auto"
+    return sampler
 
 
 @torch.compiler.assume_constant_result
@@ -119,12 +135,18 @@ def _sample(sampler: str, value: Tensor, shapes: Sequence[tuple[int, int]], plac
     # Exported and traced programs run where there is no fx_d2.
     portable = torch.compiler.is_exporting() or torch.jit.is_tracing()
     way = "torch" if portable else choose_sampler(sampler, value.device.type)
-    if way == "triton" and not torch.are_deterministic_algorithms_enabled():
+    if way == "triton":
         from fx_d2.layers.deformable_triton import sample_and_sum_triton
 
         return sample_and_sum_triton(value, shapes, at_least_float32(place), at_least_float32(weights))
     value, place, weights = (at_least_float32(x) for x in (value, place, weights))
     return (sample_and_sum_cpu if way == "cpp" else sample_and_sum)(value, shapes, place, weights)
+
+
+@constant
+def _widths_and_heights(shapes: tuple[tuple[int, int], ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor]:
+    """(levels, 1, 2)."""
+    return (torch.tensor([(w, h) for h, w in shapes], dtype=dtype, device=device)[:, None],)
 
 
 class DeformableAttention(nn.Module):
@@ -196,7 +218,7 @@ class DeformableAttention(nn.Module):
         offsets = self.sampling_offsets(query).view(*layout, 2)
         weights = self.attention_weights(query).view(*layout[:3], -1).softmax(-1).view(layout)
         if references.shape[-1] == 2:
-            sizes = offsets.new_tensor([(w, h) for h, w in shapes])[None, None, None, :, None]
+            sizes = _widths_and_heights(tuple(shapes), offsets.dtype, offsets.device)[0]
             locations = references[:, :, None, :, None] + offsets / sizes
         else:
             reach = references[:, :, None, :, None, 2:] * (0.5 / self.points)

@@ -7,9 +7,13 @@
 // No result depends on the number of threads: each thread owns what it writes, and adds it up in a fixed order.
 // Arithmetic is IEEE's; a NaN or an infinity in an input is not lost.
 
+#include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <system_error>
+#include <thread>
 #include <vector>
 
 namespace {
@@ -27,6 +31,27 @@ inline T multiply_add(T a, T b, T c) {
 #else
   return a * b + c;
 #endif
+}
+
+// Runs each task once, on up to so many threads, which live as long as the call: OpenMP would keep its threads, and hang in
+// a process that is forked later. A thread takes several tasks in a row, because neighbours share cache lines.
+template <typename Task>
+void run(int64_t tasks, int threads, const Task& task) {
+  const int64_t some = std::max<int64_t>(tasks / (4 * std::max(threads, 1)), 1);
+  std::atomic<int64_t> next{0};
+  const auto work = [&] {
+    for (int64_t first = next.fetch_add(some); first < tasks; first = next.fetch_add(some))
+      for (int64_t index = first; index < std::min(first + some, tasks); ++index) task(index);
+  };
+  std::vector<std::thread> others;
+  const int64_t wanted = std::min<int64_t>(threads, tasks) - 1;
+  others.reserve(std::max<int64_t>(wanted, 0));
+  try {
+    for (int64_t i = 0; i < wanted; ++i) others.emplace_back(work);
+  } catch (const std::system_error&) {  // the system gives no more: those that are there do the work
+  }
+  work();
+  for (std::thread& other : others) other.join();
 }
 
 // The four pixels around a point, row by row, and how much of each it takes.
@@ -66,8 +91,7 @@ template <typename T, int DIM>
 void forward(const T* value, const int64_t* maps, const T* locations, const T* weights, T* out, const Sizes& s, int threads) {
   const int64_t dim = DIM ? DIM : s.dim, stride = s.heads * dim, samples = s.levels * s.points;
   const std::vector<T> nothing(dim, T(0));
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t query = 0; query < s.batch * s.queries; ++query) {
+  run(s.batch * s.queries, threads, [&](int64_t query) {
     const T* image = value + query / s.queries * s.tokens * stride;
     for (int64_t head = 0; head < s.heads; ++head) {
       const int64_t row = query * s.heads + head;
@@ -101,7 +125,7 @@ void forward(const T* value, const int64_t* maps, const T* locations, const T* w
       }
       for (int64_t d = 0; d < dim; ++d) target[d] = sum[d] + outside;
     }
-  }
+  });
 }
 
 // In LANES partial sums: the order is the source's, and vector registers can hold it.
@@ -128,8 +152,7 @@ void backward(const T* grad_out, const T* value, const int64_t* maps, const T* l
   std::vector<int64_t> starts(s.levels, 0);
   for (int64_t l = 1; l < s.levels; ++l) starts[l] = starts[l - 1] + maps[2 * l - 2] * maps[2 * l - 1];
   const std::vector<T> nothing(dim, T(0));
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-  for (int64_t task = 0; task < s.batch * s.heads * s.levels; ++task) {
+  run(s.batch * s.heads * s.levels, threads, [&](int64_t task) {
     const int64_t l = task % s.levels, head = task / s.levels % s.heads, image = task / s.levels / s.heads;
     const int64_t height = maps[2 * l], width = maps[2 * l + 1];
     const int64_t first = ((image * s.tokens + starts[l]) * s.heads + head) * dim;
@@ -163,7 +186,7 @@ void backward(const T* grad_out, const T* value, const int64_t* maps, const T* l
         grad_place[1] = mass * T(height) * ((1 - right) * (dots[2] - dots[0]) + right * (dots[3] - dots[1]));
       }
     }
-  }
+  });
 }
 
 }  // namespace

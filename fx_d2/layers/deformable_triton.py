@@ -1,12 +1,14 @@
 """Multi-scale deformable attention on GPUs in Triton.
 
 Written and tested without a GPU, in Triton's interpreter (TRITON_INTERPRET=1): results are tested, speed is not. The
-gradient of the values is added up by atomic additions, whose order, and with it the last bits, changes from run to run.
+gradient of the values is added up by atomic additions, whose order, and with it the last bits, changes from run to run,
+as it does in torch's grid_sample there: under torch.use_deterministic_algorithms both refuse the backward pass.
 """
 
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -171,6 +173,18 @@ def _launch(kernel: Any, tensors: Sequence[Tensor], value: Tensor, locations: Te
         )
 
 
+def _alert_of_order() -> None:
+    """What torch does for grid_sample's backward pass on GPUs, under torch.use_deterministic_algorithms."""
+    if torch.are_deterministic_algorithms_enabled():
+        message = (
+            "the gradient of deformable attention's values is added up in any order on GPUs, by MODEL.LOC.SAMPLER "
+            "triton as by torch: train on a CPU, or leave torch.use_deterministic_algorithms off or at warn_only=True"
+        )
+        if not torch.is_deterministic_algorithms_warn_only_enabled():
+            raise RuntimeError(message)
+        warnings.warn(message, stacklevel=2)
+
+
 def _forward(value: Tensor, maps: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
     out = locations.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
     _launch(sum_kernel, (value, _table(tuple(maps), value.device), locations, weights, out), value, locations)
@@ -180,6 +194,7 @@ def _forward(value: Tensor, maps: Sequence[int], locations: Tensor, weights: Ten
 def _backward(
     slope: Tensor, value: Tensor, maps: Sequence[int], locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
+    _alert_of_order()
     # In the type of arithmetic: thousands of additions meet in one pixel.
     grad_value = torch.zeros_like(value, dtype=locations.dtype)
     grads = grad_value, torch.empty_like(locations), torch.empty_like(weights)

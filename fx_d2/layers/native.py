@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 # Reproducible arithmetic: products and sums are joined only where the source says so, nothing is reordered, and NaN and
 # infinities count. -march=native is safe because a library is only found again on a CPU with the same features.
 _FLAGS = (
-    *("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-fopenmp"),
+    *("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-pthread"),
     *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
 )
 _TIMEOUT = 300.0

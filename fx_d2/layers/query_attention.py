@@ -12,7 +12,8 @@ class QueryAttention(nn.MultiheadAttention):
 
     Only the rows of denoising queries need a mask: learned queries see each other and nothing else. Computed apart, the
     learned ones run in torch's attention without mask (flash attention on GPUs), and what they may not see is not
-    computed. On a CPU core, forward and backward pass are 1.1 to 1.3 times as fast in float32 as under one mask.
+    computed. On a CPU core in float32 the forward pass is 1.15 to 1.36 times, and the backward pass 1.13 to 1.33 times,
+    as fast as under one mask.
 
     Args:
         dim: token size.

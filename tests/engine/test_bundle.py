@@ -11,6 +11,7 @@ from detectron2.modeling import build_model
 
 from fx_d2.engine.bundle import Bundle, read_bundle, with_heads, write_inference, write_training_checkpoint
 from fx_d2.engine.checkpoint import FXCheckpointer, class_lists, load_models
+from fx_d2.layers.deformable_attention import DeformableAttention
 from fx_d2.modeling import EMATeacher
 from fx_d2.structures import DatasetSpec, FXError
 
@@ -47,6 +48,16 @@ def test_a_run_s_checkpoint_is_enough(checkpoint: Path) -> None:
         model = bundle.build(which)
         assert equal(model.state_dict(), state) and not model.training
         assert not any(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize(("trained", "used"), [("torch", "torch"), ("auto", "auto"), ("triton", "auto")])
+def test_only_a_sampler_that_cannot_run_is_replaced(make_cfg: MakeCfg, tmp_path: Path, trained: str, used: str) -> None:
+    """A model trained on a GPU is used on a CPU."""
+    bundle = read_bundle(save(make_cfg(), tmp_path))
+    bundle.cfg.MODEL.LOC.SAMPLER = trained
+    parts = [m for m in bundle.build().modules() if isinstance(m, DeformableAttention)]
+    assert parts and {m.sampler for m in parts} == {used}
+    assert bundle.cfg.MODEL.LOC.SAMPLER == trained, "the run's config stays what it was"
 
 
 @pytest.mark.parametrize("which", ["student", "teacher"])

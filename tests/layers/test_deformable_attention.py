@@ -9,6 +9,7 @@ from fx_d2.layers import deformable_attention
 from fx_d2.layers.deformable_attention import (
     DeformableAttention,
     choose_sampler,
+    possible_sampler,
     sample_and_sum,
     sampler_identity,
     use_sampler,
@@ -187,6 +188,13 @@ def test_auto_takes_the_library_where_it_is_there(monkeypatch: pytest.MonkeyPatc
 def test_a_way_that_cannot_run_is_refused(sampler: str, device: str, message: str) -> None:
     with pytest.raises(FXError, match=message):
         use_sampler(attention(), sampler, device)
+
+
+def test_only_what_cannot_run_is_replaced() -> None:
+    assert [possible_sampler(name, "cpu") for name in ("auto", "torch", "triton")] == ["auto", "torch", "auto"]
+    assert possible_sampler("cpp", "cuda") == "auto"
+    with pytest.raises(FXError, match="choose one of"):
+        possible_sampler("quick", "cpu")
 
 
 def test_use_sampler_reaches_every_layer() -> None:

@@ -1,13 +1,21 @@
 """The C++ way against torch's operators. Skipped where nothing can compile it."""
 
+import os
+import subprocess
+import sys
+from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from fx_d2.layers import deformable_cpu
 from fx_d2.layers.deformable_attention import DeformableAttention, use_sampler
 from fx_d2.layers.deformable_cpu import library_digest, sample_and_sum_cpu
 from fx_d2.layers.deformable_op import Sampler
@@ -46,6 +54,49 @@ def test_threads_do_not_change_a_bit() -> None:
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+
+
+def test_threads_are_torch_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library is told their number at each call; in the worker of a loader it is one."""
+    told, real = [], deformable_cpu._library()[0]
+
+    def forward(*args: Any) -> None:
+        told.append(args[-1].value)
+        real.fx_deformable_forward_float64(*args)
+
+    library = SimpleNamespace(fx_deformable_forward_float64=forward)
+    monkeypatch.setattr(deformable_cpu, "_library", lambda: (library, ""))
+    shapes = [(3, 4)]
+    value, place, weights = (x.detach() for x in draw(shapes))
+    before = torch.get_num_threads()
+    try:
+        for threads in (3, 1):
+            torch.set_num_threads(threads)
+            sample_and_sum_cpu(value, shapes, place, weights)
+    finally:
+        torch.set_num_threads(before)
+    assert told == [3, 1]
+
+
+FORKED = """
+import os, torch
+from fx_d2.layers.deformable_cpu import sample_and_sum_cpu
+from tests.layers.sampler_cases import draw
+torch.set_num_threads(2)
+value, place, weights = (x.detach() for x in draw([(9, 7)], queries=50))
+want = sample_and_sum_cpu(value, [(9, 7)], place, weights)
+child = os.fork()
+if not child:
+    os._exit(not torch.equal(sample_and_sum_cpu(value, [(9, 7)], place, weights), want))
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_forked_process_runs_it_with_threads() -> None:
+    """With OpenMP, whose threads a child does not inherit, it would wait for ever."""
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    subprocess.run([sys.executable, "-c", FORKED], env=env, check=True, timeout=120)
 
 
 def test_torch_knows_the_operator() -> None:
@@ -89,24 +140,47 @@ def test_layer_under_autocast() -> None:
     assert torch.allclose(mine, want, rtol=0.02, atol=0.02)
 
 
-def test_losses_of_a_model(tiny_cfg: CfgNode, make_batch: Callable[..., list[dict[str, Any]]]) -> None:
-    """A training step of localization: losses and gradients of both ways."""
-    found = []
-    for sampler in ("cpp", "torch"):
+class Calls(TorchDispatchMode):
+    """Counts operators by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = Counter[str]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+WAYS = {
+    "cpp": ("fx_d2.deformable_cpu.default", "fx_d2.deformable_cpu_backward.default"),
+    "torch": ("aten.grid_sampler_2d.default", "aten.grid_sampler_2d_backward.default"),
+}
+"""The operators that compute the samples, forward and backward."""
+
+
+def test_model_computes_as_its_config_says(tiny_cfg: CfgNode, make_batch: Callable[..., list[dict[str, Any]]]) -> None:
+    """In a training step only the operators of the way asked for run; losses and gradients of both ways agree."""
+    found = {}
+    for sampler in WAYS:
         tiny_cfg.MODEL.LOC.SAMPLER = sampler
         torch.manual_seed(0)
         model = build_model(tiny_cfg).train()
-        kinds = {m.sampler for m in model.modules() if isinstance(m, DeformableAttention)}
-        assert kinds == {sampler}
+        layers = sum(isinstance(m, DeformableAttention) for m in model.loc_encoder.modules())
+        layers += sum(isinstance(m, DeformableAttention) for m in next(iter(model.loc_decoders.values())).modules())
         torch.manual_seed(1)
-        losses = model(make_batch("loc"))
-        sum(losses.values()).backward()
-        grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-        found.append((losses, grads))
-    (mine, my_grads), (want, grads) = found
+        with Calls() as calls:
+            losses = model(make_batch("loc"))
+            sum(losses.values()).backward()
+        for way, operators in WAYS.items():
+            for name in operators:
+                assert calls.count[name] >= layers if way == sampler else not calls.count[name], (sampler, name)
+        found[sampler] = losses, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    (mine, my_grads), (want, grads) = found.values()
     assert mine.keys() == want.keys() and my_grads.keys() == grads.keys()
     for name, value in want.items():
         assert mine[name].item() == pytest.approx(value.item(), rel=1e-4), name
     for name, grad in grads.items():
         scale = grad.abs().max()
         assert (my_grads[name] - grad).abs().max() <= 1e-3 * scale + 1e-6, name
+    assert any(not torch.equal(my_grads[name], grads[name]) for name in grads), "the same operators ran"

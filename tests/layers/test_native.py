@@ -45,6 +45,19 @@ def test_a_library_is_compiled_once(source: Path, caplog: pytest.LogCaptureFixtu
 
 
 @pytest.mark.usefixtures("compiler")
+def test_the_compiler_repeats_itself(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same bytes in another folder: the digest that a run records tells of the arithmetic, not of the build."""
+    real, built = Path(native.__file__).with_name("deformable_cpu.cpp"), []
+    for name in ("one", "another"):
+        monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / name))
+        copy = tmp_path / name / real.name
+        copy.parent.mkdir()
+        copy.write_bytes(real.read_bytes())
+        built.append(load_library(copy)[1].read_bytes())
+    assert built[0] == built[1]
+
+
+@pytest.mark.usefixtures("compiler")
 def test_another_cpu_gets_its_own_library(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, path = load_library(source)
     monkeypatch.setattr(native, "_cpu_features", lambda: "another")

@@ -1,5 +1,6 @@
 """All cases with the Triton kernels in its interpreter; TRITON_INTERPRET=1 must stand before the first import."""
 
+import warnings
 from typing import Any
 
 import torch
@@ -27,9 +28,32 @@ def reads_half_precision() -> None:
         assert mine.dtype == dtype and torch.equal(mine, theirs.to(dtype))
 
 
+def refuses_what_is_not_deterministic() -> None:
+    """As torch's grid_sample on GPUs: only gradients depend on an order, and warn_only only warns."""
+    shapes = [(3, 4), (2, 1)]
+    value, place, weights = draw(shapes)
+    try:
+        torch.use_deterministic_algorithms(True)
+        out = sample_and_sum_triton(value, shapes, place, weights)
+        try:
+            out.sum().backward()
+        except RuntimeError as error:
+            assert "MODEL.LOC.SAMPLER triton" in str(error)
+        else:
+            raise AssertionError("not refused")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            sample_and_sum_triton(value, shapes, place, weights).sum().backward()
+        assert any("in any order" in str(warning.message) for warning in caught) and value.grad is not None
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 if __name__ == "__main__":
     for case in CASES:
         case(sample_and_sum_triton, **QUICK.get(case.__name__, {}))
         print(case.__name__)
-    reads_half_precision()
-    print("reads_half_precision")
+    for own in (reads_half_precision, refuses_what_is_not_deterministic):
+        own()
+        print(own.__name__)
