@@ -7,6 +7,7 @@ of libraries are read from memory, not from the disk, cannot be helped here: thi
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import subprocess
@@ -67,8 +68,7 @@ def _start(args: argparse.Namespace, config: Path, root: Path) -> dict[str, floa
 
 def _child(argv: list[str]) -> None:
     """`tools/train_net.py` until its first step is done."""
-    import train_net
-
+    train_net = importlib.import_module("train_net")
     from fx_d2.engine import FXTrainer
 
     marks = {MARKS[0]: time.time()}
