@@ -49,10 +49,21 @@ EXTRAS_REQUIRE = {
     "mha": [
         "SimpleITK>=2.5",  # MHA and MHD files (NODE21)
     ],
+    "web": [
+        # The page of tools/demo.py. Flask is one function an address and refuses large uploads, and its Werkzeug
+        # comes with tensorboard anyway. Gradio 6 would bring thirty packages and go back to Pillow 12;
+        # FastAPI and Starlette serve asynchronously, of which one model behind a lock has no use.
+        "flask>=3.1",
+        "werkzeug>=3.1",  # Flask's own: its errors
+        "waitress>=3",  # serves it: plain Python, several threads, no log of requests
+    ],
     "export": [
         "onnx>=1.23",  # torch.onnx writes its files
         "onnxscript>=0.7",  # torch.onnx translates with it
         "onnxruntime>=1.32",  # runs what was written
+    ],
+    "triton": [
+        "triton>=3.9",  # MODEL.LOC.SAMPLER triton; comes with torch's builds for GPUs
     ],
     "dev": [
         "ruff",  # style
@@ -64,6 +75,9 @@ EXTRAS_REQUIRE = {
         "pydicom>=3,<4",  # tests write and read DICOM files
         "python-gdcm>=3.2",  # tests compress and read DICOM files
         "SimpleITK>=2.5",  # tests write and read MHA files
+        "flask>=3.1",  # tests drop films on the page
+        "werkzeug>=3.1",
+        "waitress>=3",
         "onnx>=1.23",  # tests export ...
         "onnxscript>=0.7",
         "onnxruntime>=1.32",  # ... and run what they exported
@@ -90,6 +104,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["fx_d2", "fx_d2.*"]),
+    package_data={"fx_d2.layers": ["*.cpp"], "fx_d2.demo": ["page/*"]},  # compiled on first use; served by --web
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
 )

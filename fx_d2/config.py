@@ -14,7 +14,11 @@ PAPER_STRATEGY: list[dict[str, Any]] = [
     {"task": "seg", "share": 0.5, "train": ["seg_heads"]},
     {"task": "seg", "share": 1.0, "train": ["backbone", "seg_decoder", "seg_heads"]},
 ]
-"""The paper's table of passes: one row a pass, in the order they run on a dataset."""
+"""The paper's table of passes: one row a pass, in the order they run on a dataset.
+
+A row may also have "passes" (it runs so often, one after the other, each time with images drawn anew), "steps" (at most
+so many in a pass) and "datasets" (names; it is for these only).
+"""
 
 
 def add_fx_config(cfg: CN) -> None:
@@ -23,6 +27,7 @@ def add_fx_config(cfg: CN) -> None:
     _add_model(cfg)
     _add_localization(cfg)
     _add_training(cfg)
+    _add_solver(cfg)
     _add_evaluation(cfg)
 
 
@@ -30,6 +35,14 @@ def _add_data(cfg: CN) -> None:
     # Folder of prepared annotation files, <ROOT>/<name>/{train,val,test}.json. Empty: $DETECTRON2_DATASETS,
     # else ./datasets/prepared. DATASETS.TRAIN and DATASETS.TEST hold names "<row>_<split>" as in Detectron2.
     cfg.DATASETS.ROOT = ""
+    # The tasks that the datasets are used for, of those they are annotated for: heads, passes and evaluation follow.
+    cfg.DATASETS.TASKS = ["cls", "loc", "seg"]
+    # The classes that are used, of every dataset and task; empty: all. Boxes of other classes are left out.
+    cfg.DATASETS.CLASSES = []
+    # Train on IMAGES images of each dataset (0 = all), drawn by SEED, each of another patient as long as there are
+    # such, and annotated for every task in use. A smaller draw of the same seed is part of a larger one. Validation
+    # and test splits stay whole.
+    cfg.DATASETS.FEW_SHOT = CN({"IMAGES": 0, "SEED": 0})
     # Limit each dataset to its first N images per split, for a trial (0 = all).
     cfg.DATASETS.LIMIT = 0
     # File of training images to leave out, written by tools/check_datasets.py --exclude: films that are in another
@@ -64,6 +77,9 @@ def _add_data(cfg: CN) -> None:
 
 def _add_model(cfg: CN) -> None:
     cfg.MODEL.META_ARCHITECTURE = "FoundationX"
+    # Which model of the file MODEL.WEIGHTS a training starts from: "student" or "teacher". Empty: the student, or the
+    # only one; of Ark its teacher, as its authors recommend.
+    cfg.MODEL.WEIGHTS_FROM = ""
     cfg.MODEL.BACKBONE.NAME = "build_timm_backbone"
     # Grey images: one value each, or three for a stem that was trained with a channel's own. In units of [0, 255];
     # the model normalises, and only once.
@@ -101,11 +117,16 @@ def _add_model(cfg: CN) -> None:
     # datasets without boxes are not guided. WEIGHT 0 = off (Foundation X); Foundation X+: 0.5.
     cfg.MODEL.SEG.REGION = CN({"WEIGHT": 0.0, "SCORE": 0.3, "AREA": 1.5})
 
-    # EMA teacher. MOMENTUM is applied once at the end of each pass. CONSISTENCY = c in
-    # (1 - c) * task + c * consistency; 0 or ENABLED False switches the teacher and its cost off.
+    # EMA teacher. CONSISTENCY = c in (1 - c) * task + c * consistency; 0 or ENABLED False switches the teacher and its
+    # cost off. UPDATE: at the end of each "pass" (reference) or after each "step", which wants a momentum near 1.
+    # SCHEDULE: "constant" MOMENTUM (reference), "cosine" from MOMENTUM to MOMENTUM_END over the run, or "warmup",
+    # min(MOMENTUM, (1 + n) / (10 + n)) at the n-th update.
     cfg.MODEL.TEACHER = CN()
     cfg.MODEL.TEACHER.ENABLED = True
+    cfg.MODEL.TEACHER.UPDATE = "pass"
+    cfg.MODEL.TEACHER.SCHEDULE = "constant"
     cfg.MODEL.TEACHER.MOMENTUM = 0.8
+    cfg.MODEL.TEACHER.MOMENTUM_END = 1.0
     cfg.MODEL.TEACHER.CONSISTENCY = 0.5
 
 
@@ -137,6 +158,10 @@ def _add_localization(cfg: CN) -> None:
     # Let padding and the outermost border compete for queries by their constant score (True, the reference), or
     # choose them only when nothing else is left (False).
     cfg.MODEL.LOC.RANK_ALL_TOKENS = False
+    # How deformable attention computes its samples: "torch" (torch's operators), "cpp" (C++, on CPUs; compiled in
+    # seconds on first use, kept for the next), "triton" (GPUs; tested in Triton's interpreter only), or "auto": C++ on
+    # a CPU where a compiler is found, else torch. The result is the same but for the last bits.
+    cfg.MODEL.LOC.SAMPLER = "auto"
     # Denoising: number of noised (positive + negative) pairs, label flip probability, box noise scale. 0 pairs = off.
     cfg.MODEL.LOC.DN_NUMBER = 100
     cfg.MODEL.LOC.DN_LABEL_NOISE = 0.5
@@ -150,33 +175,54 @@ def _add_localization(cfg: CN) -> None:
     cfg.MODEL.LOC.GIOU_EPS = 0.0
     # Boxes kept per image at inference: the best of queries x classes (reference: 300).
     cfg.MODEL.LOC.NUM_SELECT = 100
+    # Recompute the layers of encoder and decoder in the backward pass: less memory, more time.
+    cfg.MODEL.LOC.GRAD_CHECKPOINTING = False
 
 
 def _add_training(cfg: CN) -> None:
-    # The cycle. STRATEGY: rows {task, share, train} as in PAPER_STRATEGY; the passes of every dataset follow from it.
+    # The cycle. STRATEGY: rows as in PAPER_STRATEGY; the passes of every dataset follow from it.
     cfg.SCHEDULE = CN()
     cfg.SCHEDULE.STRATEGY = copy.deepcopy(PAPER_STRATEGY)
     cfg.SCHEDULE.CYCLES = 150
+    # The order of the datasets in a cycle: "listed" as in DATASETS.TRAIN; "shuffled", drawn anew in every cycle from
+    # SEED; "largest_first" or "smallest_first" by annotated training images.
+    cfg.SCHEDULE.ORDER = "listed"
+    # How often a dataset is visited in a cycle, {name: times}, evenly spread over it; datasets not named: once.
+    cfg.SCHEDULE.REPEAT = CN(new_allowed=True)
     # At most this many steps a pass (0 = no cap).
     cfg.SCHEDULE.ITERS_PER_PASS = 0
     # Images a step over all processes, per task.
     cfg.SCHEDULE.BATCH_SIZE = CN({"CLS": 24, "LOC": 24, "SEG": 24})
 
+
+def _add_solver(cfg: CN) -> None:
+    # "adamw", or "sgd" with Detectron2's SOLVER.MOMENTUM and NESTEROV (the reference fine-tunes with it).
     cfg.SOLVER.OPTIMIZER = "adamw"
     cfg.SOLVER.BASE_LR = 1e-4
+    # Decay of matrices; of norms and other scales; of biases; of embeddings and position tables (Mask2Former's key).
     cfg.SOLVER.WEIGHT_DECAY = 1e-4
     cfg.SOLVER.WEIGHT_DECAY_NORM = 0.0
     cfg.SOLVER.WEIGHT_DECAY_BIAS = 0.0
+    cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0
     # LR of a component = BASE_LR times this.
     cfg.SOLVER.LR_FACTOR = CN(
         {"BACKBONE": 0.1, "CLS_HEADS": 0.1, "LOC_ENCODER": 1.0, "LOC_DECODERS": 1.0}
         | {"SEG_DECODER": 1.0, "SEG_HEADS": 1.0}
     )
-    # Linear warm-up over this many cycles (reference: 20 slots = one cycle), then half-cosine to FINAL_LR_FACTOR.
+    # In the trunk times this from each block to the one before it, and to the stem; 1 = off. For fine-tuning.
+    cfg.SOLVER.LAYER_DECAY = 1.0
+    # LR of a task's steps times SCHEDULE.BATCH_SIZE of the task / this; 0 = as it is.
+    cfg.SOLVER.REFERENCE_BATCH = 0
+    # Linear warm-up over this many cycles (reference: 20 slots = one cycle), then half-cosine to FINAL_LR_FACTOR;
+    # followed at each "step", or set once a "cycle" (reference).
     cfg.SOLVER.WARMUP_CYCLES = 1.0
     cfg.SOLVER.FINAL_LR_FACTOR = 0.0
+    cfg.SOLVER.LR_UPDATE = "step"
     # Largest gradient norm of a step, per task; 0 = no clipping. Reference: localization only.
     cfg.SOLVER.CLIP_NORM = CN({"CLS": 0.0, "LOC": 0.1, "SEG": 0.0})
+    # At most this many images go through the network of a process at a time, per task; a larger batch is divided, and
+    # its gradients are added up. 0 = all of a process's images.
+    cfg.SOLVER.MICRO_BATCH = CN({"CLS": 0, "LOC": 0, "SEG": 0})
     # Autocast type when SOLVER.AMP.ENABLED: "bfloat16" (CPU or GPU) or "float16" (GPU, with loss scaling).
     cfg.SOLVER.AMP.DTYPE = "bfloat16"
     # Save a checkpoint at the end of every N-th cycle, and at the end; and inside a cycle after every N steps and

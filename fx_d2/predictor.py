@@ -9,29 +9,26 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, overload
 
-import cv2
 import numpy as np
 import torch
 from detectron2.structures import Boxes, Instances
-from PIL.Image import Image as PILImage
 
 from fx_d2.data.cache import read_size, resize_image
-from fx_d2.data.image_io import read_image
+from fx_d2.data.film import Film, Source, read_film
 from fx_d2.data.masks import encode_mask
 from fx_d2.engine.bundle import read_bundle
 from fx_d2.engine.setup import check_device
+from fx_d2.evaluation import weights_hash
+from fx_d2.evaluation.operating_points import FILE_NAME, read_points
 from fx_d2.modeling import FoundationX
 from fx_d2.structures import TASKS, DatasetSpec, FXError
 from fx_d2.visualization import Findings
-
-Source = str | Path | np.ndarray | PILImage
-"""A file that `read_image` reads (PNG, JPEG, DICOM, MHA); or grey values uint8 (H, W), RGB uint8 (H, W, 3), or a PIL
-image of mode L or RGB, all with 0 = black."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +42,7 @@ class HeadPrediction:
         scores: float32 (N,) in [0, 1].
         classes: int64 (N,), index into `spec.loc_classes`.
         masks: bool (C, H, W) in original pixels, in the order of `spec.seg_classes`; masks may overlap.
+        thresholds: class -> operating point, of the image-level classes that have one.
     """
 
     spec: DatasetSpec
@@ -53,17 +51,26 @@ class HeadPrediction:
     scores: np.ndarray | None = None
     classes: np.ndarray | None = None
     masks: np.ndarray | None = None
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def above(self) -> dict[str, bool]:
+        """Class -> whether its probability reaches its operating point; of the classes that have one."""
+        labels = self.labels or {}
+        return {name: labels[name] >= point for name, point in self.thresholds.items() if name in labels}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for json, with class names; a key is there when the task is.
 
         Returns:
-            {"labels": {class: probability}, "boxes": [{"class", "score", "box": [x1, y1, x2, y2]}],
-            "masks": {class: compressed COCO RLE}}.
+            {"labels": {class: probability}, "operating_points": {class: {"threshold", "above"}} where there are any,
+            "boxes": [{"class", "score", "box": [x1, y1, x2, y2]}], "masks": {class: compressed COCO RLE}}.
         """
         found: dict[str, Any] = {}
         if self.labels is not None:
             found["labels"] = dict(self.labels)
+            points = {name: {"threshold": self.thresholds[name], "above": above} for name, above in self.above.items()}
+            found |= {"operating_points": points} if points else {}
         if self.boxes is not None and self.scores is not None and self.classes is not None:
             rows = zip(self.classes.tolist(), self.scores.tolist(), self.boxes.tolist(), strict=True)
             names = self.spec.loc_classes
@@ -150,6 +157,8 @@ class FXPredictor:
         dtype: INPUT.DTYPE, "uint8" or "float32".
         tasks: dataset -> the tasks for which its heads have learned; others are never used.
         batch_size: images that run together.
+        which: "student" or "teacher".
+        thresholds: dataset -> class -> operating point, to mark what reaches it.
     """
 
     def __init__(
@@ -161,7 +170,10 @@ class FXPredictor:
         read_size: int = 0,
         dtype: str = "uint8",
         batch_size: int = 16,
+        which: str = "student",
+        thresholds: Mapping[str, Mapping[str, float]] | None = None,
     ) -> None:
+        self.which, self.thresholds = which, thresholds or {}
         self.model, self.size, self.batch_size = model, size, batch_size
         self.read_size, self.dtype = read_size, dtype
         self.tasks = {name: tuple(each) for name, each in tasks.items() if each}
@@ -173,7 +185,8 @@ class FXPredictor:
     ) -> FXPredictor:
         """A predictor from a checkpoint of a training run or from an inference checkpoint (tools/export.py).
 
-        The file holds all that is needed: no config, no dataset and no network is asked for.
+        The file holds all that is needed: no config, no dataset and no network is asked for. Operating points of an
+        `operating_points.json` beside it are taken where they were chosen for these weights.
 
         Args:
             path: a .pth, or the folder of an inference checkpoint.
@@ -188,14 +201,30 @@ class FXPredictor:
         check_device(device)
         bundle = read_bundle(path)
         height, width = bundle.cfg.INPUT.SIZE
-        return cls(
+        predictor = cls(
             model=bundle.build(which, device),
             size=(height, width),
             tasks={spec.name: bundle.trained_tasks(spec) for spec in bundle.specs},
             read_size=bundle.cfg.INPUT.READ_SIZE,
             dtype=bundle.cfg.INPUT.DTYPE,
             batch_size=batch_size,
+            which=bundle.choose(which),
         )
+        points = Path(bundle.path)
+        points = (points if points.is_dir() else points.parent) / FILE_NAME
+        if points.is_file():
+            found = read_points(points, {predictor.which: predictor.weights_hash})
+            predictor.thresholds = found.get(predictor.which, {})
+        return predictor
+
+    @cached_property
+    def weights_hash(self) -> str:
+        """Of the model's weights, as evaluation writes it."""
+        return weights_hash(self.model)
+
+    def read(self, source: Source | bytes, *, name: str | None = None) -> Film:
+        """Read a film as the model takes it, see `data.film.read_film`; other threads may do so ahead of the model."""
+        return read_film(source, dtype=self.dtype, name=name)
 
     @overload
     def __call__(self, images: Source, **options: Any) -> ImagePrediction: ...
@@ -222,7 +251,7 @@ class FXPredictor:
         One pass of the trunk serves all heads.
 
         Args:
-            images: see `Source`.
+            images: see `data.film.Source`.
             datasets: whose heads are to speak; None: all.
             tasks: of "cls", "loc", "seg"; None: all that the datasets' heads have learned.
             score_thresh: boxes below this score are left out.
@@ -231,7 +260,7 @@ class FXPredictor:
             FXError: naming an image that cannot be read, a dataset the model does not know, or a task that none of
                 the datasets' heads has learned.
         """
-        wanted = self._wanted(datasets, tasks)
+        wanted = self.wanted(datasets, tasks)
         for batch in self._batches(images):
             with self._lock:
                 results = self.model.predict(batch, wanted)
@@ -255,8 +284,8 @@ class FXPredictor:
         """The rows of the datasets that the model has learned: their classes, in the order of the outputs."""
         return {name: self.model.specs[name] for name in self.tasks}
 
-    def _wanted(self, datasets: Sequence[str] | None, tasks: Sequence[str] | None) -> dict[str, tuple[str, ...]]:
-        """Dataset -> tasks to compute."""
+    def wanted(self, datasets: Sequence[str] | None, tasks: Sequence[str] | None) -> dict[str, tuple[str, ...]]:
+        """Dataset -> tasks that `stream` computes for these options; raises as it does."""
         names = list(self.tasks) if datasets is None else list(datasets)
         if isinstance(datasets, str) or not set(names) <= set(self.tasks):
             raise FXError(f"datasets={datasets!r}: must be a list of datasets that the model knows: {list(self.tasks)}")
@@ -275,11 +304,11 @@ class FXPredictor:
         while chunk := list(islice(source, self.batch_size)):
             samples = []
             for image in chunk:
-                grey = _grey(image, self.dtype)
-                reduced = resize_image(grey, read_size(grey.shape[0], grey.shape[1], self.read_size))
+                film = self.read(image)
+                height, width = film.pixels.shape
+                reduced = resize_image(film.pixels, read_size(height, width, self.read_size))
                 small = torch.from_numpy(np.ascontiguousarray(resize_image(reduced, self.size)[None]))
-                name = str(image) if isinstance(image, str | Path) else None
-                samples.append({"file_name": name, "image": small, "height": grey.shape[0], "width": grey.shape[1]})
+                samples.append({"file_name": film.name, "image": small, "height": height, "width": width})
             yield samples
 
     def _head(self, name: str, found: Mapping[str, Any], score_thresh: float) -> HeadPrediction:
@@ -294,21 +323,4 @@ class FXPredictor:
             scores, classes = instances.scores.numpy(), instances.pred_classes.numpy()
         if "masks" in found:
             masks = found["masks"].cpu().numpy()
-        return HeadPrediction(spec, labels, boxes, scores, classes, masks)
-
-
-def _grey(image: Source, dtype: str) -> np.ndarray:
-    """(H, W) of any source, 0..255 in this dtype; FXError for values whose black and white nobody stated."""
-    if isinstance(image, str | Path):
-        grey = read_image(image, dtype=dtype)
-        return grey * np.float32(255) if dtype == "float32" else grey
-    if isinstance(image, PILImage) and image.mode not in ("L", "RGB"):
-        raise FXError(f"a PIL image of mode {image.mode}: give the path of its file, or an image of mode L or RGB")
-    pixels = np.asarray(image)
-    shape_known = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)
-    if pixels.dtype != np.uint8 or not shape_known or not pixels.size:
-        raise FXError(
-            f"an image must be uint8 (H, W) or (H, W, 3), not {pixels.dtype} {pixels.shape}: scale it so that 0 is "
-            "black and 255 white, or give the path of its file"
-        )
-    return (pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)).astype(dtype, copy=False)
+        return HeadPrediction(spec, labels, boxes, scores, classes, masks, self.thresholds.get(name, {}))

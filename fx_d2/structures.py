@@ -118,15 +118,28 @@ class DatasetSpec:
         partner = {a: b for pair in self.flip_pairs for a, b in (pair, pair[::-1])}
         return [names.index(partner[n]) if partner.get(n) in names else i for i, n in enumerate(names)]
 
-    def limited_to(self, tasks: Collection[str]) -> DatasetSpec:
-        """The row with only some of its tasks, at least one."""
-        cls, loc, seg = (self.classes(task) if task in tasks else () for task in TASKS)
+    def limited_to(self, tasks: Collection[str], classes: Collection[str] = ()) -> DatasetSpec:
+        """The row with only some of its tasks and, of each of these, only some of its classes (none named: all).
+
+        Raises:
+            FXError: nothing is left, or only some of the labels that exclude each other (cls_kind "softmax").
+        """
+        cls, loc, seg = (
+            tuple(name for name in self.classes(task) if task in tasks and (not classes or name in classes))
+            for task in TASKS
+        )
+        if self.cls_kind == "softmax" and cls and cls != self.cls_classes:
+            raise FXError(
+                f"dataset {self.name!r}: one of its labels {list(self.cls_classes)} holds for each image, so that "
+                f"{list(cls)} alone cannot be learned"
+            )
         return replace(
             self,
             cls_classes=cls,
             loc_classes=loc,
             seg_classes=seg,
-            reporting=self.reporting if cls else (),
+            reporting=tuple(name for name in self.reporting if name in cls),
+            published=tuple(name for name in self.published if name in cls),
             flip_pairs=tuple(pair for pair in self.flip_pairs if set(pair) <= {*cls, *loc, *seg}),
         )
 
@@ -165,17 +178,24 @@ class Phase:
         task: one of TASKS.
         trainable: components that learn; the task's other components run frozen, the rest do not run.
         share: part of the annotated training images, drawn afresh in every cycle, in (0, 1].
+        max_steps: at most this many steps; 0 = no cap.
     """
 
     dataset: str
     task: str
     trainable: tuple[str, ...]
     share: float = 1.0
+    max_steps: int = 0
 
     @property
     def frozen(self) -> tuple[str, ...]:
         """Components that take part in the forward pass but do not learn."""
         return tuple(c for c in TASK_COMPONENTS[self.task] if c not in self.trainable)
+
+    @property
+    def kind(self) -> tuple[str, tuple[str, ...]]:
+        """(task, trainable components): passes of one kind do the same work in a step."""
+        return self.task, tuple(sorted(self.trainable))
 
     @property
     def mode(self) -> str:

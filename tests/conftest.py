@@ -4,12 +4,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
+from pydicom import Dataset
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 
 from fx_d2.config import add_fx_config
 from fx_d2.engine.checkpoint import FXCheckpointer, class_lists
@@ -63,7 +68,7 @@ def tiny_cfg(tiny_spec: DatasetSpec) -> CfgNode:
 def tiny_checkpoint(tiny_cfg: CfgNode, tmp_path: Path) -> Path:
     """A checkpoint of the tiny model as a run writes it, with random student and another random teacher."""
     torch.manual_seed(0)
-    student, teacher = build_model(tiny_cfg), EMATeacher(build_model(tiny_cfg), 0.8)
+    student, teacher = build_model(tiny_cfg), EMATeacher(build_model(tiny_cfg))
     extra = {"classes": class_lists(student), "config": tiny_cfg.dump()}
     FXCheckpointer(student, str(tmp_path), teacher=teacher).save("run", **extra)
     return tmp_path / "run.pth"
@@ -84,6 +89,34 @@ def make_batch() -> MakeBatch:
     return make
 
 
+@pytest.fixture
+def film_folder(tmp_path: Path) -> Path:
+    """A folder of films as people have them: a.png, b.jpg, c.dcm (stored inverted), sub/a.png, sub/IM1 (DICOM)."""
+    folder = tmp_path / "films"
+    (folder / "sub").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i, name in enumerate(("a.png", "b.jpg", "c.dcm", "sub/a.png", "sub/IM1")):
+        pixels = cv2.resize(rng.integers(0, 256, (9, 7), dtype=np.uint8), (70 + 10 * i, 90))
+        if name.endswith(("png", "jpg")):
+            cv2.imwrite(str(folder / name), pixels)
+        else:
+            _write_dicom(folder / name, pixels)
+    return folder
+
+
+def _write_dicom(path: Path, pixels: np.ndarray) -> None:
+    """8 bits, MONOCHROME1: stored inverted, without a window."""
+    film = Dataset()
+    film.SOPClassUID, film.SOPInstanceUID = DigitalXRayImageStorageForPresentation, generate_uid()
+    film.Rows, film.Columns = pixels.shape
+    film.SamplesPerPixel, film.PixelRepresentation, film.PhotometricInterpretation = 1, 0, "MONOCHROME1"
+    film.BitsAllocated, film.BitsStored, film.HighBit = 8, 8, 7
+    film.PixelData, film["PixelData"].VR = (255 - pixels).tobytes(), "OB"
+    film.file_meta = FileMetaDataset()
+    film.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    film.save_as(path, enforce_file_format=True)
+
+
 def _sample(task: str, count: int, size: tuple[int, int], dataset: str) -> dict[str, Any]:
     height, width = size
     sample = {"dataset": dataset, "task": task, "file_name": "x.png", "height": 100, "width": 80}
@@ -96,6 +129,6 @@ def _sample(task: str, count: int, size: tuple[int, int], dataset: str) -> dict[
         corners = torch.cat((corner, corner + sides), dim=1) * torch.tensor([width, height, width, height])
         truth = Instances(size, gt_boxes=Boxes(corners), gt_classes=torch.randint(0, len(TINY.loc_classes), (count,)))
         return sample | {"instances": truth}
-    masks = (torch.rand(len(TINY.seg_classes), *size) > 0.5).float()
+    masks = torch.rand(len(TINY.seg_classes), *size) > 0.5
     known = torch.tensor([True, True, False])
     return sample | {"masks": masks, "mask_known": known, "mask_valid": torch.rand(size) > 0.1}

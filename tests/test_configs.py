@@ -12,6 +12,7 @@ from fx_d2 import modeling  # noqa: F401  registers the model
 from fx_d2.config import add_fx_config
 from fx_d2.data import PRETRAINING, register_datasets, write_spec
 from fx_d2.data.catalog import split_name
+from fx_d2.data.table import BY_NAME
 from fx_d2.engine.schedule import build_cycle
 from fx_d2.structures import COMPONENTS, DatasetSpec, specs_of
 
@@ -34,12 +35,11 @@ def load(path: Path) -> CfgNode:
 
 def register(cfg: CfgNode, root: Path) -> tuple[DatasetSpec, ...]:
     """Register what a config names with empty annotation files: they are read only when a split is asked for."""
-    table = {spec.name for spec in PRETRAINING}
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         row, split = split_name(name)
         (root / row).mkdir(exist_ok=True)
         (root / row / f"{split}.json").touch()
-        if row not in table:
+        if row not in BY_NAME:
             own = {"cls_classes": OWN_CLASSES, "loc_classes": OWN_CLASSES, "seg_classes": OWN_CLASSES}
             write_spec(root / row, DatasetSpec(name=row, title=row, **own))
     cfg.DATASETS.ROOT = str(root)

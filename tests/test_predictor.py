@@ -14,12 +14,11 @@ from detectron2.data import Metadata
 from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 from pycocotools import mask as mask_utils
-from pydicom import Dataset
-from pydicom.dataset import FileMetaDataset
-from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
+from pydicom import dcmread
 
 from fx_d2.data import EvalMapper
 from fx_d2.engine.bundle import read_bundle, with_heads, write_inference, write_training_checkpoint
+from fx_d2.evaluation.operating_points import FILE_NAME, write_points
 from fx_d2.predictor import FXPredictor
 from fx_d2.structures import DatasetSpec, FXError
 from fx_d2.visualization import draw_comparison
@@ -79,21 +78,12 @@ def test_predictions_are_those_of_evaluation(
                 assert head.boxes is None and head.masks is None and sum(head.labels.values()) == pytest.approx(1)
 
 
-def test_a_dicom_file_is_the_film_it_holds(predictor: FXPredictor, films: list[Path], tmp_path: Path) -> None:
-    """8 bits, MONOCHROME1: stored inverted, without a window, so that the grey values are those of the PNG."""
-    pixels = cv2.imread(str(films[0]), cv2.IMREAD_GRAYSCALE)
-    film = Dataset()
-    film.SOPClassUID, film.SOPInstanceUID = DigitalXRayImageStorageForPresentation, generate_uid()
-    film.Rows, film.Columns = pixels.shape
-    film.SamplesPerPixel, film.PixelRepresentation, film.PhotometricInterpretation = 1, 0, "MONOCHROME1"
-    film.BitsAllocated, film.BitsStored, film.HighBit = 8, 8, 7
-    film.PixelData, film["PixelData"].VR = (255 - pixels).tobytes(), "OB"
-    film.file_meta = FileMetaDataset()
-    film.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    film.save_as(tmp_path / "film.dcm", enforce_file_format=True)
-    ours, theirs = predictor([tmp_path / "film.dcm", films[0]], score_thresh=0.0)
-    assert ours.file_name == str(tmp_path / "film.dcm")
-    assert ours.to_dict()["heads"] == theirs.to_dict()["heads"]
+def test_a_dicom_file_is_the_film_it_holds(predictor: FXPredictor, film_folder: Path) -> None:
+    """Stored inverted, without a window, so that the grey values are those that were drawn."""
+    path = film_folder / "c.dcm"
+    pixels = 255 - dcmread(path).pixel_array
+    ours, theirs = predictor([path, pixels], score_thresh=0.0)
+    assert ours.file_name == str(path) and ours.to_dict()["heads"] == theirs.to_dict()["heads"]
 
 
 def test_one_pass_of_the_trunk_for_all_heads_and_a_batch_at_a_time(predictor: FXPredictor, films: list[Path]) -> None:
@@ -233,3 +223,38 @@ def test_a_missing_gpu_and_a_missing_file_are_named(tiny_checkpoint: Path, monke
         FXPredictor.from_checkpoint(tiny_checkpoint, device="cuda")
     with pytest.raises(FXError, match="none.pth does not exist"):
         FXPredictor.from_checkpoint(tiny_checkpoint.with_name("none.pth"))
+
+
+def test_a_film_is_read_once_by_whoever_reads_it(predictor: FXPredictor, films: list[Path]) -> None:
+    film = predictor.read(films[0].read_bytes(), name="film.png")
+    found, again = predictor([film, films[0]])
+    assert found.file_name == "film.png" and again.file_name == str(films[0])
+    assert found.to_dict()["heads"] == again.to_dict()["heads"]
+    assert np.array_equal(film.grey, cv2.imread(str(films[0]), cv2.IMREAD_GRAYSCALE))
+
+
+def test_operating_points_belong_to_weights_and_model(
+    tiny_checkpoint: Path, films: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Those beside the checkpoint mark what reaches them; of another model or other weights they are not taken."""
+    models = {which: FXPredictor.from_checkpoint(tiny_checkpoint, which=which) for which in ("student", "teacher")}
+    labels = models["student"](films[0])["tiny"].labels
+    assert labels is not None and not models["student"](films[0])["tiny"].above
+    points = {"mass": labels["mass"], "left lung": labels["left lung"] + 1e-6, "right lung": float("nan")}
+    row = {"tiny": {"split": "tiny_val", "points": {name: {"threshold": value} for name, value in points.items()}}}
+    write_points(tmp_path / FILE_NAME, {"student": row}, {"student": models["student"].weights_hash}, 0.9)
+    student, teacher = (FXPredictor.from_checkpoint(tiny_checkpoint, which=w) for w in ("student", "teacher"))
+    found = student(films[0])
+    assert found["tiny"].above == {"mass": True, "left lung": False} and found["tiny_softmax"].above == {}
+    assert found.to_dict()["heads"]["tiny"]["operating_points"] == {
+        "mass": {"threshold": points["mass"], "above": True},
+        "left lung": {"threshold": points["left lung"], "above": False},
+    }
+    assert student(films[0], tasks=["loc"])["tiny"].above == {}
+    assert teacher.which == "teacher" and teacher(films[0])["tiny"].above == {}
+    write_inference(read_bundle(tiny_checkpoint), tmp_path / "out")
+    write_points(tmp_path / "out" / FILE_NAME, {"student": row}, {"student": student.weights_hash}, 0.9)
+    assert FXPredictor.from_checkpoint(tmp_path / "out")(films[0])["tiny"].above == found["tiny"].above
+    write_points(tmp_path / FILE_NAME, {"student": row}, {"student": teacher.weights_hash}, 0.9)
+    assert FXPredictor.from_checkpoint(tiny_checkpoint)(films[0])["tiny"].above == {}
+    assert "was made with other weights of the student: not applied" in caplog.text

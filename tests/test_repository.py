@@ -20,12 +20,14 @@ PROGRAMS = sorted(p for folder in ("tools", "datasets") for p in (ROOT / folder)
 # A part imports only from parts to its left; parts between the same bars do not know each other.
 DIRECTION = (
     ("structures", "config"),
+    ("batch",),
     ("data", "layers", "losses"),
     ("modeling",),
     ("engine",),
     ("evaluation",),
     ("visualization",),
     ("predictor",),
+    ("demo",),
 )
 RANK = {part: rank for rank, parts in enumerate(DIRECTION) for part in parts}
 ALLOWED_ACROSS = {("losses", "layers")}

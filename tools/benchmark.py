@@ -21,7 +21,9 @@ from pathlib import Path
 
 import torch
 from benchmarks import (
+    attention,
     checkpoint,
+    criterion,
     data,
     evaluation,
     inference,
@@ -45,6 +47,8 @@ SECTIONS = {
     "lock": lock,
     "memory": memory,
     "inference": inference,
+    "attention": attention,
+    "criterion": criterion,
     "update": update,
     "data": data,
     "wait": wait,
@@ -83,15 +87,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.disable(logging.WARNING)  # of the trainers, which say what the report need not repeat
     try:
         check_device(common.device)
-        if common.threads:
-            torch.set_num_threads(common.threads)
-        facts, sections = environment(common.device), {}
+        facts, sections, threads = environment(common.device), {}, torch.get_num_threads()
         print(described(facts), flush=True)
         for args in chosen:
+            torch.set_num_threads(args.threads or threads)
             sections[args.section] = SECTIONS[args.section].run(args)
             print(f"\n### {args.section}\n\n{sections[args.section]}", flush=True)
-        if common.output:
-            write_report(Path(common.output), facts, sections)
+            if common.output:  # after each: what was measured is not lost with what fails later
+                write_report(Path(common.output), facts, sections)
     except FXError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

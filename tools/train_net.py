@@ -1,6 +1,8 @@
 #!/usr/bin/env python
 """Train, or with --eval-only evaluate, a Foundation X model.
 
+--print-schedule prints the passes of a cycle, --dry-run tries a step of each kind of pass; both leave nothing behind.
+
 Detectron2's usual arguments: --config-file, --num-gpus (with MODEL.DEVICE cpu: processes), --num-machines,
 --machine-rank, --dist-url, --resume (the run in OUTPUT_DIR, from the beginning if there is none yet), --eval-only, and
 `KEY VALUE` overrides at the end. torchrun and srun start it as well. Exit codes: 0; 1 after an error, told in one line;
@@ -31,6 +33,8 @@ from fx_d2.data import build_test_loader, evaluation_splits, file_content_hash
 from fx_d2.engine import FXTrainer, build_cfg, launch, load_models, setup_run, versions
 from fx_d2.engine.checkpoint_files import FINAL
 from fx_d2.engine.distributed import on_first
+from fx_d2.engine.plan import build_plan
+from fx_d2.engine.rehearsal import rehearse
 from fx_d2.evaluation import (
     Evaluation,
     build_thresholds,
@@ -99,12 +103,20 @@ def write_found(
 def run(args: argparse.Namespace) -> None:
     """One process of the command."""
     started = time.time()
-    cfg = setup_run(args)
+    cfg = setup_run(args, dry=args.dry_run)
     if args.eval_only:
         evaluate(cfg, started, load_models(cfg), final=True, training=False)
         return
+    workers = cfg.DATALOADER.NUM_WORKERS
+    if args.dry_run:
+        cfg.defrost()
+        cfg.DATALOADER.NUM_WORKERS = 0  # reading is timed apart
+        cfg.freeze()
     trainer = FXTrainer(cfg, functools.partial(evaluate, cfg, started))
-    trainer.resume_or_load(args.resume)
+    trainer.resume_or_load(args.resume, look_only=args.dry_run)
+    if args.dry_run:
+        logger.info("dry run, nothing saved:\n%s", rehearse(trainer, workers))
+        return
     trainer.train()
     logger.info("checkpoint: %s", os.path.join(cfg.OUTPUT_DIR, FINAL))
 
@@ -117,14 +129,31 @@ def main(args: argparse.Namespace) -> None:
         sys.exit(f"error: {error}")
 
 
-def start(argv: Sequence[str] | None = None) -> None:
-    """The command: as many processes of `main` as asked for."""
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Command line; see --help."""
     parser = default_argument_parser()
+    parser.description = __doc__
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--print-schedule", action="store_true", help="print the passes of a cycle, and end")
+    instead.add_argument("--dry-run", action="store_true", help="check all, try a step of each kind of pass, and end")
     # Detectron2's default is one port for all runs of a user.
     parser.set_defaults(dist_url="auto")
     args = parser.parse_args(argv)
+    if args.eval_only and (args.print_schedule or args.dry_run):
+        parser.error("--print-schedule and --dry-run are about trainings: leave --eval-only out")
+    return args
+
+
+def start(argv: Sequence[str] | None = None) -> None:
+    """The command: as many processes of `main` as asked for."""
+    args = parse_args(argv)
     try:
-        launch(main, args, build_cfg(args.config_file, list(args.opts)).MODEL.DEVICE)
+        cfg = build_cfg(args.config_file, list(args.opts))
+        if args.print_schedule:
+            plan = build_plan(cfg)
+            print(f"{plan.table()}\n\n{plan.totals()}")
+            return
+        launch(main, args, cfg.MODEL.DEVICE)
     except FXError as error:
         sys.exit(f"error: {error}")
 

@@ -15,6 +15,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.logger import log_first_n
 
 from fx_d2.data.annotations import SPEC_FILE, load_spec, load_split
+from fx_d2.data.narrowing import narrow_records, narrow_rows
 from fx_d2.data.table import BY_NAME
 from fx_d2.structures import SPLITS, TASKS, DatasetSpec, FXError
 
@@ -43,20 +44,19 @@ def dataset_root(cfg: CfgNode) -> Path:
 def register_datasets(cfg: CfgNode) -> tuple[str, ...]:
     """Register every split of the rows named in DATASETS.TRAIN and DATASETS.TEST, and return the names registered.
 
-    Annotation files are read when a split is asked for. Calling again, also with another root, replaces.
+    Rows and dicts have only the tasks of DATASETS.TASKS and the classes of DATASETS.CLASSES. Annotation files are read
+    when a split is asked for. Calling again, also with another root, replaces.
 
     Raises:
         FXError: a name that is not "<row>_<split>", an unknown row, a missing root or annotation file, a
-            dataset.yaml that redefines the classes of a row of the table.
+            dataset.yaml that redefines the classes of a row of the table, or see `narrowing.narrow_rows`.
     """
     wanted = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
     if not wanted:
         raise FXError("DATASETS.TRAIN and DATASETS.TEST are empty: name splits such as 'chexpert_train'")
-    rows = [split_name(name)[0] for name in wanted]
+    rows = dict.fromkeys(split_name(name)[0] for name in wanted)
     root = dataset_root(cfg)
-    registered: list[str] = []
-    for row in dict.fromkeys(rows):
-        registered += _register(_find_spec(row, root), root)
+    registered = _register_rows(cfg, rows, root)
     for name in wanted:
         file = Path(MetadataCatalog.get(name).json_file)
         if not file.is_file():
@@ -70,11 +70,10 @@ def register_rows(cfg: CfgNode) -> None:
     Enough to build the model; rows of one's own are looked for where `register_datasets` would.
 
     Raises:
-        FXError: a name that is not "<row>_<split>", or an unknown row.
+        FXError: a name that is not "<row>_<split>", an unknown row, or see `narrowing.narrow_rows`.
     """
-    root = _root_path(cfg)
-    for row in dict.fromkeys(split_name(name)[0] for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
-        _register(_find_spec(row, root), root)
+    rows = dict.fromkeys(split_name(name)[0] for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+    _register_rows(cfg, rows, _root_path(cfg))
 
 
 def register_spec(spec: DatasetSpec, root: str | Path) -> tuple[str, ...]:
@@ -84,7 +83,7 @@ def register_spec(spec: DatasetSpec, root: str | Path) -> tuple[str, ...]:
         FXError: no annotation file there, or the name is a row of the table with other classes.
     """
     check_own_row(spec, f"dataset {spec.name!r}")
-    names = _register(spec, Path(root))
+    names = _register(spec, spec, Path(root))
     found = tuple(name for name in names if Path(MetadataCatalog.get(name).json_file).is_file())
     if not found:
         raise FXError(f"no annotation file in {str(Path(root) / spec.name)!r}; {_PREPARE.format(root=root)}")
@@ -202,19 +201,31 @@ def _own_rows(root: Path) -> str:
     return f"; datasets prepared there: {', '.join(names)}" if names else ""
 
 
-def _register(spec: DatasetSpec, root: Path) -> list[str]:
-    """Put the three splits of a row into both catalogs, replacing what was there."""
+def _register_rows(cfg: CfgNode, rows: Iterable[str], root: Path) -> list[str]:
+    """Register rows by name, as far as DATASETS.TASKS and DATASETS.CLASSES use them."""
+    specs = [_find_spec(row, root) for row in rows]
+    used = narrow_rows(specs, cfg.DATASETS.TASKS, cfg.DATASETS.CLASSES)
+    return [name for spec, part in zip(specs, used, strict=True) for name in _register(spec, part, root)]
+
+
+def _load(file: Path, spec: DatasetSpec, used: DatasetSpec, split: str) -> list[dict[str, Any]]:
+    records = load_split(file, spec, split)
+    return records if used == spec else narrow_records(records, spec, used)
+
+
+def _register(spec: DatasetSpec, used: DatasetSpec, root: Path) -> list[str]:
+    """Put the splits of a row, of which `used` is the part in use, into both catalogs, replacing what was there."""
     names = []
     for split in SPLITS:
         name = f"{spec.name}_{split}"
         file = root.absolute() / spec.name / f"{split}.json"
         _forget([name])
-        DatasetCatalog.register(name, functools.partial(load_split, file, spec, split))
+        DatasetCatalog.register(name, functools.partial(_load, file, spec, used, split))
         MetadataCatalog.get(name).set(
-            spec=spec,
+            spec=used,
             split=split,
             json_file=str(file),
-            thing_classes=list(spec.loc_classes),
+            thing_classes=list(used.loc_classes),
             evaluator_type="fx",
         )
         names.append(name)

@@ -48,24 +48,26 @@ def read_dicom(data: bytes, where: str) -> np.ndarray:
         raise FXError(f"{where}: broken or truncated DICOM file ({_one_line(error)})") from None
 
 
-def dicom_tags(path: str | Path, names: Sequence[str]) -> dict[str, str]:
+def dicom_tags(path: str | Path, names: Sequence[str], data: bytes | None = None) -> dict[str, str]:
     """Tags of a DICOM file's header by keyword, such as "PatientID", as text; "" where the file has none.
 
-    Only the header is read. FXError naming the file when it is no DICOM file.
+    Only the header is read: from `data`, where the file's content is given. FXError naming the file when it is no
+    DICOM file.
     """
     pydicom = _pydicom(str(path))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(names))
+            file = path if data is None else io.BytesIO(data)
+            dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(names))
             return {name: str(dataset.get(name, "")).strip() for name in names}
     except Exception as error:  # As above.
         raise FXError(f"{path}: broken or truncated DICOM file ({_one_line(error)})") from None
 
 
-def dicom_size(path: str | Path) -> tuple[int, int]:
-    """(height, width) from a DICOM header; FXError when it has none."""
-    tags = dicom_tags(path, ("Rows", "Columns"))
+def dicom_size(path: str | Path, data: bytes | None = None) -> tuple[int, int]:
+    """(height, width) from a DICOM header, of a file or its content; FXError when it has none."""
+    tags = dicom_tags(path, ("Rows", "Columns"), data)
     if not all(tags.values()):
         raise FXError(f"{path}: broken or truncated DICOM file (no Rows and Columns)")
     return int(tags["Rows"]), int(tags["Columns"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zlib
 from pathlib import Path
 
@@ -34,6 +35,9 @@ _JSRT_SHAPE = (2048, 2048)
 _JSRT_INTENSITY: Intensity = (4095, 0)
 """JSRT's .IMG files: no header, big-endian 16 bits of which 12 are used, high values are dark (jsrt.or.jp)."""
 
+MAX_PIXELS = 2**26
+"""Of a content to decode: twice the largest films in use, and far from what fills a machine's memory."""
+
 _DARK = 2**14
 """A 16-bit file that stays below holds data of at most 14 bits: over its full range it would come out dark."""
 
@@ -63,23 +67,36 @@ def read_image(path: str | Path, *, intensity: Intensity | None = None, dtype: s
             values; a missing optional package.
     """
     path = Path(path)
-    values, usual = _stored(path)
-    if intensity is None and usual == _FULL_RANGE["uint16"] and values.max() < _DARK:
-        raise FXError(
-            f"{path}: holds 16-bit values up to {values.max()} only: state which values are black and white, for "
-            "example `intensity` [0, 4095] for 12-bit data, when preparing the dataset"
-        )
-    if intensity is not None and usual == _STATED:
-        raise FXError(f"{path}: a DICOM file states its own grey range; `intensity` must not be given")
-    black_white = intensity or usual
-    if black_white is None:
-        raise FXError(
-            f"{path}: values of type {values.dtype} have no natural black and white: state `intensity` [black, white] "
-            f"when preparing the dataset (this file: {values.min()} to {values.max()})"
-        )
-    if intensity is not None:
-        _check_range(values, intensity, path)
-    return _grey(values, black_white, dtype)
+    return _shown(*_stored(path), path, intensity, dtype)
+
+
+def decode_image(data: bytes, name: str, *, dtype: str = "uint8") -> np.ndarray:
+    """`read_image` for the content of a PNG, JPEG or DICOM file that lies on no disk, such as an upload.
+
+    Args:
+        data: all bytes of the file.
+        name: what errors call it, and by its suffix a DICOM file without a preamble; nothing of that name is opened.
+        dtype: as `read_image`.
+
+    Raises:
+        FXError: as `read_image`; also for more than MAX_PIXELS, by the header, before anything is decoded.
+    """
+    path = Path(name)
+    dicom = _is_dicom(data, path)
+    if not dicom and not data.startswith((_PNG, _JPEG)):
+        raise FXError(f"{name}: not a whole PNG, JPEG or DICOM file" if data else f"{name}: empty file")
+    try:
+        height, width = dicom_size(path, data) if dicom else _picture_size(io.BytesIO(data))
+    except FXError:
+        raise
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError):
+        raise FXError(f"{name}: {_CORRUPT}") from None
+    if height * width > MAX_PIXELS:
+        raise FXError(f"{name}: {width} x {height} pixels; at most {MAX_PIXELS:,} are taken")
+    decoded: np.ndarray | str = read_dicom(data, name) if dicom else _decode(data)
+    if isinstance(decoded, str):
+        raise FXError(f"{name}: {decoded}")
+    return _shown(decoded, _STATED if dicom else _FULL_RANGE[decoded.dtype.name], path, None, dtype)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -95,8 +112,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
             return dicom_size(path)
         if _is_jsrt(path):
             return _JSRT_SHAPE
-        with Image.open(path, formats=("PNG", "JPEG")) as image:
-            return image.height, image.width
+        return _picture_size(path)
     except FXError:
         raise
     except (UnidentifiedImageError, SyntaxError, ValueError):
@@ -124,6 +140,34 @@ def describe_file(path: Path) -> str:
     with Image.open(path, formats=("PNG", "JPEG")) as image:
         colour = "" if image.mode.startswith(("L", "I", "1")) else f", {image.mode}"
         return f"{image.format}, {head[24] if image.format == 'PNG' else 8} bits{colour}"
+
+
+def _picture_size(file: Path | io.BytesIO) -> tuple[int, int]:
+    """(height, width) of a PNG or JPEG; PIL's errors."""
+    with Image.open(file, formats=("PNG", "JPEG")) as image:
+        return image.height, image.width
+
+
+def _shown(
+    values: np.ndarray, usual: Intensity | None, path: Path, intensity: Intensity | None, dtype: str
+) -> np.ndarray:
+    """`read_image` from the stored values and what is black and white in files of their kind."""
+    if intensity is None and usual == _FULL_RANGE["uint16"] and values.max() < _DARK:
+        raise FXError(
+            f"{path}: holds 16-bit values up to {values.max()} only: state which values are black and white, for "
+            "example `intensity` [0, 4095] for 12-bit data, when preparing the dataset"
+        )
+    if intensity is not None and usual == _STATED:
+        raise FXError(f"{path}: a DICOM file states its own grey range; `intensity` must not be given")
+    black_white = intensity or usual
+    if black_white is None:
+        raise FXError(
+            f"{path}: values of type {values.dtype} have no natural black and white: state `intensity` [black, white] "
+            f"when preparing the dataset (this file: {values.min()} to {values.max()})"
+        )
+    if intensity is not None:
+        _check_range(values, intensity, path)
+    return _grey(values, black_white, dtype)
 
 
 def _stored(path: Path) -> tuple[np.ndarray, Intensity | None]:

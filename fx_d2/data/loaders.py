@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 import cv2
 import numpy as np
@@ -15,8 +17,10 @@ from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
+from fx_d2.batch import Batch
 from fx_d2.data.annotations import check_patients
 from fx_d2.data.catalog import check_images, evaluation_splits, get_dicts, split_name
+from fx_d2.data.few_shot import draw_images
 from fx_d2.data.mapper import EvalMapper, TrainMapper
 from fx_d2.data.overlap import excluded_images
 from fx_d2.data.sampler import PassBatchSampler, SampleKey, Schedule, Slot, check_batch_sizes
@@ -24,7 +28,7 @@ from fx_d2.structures import FXError, spec_of
 
 logger = logging.getLogger(__name__)
 
-Batch = list[dict[str, Any]]
+T = TypeVar("T")
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """What a cluster sends before it takes the machine away, often to the workers as well."""
@@ -33,11 +37,11 @@ _WORKER_SECONDS = 30
 """How long a worker goes on after SIGTERM: longer than a step."""
 
 
-class Loader:
+class Loader(Generic[T]):
     """A DataLoader that raises a worker's FXError as the one clear line it is, without the worker's traceback."""
 
     def __init__(self, loader: DataLoader[Any]) -> None:
-        """loader: yields lists of samples, in which an FXError may stand for a sample."""
+        """loader: yields batches, for which an FXError may stand (`_unless_error`)."""
         self.loader = loader
         loader.worker_init_fn = _outlive_signals
 
@@ -45,12 +49,11 @@ class Loader:
         """Number of batches."""
         return len(self.loader)
 
-    def __iter__(self) -> Iterator[Batch]:
-        """The batches, each a list of samples."""
+    def __iter__(self) -> Iterator[T]:
+        """The batches."""
         for batch in self.loader:
-            for sample in batch:
-                if isinstance(sample, FXError):
-                    raise sample
+            if isinstance(batch, FXError):
+                raise batch
             yield batch
 
 
@@ -102,6 +105,7 @@ class TrainData:
         mappers: dict[Slot, Callable[..., dict[str, Any]]],
         batch_sizes: dict[str, int],
         num_workers: int,
+        pin_memory: bool,
     ) -> None:
         """See `build_train_data`.
 
@@ -111,10 +115,11 @@ class TrainData:
             mappers: per slot mapper(record, seed).
             batch_sizes: images a step over all processes, by task.
             num_workers: processes that read images.
+            pin_memory: hand batches over in memory that a GPU can read.
         """
         self.sizes: dict[Slot, int] = {slot: len(indices) for slot, indices in annotated.items()}
         self._dataset = _SlotDataset(records, annotated, mappers)
-        self._batch_sizes, self._num_workers = batch_sizes, num_workers
+        self._batch_sizes, self._num_workers, self._pin_memory = batch_sizes, num_workers, pin_memory
 
     def check_readable(self) -> None:
         """Read the first and the last image of each slot; FXError where one cannot be read."""
@@ -126,10 +131,10 @@ class TrainData:
 
     def loader(
         self, schedule: Schedule, start_iter: int, rank: int, world_size: int, num_iters: int, seed: int
-    ) -> Loader:
+    ) -> Loader[Batch]:
         """One loader for iterations [start_iter, start_iter + num_iters) of this process; `seed` is the run's.
 
-        A batch is a list of `TrainMapper` samples of one dataset and one task; all processes get equally many.
+        A batch is of `TrainMapper` samples of one dataset and one task; all processes get equally many.
 
         Raises:
             FXError: a batch size that the processes cannot share evenly; while iterating, an unreadable image.
@@ -149,7 +154,8 @@ class TrainData:
                 self._dataset,
                 batch_sampler=sampler,
                 num_workers=self._num_workers,
-                collate_fn=_as_list,
+                collate_fn=partial(_unless_error, Batch.collate),
+                pin_memory=self._pin_memory,
                 prefetch_factor=4 if self._num_workers else None,
             )
         )
@@ -167,9 +173,21 @@ def check_test_split(cfg: CfgNode, registered: str) -> None:
 def training_dicts(cfg: CfgNode, registered: str) -> list[dict[str, Any]]:
     """The dicts of a training split without the images of DATASETS.EXCLUDE, at most DATASETS.LIMIT of them.
 
+    With DATASETS.FEW_SHOT, the images drawn from these for the tasks of the row that SCHEDULE.STRATEGY trains.
+
     Raises:
-        FXError: see `overlap.excluded_images`; or no image is left.
+        FXError: see `overlap.excluded_images` and `few_shot.draw_images`; or no image is left.
     """
+    dicts = _wanted_dicts(cfg, registered)
+    node = cfg.DATASETS.FEW_SHOT
+    if not node.IMAGES:
+        return dicts
+    trained = {row["task"] for row in cfg.SCHEDULE.STRATEGY}
+    tasks = [task for task in spec_of(registered).tasks if task in trained]
+    return [dicts[i] for i in draw_images(dicts, tasks, node.IMAGES, node.SEED)]
+
+
+def _wanted_dicts(cfg: CfgNode, registered: str) -> list[dict[str, Any]]:
     if not cfg.DATASETS.EXCLUDE:
         return get_dicts(registered, cfg.DATASETS.LIMIT)
     dicts = get_dicts(registered)
@@ -203,6 +221,10 @@ def build_train_data(cfg: CfgNode) -> TrainData:
         spec = spec_of(name)
         dicts = training_dicts(cfg, name)
         check_images(dicts)
+        if cfg.DATASETS.FEW_SHOT.IMAGES:
+            patients = len({record["patient_id"] for record in dicts})
+            names = ", ".join(os.path.basename(record["file_name"]) for record in dicts)
+            logger.info("%s: %d images of %d patients drawn: %s", name, len(dicts), patients, names)
         _check_test_patients(cfg, name, dicts)
         records[spec.name] = DatasetFromList(dicts, copy=False)
         for task in (task for task in spec.tasks if task in trained):
@@ -218,11 +240,14 @@ def build_train_data(cfg: CfgNode) -> TrainData:
         mappers=mappers,
         batch_sizes=batch_sizes,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
+        pin_memory=cfg.MODEL.DEVICE.startswith("cuda"),
     )
 
 
-def build_test_loader(cfg: CfgNode, registered: str) -> Loader:
+def build_test_loader(cfg: CfgNode, registered: str) -> Loader[list[dict[str, Any]]]:
     """The evaluation loader of a registered split: `EvalMapper` samples in the file's order, shared over processes.
+
+    Batches are lists of samples, whose annotations the evaluators read.
 
     Raises:
         FXError: a split that is not registered, missing image files; while iterating, an unreadable image.
@@ -238,6 +263,7 @@ def build_test_loader(cfg: CfgNode, registered: str) -> Loader:
             sampler=InferenceSampler(len(dicts)),
             batch_size=cfg.TEST.BATCH_SIZE,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
+            collate_fn=partial(_unless_error, list),
         )
     )
 
@@ -252,8 +278,10 @@ def _outlive_signals(worker: int) -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_WORKER_SECONDS))
 
 
-def _as_list(batch: Batch) -> Batch:
-    return batch
+def _unless_error(collate: Callable[[Sequence[Any]], T], samples: Sequence[Any]) -> T | FXError:
+    """What `collate` makes of the samples, or the first FXError that stands for one of them."""
+    error = next((x for x in samples if isinstance(x, FXError)), None)
+    return collate(samples) if error is None else error
 
 
 def _annotated(name: str, task: str, dicts: Sequence[dict[str, Any]]) -> np.ndarray:

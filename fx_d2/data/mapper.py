@@ -81,7 +81,7 @@ class TrainMapper:
             0..255, teacher_image (the same type; only with teacher_view "photometric"), and by task:
             cls: labels float32 (C,), NaN = unknown;
             loc: instances with gt_boxes (float32 xyxy, network pixels) and gt_classes (int64);
-            seg: masks float32 0/1 (C, H, W), mask_known bool (C,), mask_valid bool (H, W), False = ignore.
+            seg: masks bool (C, H, W), mask_known bool (C,), mask_valid bool (H, W), False = ignore.
 
         Raises:
             FXError: naming the file, when it cannot be read or has not the annotated size.
@@ -216,7 +216,7 @@ def _mask_targets(
     known = [i for i, rle in enumerate(rles) if rle is not None]
     wanted = [rle for rle in [*rles, record["ignore_mask"]] if rle is not None]
     planes = _move_masks(wanted, transform, record["file_name"])
-    targets = np.zeros((len(rles), *shape), dtype=np.float32)
+    targets = np.zeros((len(rles), *shape), dtype=bool)
     targets[known] = planes[: len(known)]
     valid = planes[-1] == 0 if record["ignore_mask"] is not None else np.ones(shape, dtype=bool)
     mask_known = torch.zeros(len(rles), dtype=torch.bool)

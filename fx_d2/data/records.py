@@ -46,12 +46,17 @@ def read_records(document: dict[str, Any], spec: DatasetSpec, where: str, image_
     return list(records.values())
 
 
+def unknown_labels(spec: DatasetSpec) -> set[int | None]:
+    """The labels of a file that say nothing under the row's policies."""
+    unknown: set[int | None] = {None} if spec.blank == "ignore" else set()
+    return unknown | ({-1} if spec.uncertain == "ignore" else set())
+
+
 def _image_records(
     images: list[dict[str, Any]], spec: DatasetSpec, where: str, image_root: str
 ) -> dict[int, dict[str, Any]]:
     """Records by image id, without boxes."""
-    unknown: set[int | None] = {None} if spec.blank == "ignore" else set()
-    unknown |= {-1} if spec.uncertain == "ignore" else set()
+    unknown = unknown_labels(spec)
     prefix = os.path.join(image_root, "")
     records: dict[int, dict[str, Any]] = {}
     for image in images:

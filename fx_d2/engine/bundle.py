@@ -65,6 +65,7 @@ class Bundle:
         which = self.choose(which)
         cfg = self.cfg.clone()
         cfg.MODEL.DEVICE = device
+        cfg.MODEL.LOC.SAMPLER = "auto"  # the run's own may not exist on this device
         cfg.MODEL.TIMM.KWARGS.pop("pretrained", None)  # the weights are here: nothing is to be downloaded
         model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg, specs=self.specs)
         require_match(model, self.states[which], self.path)

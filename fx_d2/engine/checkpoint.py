@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from fx_d2.engine.convert import compare, convert_source
 from fx_d2.engine.weights import load_file, read_source
 from fx_d2.modeling import EMATeacher, FoundationX
 from fx_d2.modeling.heads import matching_heads
-from fx_d2.structures import FXError
+from fx_d2.structures import SHARED_COMPONENTS, FXError, Phase
 
 logger = logging.getLogger(__name__)
 
@@ -113,21 +113,67 @@ def require_classes(model: FoundationX, checkpoint: Mapping[str, Any], path: str
                 )
 
 
-def initialize(model: FoundationX, path: str) -> None:
+def initialize(model: FoundationX, path: str, which: str = "") -> frozenset[str]:
     """Start from weights of any layout that `modeling.convert` knows: load what matches, log what does not.
 
     A head of the same name that stands for other classes in the file does not match.
 
+    Args:
+        model: gets the weights.
+        path: the file.
+        which: MODEL.WEIGHTS_FROM.
+
+    Returns:
+        The names of the weights that were loaded.
+
     Raises:
-        FXError: the file cannot be read, or nothing in it matches.
+        FXError: the file cannot be read, does not hold that model, or nothing in it matches.
     """
     source = read_source(path)
-    conversion = convert_source(source, source.default[0], model)
+    conversion = convert_source(source, which or source.default[0], model)
     state, heads = matching_heads(model, conversion.renamed.state, source.classes)
     # Not strict, but not silent: the table names what is missing.
-    model.load_state_dict({key: state[key] for key in conversion.report["matched"] if key in state}, strict=False)
+    loaded = {key: state[key] for key in conversion.report["matched"] if key in state}
+    model.load_state_dict(loaded, strict=False)
     logger.info("initial weights from %s", conversion.describe())
     logger.info("heads of %s (created: random weights; dropped: not used)\n%s", path, heads)
+    return frozenset(loaded)
+
+
+def begin(cfg: CfgNode, model: FoundationX, phases: Iterable[Phase]) -> None:
+    """The first weights of a run: MODEL.WEIGHTS, or what the model was built with.
+
+    Args:
+        cfg: MODEL is read.
+        model: as built.
+        phases: of a cycle.
+
+    Raises:
+        FXError: see `initialize`; or the file lacks weights of a shared part that every pass freezes: they would stay
+            random to the end. Without a file that is a warning: random features are what was asked for.
+    """
+    loaded: Collection[str] = ()
+    if cfg.MODEL.WEIGHTS:
+        loaded = initialize(model, cfg.MODEL.WEIGHTS, cfg.MODEL.WEIGHTS_FROM)
+    phases = tuple(phases)
+    used, learned = ({part for phase in phases for part in getattr(phase, kind)} for kind in ("frozen", "trainable"))
+    given = {"backbone"} if cfg.MODEL.TIMM.KWARGS.get("pretrained") else set()
+    frozen = tuple(f"{part}." for part in SHARED_COMPONENTS if part in used - learned - given)
+    # Scales and biases begin neutral; a trunk's file has none for the norms that are ours.
+    random = [
+        name
+        for name, weight in model.named_parameters()
+        if name.startswith(frozen) and weight.ndim > 1 and name not in loaded
+    ]
+    if not random:
+        return
+    text = f"no pass of SCHEDULE.STRATEGY trains {random[0].split('.')[0]}"
+    if cfg.MODEL.WEIGHTS:
+        raise FXError(
+            f"{text}, and {cfg.MODEL.WEIGHTS} lacks {len(random)} of its weights, such as {random[0]}: they would stay "
+            "random. Train it as well, or start from a checkpoint that has it (MODEL.WEIGHTS)"
+        )
+    logger.warning("%s, and MODEL.WEIGHTS is empty: it stays random", text)
 
 
 def load_models(cfg: CfgNode) -> dict[str, FoundationX]:
@@ -146,7 +192,7 @@ def load_models(cfg: CfgNode) -> dict[str, FoundationX]:
     model.load_state_dict(checkpoint["model"])
     models = {"student": model.eval()}
     if "teacher" in checkpoint and "teacher" in cfg.TEST.MODELS:
-        teacher = EMATeacher(model, cfg.MODEL.TEACHER.MOMENTUM)
+        teacher = EMATeacher(model)
         require_match(teacher, checkpoint["teacher"], cfg.MODEL.WEIGHTS)
         teacher.load_state_dict(checkpoint["teacher"])
         models["teacher"] = teacher.model

@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 
 FINAL = "model_final.pth"
 
+BEST = "model_best_*.pth"
+"""Names of the checkpoints of best scores."""
+
 _NUMBERED = re.compile(r"model_(\d{7,})\.pth")
 _TEMPORARY = ".tmp"
 _DAMAGED = ".damaged"
@@ -28,6 +31,11 @@ _DAMAGED = ".damaged"
 def path_of(folder: Path, iteration: int) -> Path:
     """The checkpoint written after a 0-based iteration."""
     return folder / f"model_{iteration:07d}.pth"
+
+
+def best_name(pattern: str) -> str:
+    """The name under which the best checkpoint of a pattern of SOLVER.CHECKPOINT_BEST is kept."""
+    return BEST.replace("*", re.sub("[^A-Za-z0-9]+", "_", pattern).strip("_"))
 
 
 def numbered(folder: Path) -> dict[int, Path]:
@@ -97,8 +105,12 @@ def damage(path: Path) -> str:
     return f"checksum of {record} is wrong" if record else ""
 
 
-def newest_sound(folder: Path) -> Path | None:
-    """The latest undamaged checkpoint, or None when there is none at all; damaged ones are renamed, with a warning.
+def newest_sound(folder: Path, *, set_aside: bool = True) -> Path | None:
+    """The latest undamaged checkpoint, or None when there is none at all; a warning tells of each damaged one.
+
+    Args:
+        folder: of a run.
+        set_aside: rename damaged checkpoints.
 
     Raises:
         FXError: there are checkpoints, and all are damaged.
@@ -109,8 +121,10 @@ def newest_sound(folder: Path) -> Path | None:
         if not wrong:
             return path
         aside = path.with_name(path.name + _DAMAGED)
-        os.replace(path, aside)
-        logger.warning("checkpoint %s is damaged (%s): kept as %s, taking the one before", path, wrong, aside.name)
+        if set_aside:
+            os.replace(path, aside)
+        kept = f"kept as {aside.name}" if set_aside else "left as it is"
+        logger.warning("checkpoint %s is damaged (%s): %s, taking the one before", path, wrong, kept)
     if found:
         raise FXError(f"--resume: all {len(found)} checkpoints of {folder} are damaged; use another OUTPUT_DIR")
     return None

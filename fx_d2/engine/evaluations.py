@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from fx_d2.engine.schedule import PhaseState
 
@@ -17,8 +18,8 @@ class EvaluationLog:
     """<folder>/evaluations.jsonl. Only the main process may use it.
 
     A line is {"iteration" (steps done), "cycle", "pass" (both from 0), "dataset", "task", "mode" (of the pass that has
-    just ended), "metrics": {"student/<dataset>/<task>/<metric>": value or null}}. metrics.json does not serve: it keeps
-    the last value of each name between two of its writings.
+    just ended), "metrics": {"student/<dataset>/<task>/<metric>": value or null}}. metrics.json has them too, among
+    the numbers of steps, and without what is not defined.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -42,12 +43,16 @@ class EvaluationLog:
 
     def rewind(self, done: int) -> None:
         """Forget evaluations after `done` steps, which a resumed run makes again, and a line cut off by a kill."""
-        if not self._path.is_file():
-            return
-        kept = []
-        for line in self._path.read_text(encoding="utf-8").splitlines(keepends=True):
-            if line.endswith("\n") and json.loads(line)["iteration"] <= done:
-                kept.append(line)
-        temporary = self._path.with_suffix(".tmp")
+        keep_lines(self._path, lambda line: line["iteration"] <= done)
+
+
+def keep_lines(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
+    """Leave in a file of JSON lines, if it is there, those that are wanted and whole."""
+    if not path.is_file():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("\n") and wanted(json.loads(line))]
+    if len(kept) < len(lines):
+        temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(kept), encoding="utf-8")
-        os.replace(temporary, self._path)
+        os.replace(temporary, path)

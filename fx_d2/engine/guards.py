@@ -13,7 +13,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from fx_d2.data import TrainData, check_test_split, evaluation_splits
-from fx_d2.engine.checkpoint_files import numbered
+from fx_d2.engine.checkpoint_files import BEST, numbered
 from fx_d2.engine.distributed import on_first
 from fx_d2.engine.schedule import PhaseSchedule
 from fx_d2.modeling import FoundationX
@@ -99,7 +99,7 @@ def check_heads(model: FoundationX, schedule: PhaseSchedule) -> None:
 
 
 def checkpoint_bytes(model: nn.Module, teacher: nn.Module | None) -> int:
-    """Size of a checkpoint of AdamW in full: student, teacher, and two moments for each parameter."""
+    """Size of a checkpoint of AdamW in full: student, teacher, and two moments for each parameter (SGD has one)."""
     parameters = sum(p.numel() * p.element_size() for p in model.parameters())
     return _state_bytes(model) + (_state_bytes(teacher) if teacher is not None else 0) + 2 * parameters
 
@@ -108,18 +108,23 @@ def _state_bytes(module: nn.Module) -> int:
     return sum(value.numel() * value.element_size() for value in module.state_dict().values())
 
 
+def checkpoints_kept(cfg: CfgNode) -> int:
+    """The most checkpoints of a run that lie on the disk at once, one being written among them."""
+    node = cfg.SOLVER
+    kept = cfg.SCHEDULE.CYCLES // node.CHECKPOINT_KEEP_CYCLES if node.CHECKPOINT_KEEP_CYCLES else 0
+    return node.CHECKPOINTS_TO_KEEP + kept + len(node.CHECKPOINT_BEST) + 1
+
+
 def check_disk(cfg: CfgNode, model: nn.Module, teacher: nn.Module | None) -> None:
     """Say how large checkpoints are, and check that all that will be kept, and one being written, has room.
 
     Raises:
         FXError: OUTPUT_DIR's disk has not enough free space.
     """
-    node, folder = cfg.SOLVER, Path(cfg.OUTPUT_DIR)
-    size = checkpoint_bytes(model, teacher)
-    kept = cfg.SCHEDULE.CYCLES // node.CHECKPOINT_KEEP_CYCLES if node.CHECKPOINT_KEEP_CYCLES else 0
-    count = node.CHECKPOINTS_TO_KEEP + kept + len(node.CHECKPOINT_BEST) + 1
+    folder = Path(cfg.OUTPUT_DIR)
+    size, count = checkpoint_bytes(model, teacher), checkpoints_kept(cfg)
     free = shutil.disk_usage(folder).free
-    missing = count * size - _present_bytes(numbered(folder).values()) - free
+    missing = count * size - _present_bytes([*numbered(folder).values(), *folder.glob(BEST)]) - free
     logger.info("a checkpoint is %.3f GB; up to %d of them are kept or being written", size / 2**30, count)
     if missing > 0:
         raise FXError(
@@ -130,7 +135,8 @@ def check_disk(cfg: CfgNode, model: nn.Module, teacher: nn.Module | None) -> Non
 
 
 def _present_bytes(paths: Iterable[Path]) -> int:
-    return sum(path.stat().st_size for path in paths)
+    """What files take on the disk: two names of one file take it once."""
+    return sum({(found.st_dev, found.st_ino): found.st_size for found in (path.stat() for path in paths)}.values())
 
 
 def check_components(model: nn.Module) -> None:

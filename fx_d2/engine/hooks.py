@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import logging
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +11,14 @@ from typing import TYPE_CHECKING
 
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
-from detectron2.utils.events import JSONWriter, TensorboardXWriter
 
+from fx_d2.data import images_in_pass
+from fx_d2.engine.clock import RunClock, due_passes
 from fx_d2.engine.evaluations import EvaluationLog
-from fx_d2.engine.lock import count_parameters
+from fx_d2.engine.events import EventsHook, WriterHook, defined
+from fx_d2.engine.lock import describe_parameters, parameters_of
 from fx_d2.engine.saving import CheckpointHook, StopHook
+from fx_d2.engine.schedule import PhaseState
 
 if TYPE_CHECKING:
     from fx_d2.engine.trainer import FXTrainer
@@ -49,52 +51,69 @@ class PhaseHook(HookBase):
 
 
 class ProgressHook(HookBase):
-    """A line at the end of each pass: dataset, task, lock or release, steps, losses, time, time left."""
+    """Says at the start of each pass what learns, and at its end, and now and then inside, where the run stands.
+
+    Its times left are estimates of `RunClock`.
+    """
 
     trainer: FXTrainer
 
-    def __init__(self) -> None:
-        self._losses: list[float] = []
+    def __init__(self, clock: RunClock, events: EventsHook) -> None:
+        """clock: knows the time left; events: the means of the pass."""
+        self._clock, self._events = clock, events
         self._pass_started = self._run_started = self._last_line = 0.0
 
     def before_train(self) -> None:
         """Start the clocks."""
-        self._run_started = self._last_line = self._pass_started = time.perf_counter()
+        self._run_started = self._last_line = time.perf_counter()
 
     def before_step(self) -> None:
-        """Start the pass's clock and say what learns."""
-        state = self.trainer.schedule.at(self.trainer.iter)
-        if state.first:
-            self._pass_started, self._losses = time.perf_counter(), []
-            learning, frozen = count_parameters(self.trainer.model, state.phase)
-            logger.debug("%s: %s learn (%d), frozen %d", state.phase, state.phase.trainable, learning, frozen)
+        """Start the pass's clock and say what learns; also where a resumed run begins inside a pass."""
+        trainer = self.trainer
+        state = trainer.schedule.at(trainer.iter)
+        if not state.first and trainer.iter != trainer.start_iter:
+            return
+        self._pass_started = time.perf_counter()
+        phase = state.phase
+        learning, frozen = parameters_of(trainer.model, phase)
+        batch = trainer.cfg.SCHEDULE.BATCH_SIZE[phase.task.upper()]
+        images = min(images_in_pass(trainer.data.sizes[phase.dataset, phase.task], phase.share), state.steps * batch)
+        logger.info(
+            "%s  learns %s; frozen %s; %d images in %d steps of %d%s",
+            self._place(state),
+            describe_parameters(learning),
+            describe_parameters(frozen),
+            images,
+            state.steps,
+            batch,
+            "" if state.first else f", from step {state.step + 1} on",
+        )
 
     def after_step(self) -> None:
         """Print at the end of the pass, and inside a long one every half minute."""
-        if not comm.is_main_process():
-            return
-        state = self.trainer.schedule.at(self.trainer.iter)
-        self._losses.append(self.trainer.storage.latest()["total_loss"][0])
-        now = time.perf_counter()
+        trainer, now = self.trainer, time.perf_counter()
+        state = trainer.schedule.at(trainer.iter)
         if not state.last and now - self._last_line < _QUIET_SECONDS:
             return
         self._last_line = now
-        done = self.trainer.iter - self.trainer.start_iter + 1
-        left = (now - self._run_started) / done * (self.trainer.max_iter - self.trainer.iter - 1)
+        left = self._clock.left(trainer.schedule, trainer.iter + 1, now - self._run_started)
+        best = "".join(f"  best {pattern} {found['value']:.4f}" for pattern, found in trainer.saver.best.items())
         logger.info(
-            "cycle %d/%d pass %2d/%d %-18s %s %-7s step %3d/%d  loss %8.4f  %5.1fs  left %s",
-            state.cycle + 1,
-            self.trainer.schedule.cycles,
-            state.pass_index + 1,
-            len(self.trainer.schedule.phases),
-            state.phase.dataset,
-            state.phase.task,
-            state.phase.mode,
+            "%s  step %3d/%d  loss %8.4f  %5.1fs  left: pass %s, cycle %s, run %s%s",
+            self._place(state),
             state.step + 1,
             state.steps,
-            sum(self._losses) / len(self._losses),
+            self._events.pass_means()["total_loss"],
             now - self._pass_started,
-            datetime.timedelta(seconds=round(left)),
+            *(datetime.timedelta(seconds=round(x)) for x in (left.in_pass, left.in_cycle, left.in_run)),
+            best,
+        )
+
+    def _place(self, state: PhaseState) -> str:
+        schedule, phase = self.trainer.schedule, state.phase
+        return (
+            f"cycle {state.cycle + 1}/{schedule.cycles} pass {state.pass_index + 1:2d}/{len(schedule.phases)} "
+            f"{phase.dataset:<18s} {phase.task} {phase.mode:<7s}"
         )
 
 
@@ -103,8 +122,9 @@ class EvaluationHook(HookBase):
 
     trainer: FXTrainer
 
-    def __init__(self, log: EvaluationLog) -> None:
-        self._log = log
+    def __init__(self, log: EvaluationLog, clock: RunClock) -> None:
+        """log: keeps what is found; clock: is told how long it takes."""
+        self._log, self._clock = log, clock
 
     def before_train(self) -> None:
         """A run that was interrupted while it evaluated makes up for it."""
@@ -131,18 +151,20 @@ class EvaluationHook(HookBase):
         state = schedule.at(done - 1)
         if done >= self.trainer.max_iter or not state.last:
             return False
-        passes = state.cycle * len(schedule.phases) + state.pass_index + 1
-        by_pass = node.EVAL_PASSES > 0 and passes % node.EVAL_PASSES == 0
-        return by_pass or (node.EVAL_CYCLES > 0 and done % (node.EVAL_CYCLES * schedule.cycle_length) == 0)
+        before = state.cycle * len(schedule.phases) + state.pass_index
+        every = (node.EVAL_PASSES, node.EVAL_CYCLES * len(schedule.phases))
+        return due_passes(before, before + 1, *every) > 0
 
     def _evaluate(self, done: int) -> None:
         if self.trainer.evaluate is None:
             return
+        started = time.perf_counter()
         metrics = self.trainer.evaluate(self.trainer.models(), done == self.trainer.max_iter)
+        self._clock.evaluation(time.perf_counter() - started)
         self.trainer.evaluated = done
         if comm.is_main_process():
             self._log.add(done, self.trainer.schedule.at(done - 1), metrics)
-            self.trainer.storage.put_scalars(**metrics, smoothing_hint=False)
+            self.trainer.storage.put_scalars(**defined(metrics), smoothing_hint=False)
             self.trainer.saver.keep_best(metrics, done)
 
 
@@ -151,17 +173,19 @@ def build_hooks(trainer: FXTrainer) -> Sequence[HookBase]:
 
     Saved before evaluated, so that what interrupts an evaluation costs no step.
     """
-    built: list[HookBase] = [
-        hooks.IterationTimer(),
-        PhaseHook(),
+    test, folder = trainer.cfg.TEST, Path(trainer.cfg.OUTPUT_DIR)
+    at_end = trainer.evaluate is not None
+    clock = RunClock(eval_passes=test.EVAL_PASSES, eval_cycles=test.EVAL_CYCLES, at_end=at_end)
+    built: list[HookBase] = [hooks.IterationTimer(), PhaseHook()]
+    if comm.is_main_process():
+        events = EventsHook(clock)
+        built += [events, ProgressHook(clock, events)]
+    built += [
         hooks.LRScheduler(trainer.optimizer, trainer.lr_schedule),
-        ProgressHook(),
         CheckpointHook(),
         StopHook(),
-        EvaluationHook(EvaluationLog(Path(trainer.cfg.OUTPUT_DIR))),
+        EvaluationHook(EvaluationLog(folder), clock),
     ]
     if comm.is_main_process():
-        folder = trainer.cfg.OUTPUT_DIR
-        writers = [JSONWriter(os.path.join(folder, "metrics.json")), TensorboardXWriter(folder)]
-        built.append(hooks.PeriodicWriter(writers, period=20))
+        built.append(WriterHook(folder))
     return built

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from torch import nn
+from torch import Tensor, nn
 
 from fx_d2.modeling import FoundationX
 from fx_d2.structures import Phase
@@ -31,9 +31,43 @@ def trainable_modules(model: FoundationX, phase: Phase) -> Iterator[nn.Module]:
             yield from modules
 
 
-def count_parameters(model: FoundationX, phase: Phase) -> tuple[int, int]:
-    """(learning, frozen) parameters that take part in a phase."""
-    parts = model.modules_of(phase.dataset, phase.task)
-    sizes = {c: sum(p.numel() for m in modules for p in m.parameters()) for c, modules in parts.items()}
-    learning = sum(n for c, n in sizes.items() if c in phase.trainable)
-    return learning, sum(sizes.values()) - learning
+def running_statistics(model: nn.Module) -> list[Tensor]:
+    """What a step changes besides weights, and each process differently: the running means and variances of the norms
+    in training mode.
+    """
+    norms = (m for m in model.modules() if m.training and getattr(m, "track_running_stats", False))
+    return [buffer for norm in norms for buffer in norm.buffers(recurse=False) if buffer.is_floating_point()]
+
+
+def parameters_of(model: FoundationX, phase: Phase) -> tuple[dict[str, int], dict[str, int]]:
+    """Parameters that learn and that take part frozen, by component, each where there are any.
+
+    Stages of the trunk that are frozen for good (MODEL.TIMM.FROZEN_STAGES) count among the frozen.
+    """
+    learning: dict[str, int] = {}
+    frozen: dict[str, int] = {}
+    for component, modules in model.modules_of(phase.dataset, phase.task).items():
+        able = {p: p.numel() for module in modules for p in module.parameters()}
+        part = able
+        if component == "backbone":
+            part = able | {p: p.numel() for p in model.backbone.trunk.parameters()}
+        learns = sum(able.values()) if component in phase.trainable else 0
+        if learns:
+            learning[component] = learns
+        if learns < sum(part.values()):
+            frozen[component] = sum(part.values()) - learns
+    return learning, frozen
+
+
+def describe_parameters(counts: Mapping[str, int]) -> str:
+    """ "backbone 86.7M, cls_heads 14.4K", or "-" for none."""
+    return ", ".join(f"{component} {short_count(count)}" for component, count in counts.items()) or "-"
+
+
+def short_count(count: float) -> str:
+    """Three or four digits and a unit: 512, 14.4K, 86.7M, 1.2G."""
+    for unit in ("", "K", "M"):
+        if count < 999.95:
+            return f"{count:.1f}{unit}" if unit else f"{count:.0f}"
+        count /= 1000
+    return f"{count:.1f}G"

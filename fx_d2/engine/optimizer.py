@@ -1,46 +1,119 @@
-"""One optimizer over all parameters, with a learning rate per component."""
+"""One optimizer over all parameters, with a learning rate per component, depth of the trunk, and task."""
 
 from __future__ import annotations
 
+import logging
+import re
 from collections import Counter
+from collections.abc import Iterable, Mapping
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.solver import LRMultiplier
-from detectron2.solver.build import get_default_optimizer_params
+from detectron2.solver.build import reduce_param_groups
 from detectron2.solver.lr_scheduler import WarmupParamScheduler
-from fvcore.common.param_scheduler import CosineParamScheduler
+from fvcore.common.param_scheduler import CosineParamScheduler, ParamScheduler
+from torch import nn
 
+from fx_d2.engine.schedule import PhaseSchedule
 from fx_d2.modeling import FoundationX
-from fx_d2.structures import FXError
+from fx_d2.structures import TASKS, FXError
+
+logger = logging.getLogger(__name__)
+
+_TABLES = ("relative_position_bias_table", "pos_embed", "level_embed", "cls_token", "reg_token")
+"""Ends of names of parameters that are looked up, not multiplied, beside those of nn.Embedding."""
+
+_BLOCK = re.compile(r"\bblocks\.\d+(\.\d+)?\b|\blayer\d+\.\d+\b|\bs\d+\.b\d+\b")
+"""Names of a trunk's blocks in timm: Swin, ConvNeXt, ViT and EfficientNet; ResNet; RegNet."""
 
 
 def build_optimizer(cfg: CfgNode, model: FoundationX) -> torch.optim.Optimizer:
-    """AdamW over every parameter of the model, each in exactly one group.
+    """AdamW or SGD over every parameter of the model, each in exactly one group, in as few groups as differ.
 
     Parameters without a gradient in a step are skipped: no moment, no weight decay touches a frozen part.
 
     Raises:
-        FXError: SOLVER.OPTIMIZER is unknown.
+        FXError: SOLVER.OPTIMIZER is unknown, or SOLVER.LAYER_DECAY meets a trunk without blocks.
         RuntimeError: a parameter is in no group or in two.
     """
-    factors = {component.lower(): factor for component, factor in cfg.SOLVER.LR_FACTOR.items()}
+    node = cfg.SOLVER
     model.requires_grad_(True)
-    groups = get_default_optimizer_params(
-        model,
-        base_lr=cfg.SOLVER.BASE_LR,
-        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
-        weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
-        weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
-        lr_factor_func=lambda name: factors[name.split(".", 1)[0]],
-    )
+    groups = parameter_groups(cfg, model)
     check_groups(model, groups)
-    if cfg.SOLVER.OPTIMIZER != "adamw":
-        raise FXError(f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}: only adamw is there")
-    return torch.optim.AdamW(groups, lr=cfg.SOLVER.BASE_LR, fused=True)
+    if node.OPTIMIZER == "adamw":
+        return torch.optim.AdamW(groups, lr=node.BASE_LR, fused=True)
+    if node.OPTIMIZER == "sgd":
+        # Not fused, which fails where a pass brings parameters without a momentum yet to others that have one.
+        return torch.optim.SGD(groups, lr=node.BASE_LR, momentum=node.MOMENTUM, nesterov=node.NESTEROV, foreach=True)
+    raise FXError(f"SOLVER.OPTIMIZER is {node.OPTIMIZER!r}: choose adamw or sgd")
 
 
-def check_groups(model: torch.nn.Module, groups: list[dict]) -> None:
+def parameter_groups(cfg: CfgNode, model: FoundationX) -> list[dict]:
+    """The groups {"params", "lr", "weight_decay"}; those of equal numbers are one.
+
+    The learning rate is BASE_LR times the component's LR_FACTOR and, in the trunk, times LAYER_DECAY once for each
+    block that follows, and once more. Weight decay has a value each for matrices, norms, biases and tables.
+    """
+    node = cfg.SOLVER
+    factors = {component.lower(): factor for component, factor in node.LR_FACTOR.items()}
+    depths = layer_scales(model.backbone.trunk, node.LAYER_DECAY) if node.LAYER_DECAY != 1 else {}
+    decays = {
+        "matrix": node.WEIGHT_DECAY,
+        "norm": node.WEIGHT_DECAY_NORM,
+        "bias": node.WEIGHT_DECAY_BIAS,
+        "table": node.WEIGHT_DECAY_EMBED,
+    }
+    rows = []
+    for path, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            rate = node.BASE_LR * factors[path.split(".", 1)[0]] * depths.get(parameter, 1.0)
+            decay = decays[_kind(module, name, parameter)]
+            rows.append({"params": [parameter], "lr": rate, "weight_decay": decay})
+    return reduce_param_groups(rows)
+
+
+def _kind(module: nn.Module, name: str, parameter: nn.Parameter) -> str:
+    """What a parameter is to weight decay. A vector that is no bias is a norm's weight, or scales as one does."""
+    if isinstance(module, nn.Embedding) or name.endswith(_TABLES):
+        return "table"
+    if name.endswith("bias"):
+        return "bias"
+    return "norm" if parameter.ndim <= 1 else "matrix"
+
+
+def layer_scales(trunk: nn.Module, decay: float) -> dict[nn.Parameter, float]:
+    """Factors of learning rates that fall from the trunk's end to its stem, as BEiT's and ViTDet's fine-tuning has it.
+
+    What is registered before a block and belongs to none (a patch merging) counts to the block.
+
+    Returns:
+        Parameter of the trunk -> decay ** (n + 1 - i): i = 0 in the stem, 1 to n in the blocks.
+
+    Raises:
+        FXError: no block is found by its name.
+    """
+    depth, block = 0, ""
+    found: dict[nn.Parameter, int] = {}
+    waiting: list[nn.Parameter] = []
+    for name, parameter in trunk.named_parameters():
+        match = _BLOCK.search(name)
+        if match is None:
+            waiting.append(parameter)
+            continue
+        here = name[: match.end()]
+        if here != block:
+            # What came before the first block is the stem.
+            found |= dict.fromkeys(waiting, depth + 1 if depth else 0)
+            depth, block, waiting = depth + 1, here, []
+        found[parameter] = depth
+    if not depth:
+        raise FXError(f"SOLVER.LAYER_DECAY: {type(trunk).__name__} has no blocks that are known by name; set it to 1.0")
+    found |= dict.fromkeys(waiting, depth)
+    return {parameter: decay ** (depth + 1 - i) for parameter, i in found.items()}
+
+
+def check_groups(model: torch.nn.Module, groups: Iterable[Mapping]) -> None:
     """Raise RuntimeError, naming parameters, unless each one of the model is in exactly one group."""
     seen = Counter(id(p) for group in groups for p in group["params"])
     wrong = [name for name, p in model.named_parameters() if seen[id(p)] != 1]
@@ -48,17 +121,65 @@ def check_groups(model: torch.nn.Module, groups: list[dict]) -> None:
         raise RuntimeError(f"{len(wrong)} parameters are not in exactly one optimizer group, first {wrong[:3]}")
 
 
-def build_lr_schedule(cfg: CfgNode, optimizer: torch.optim.Optimizer, total: int, cycle: int) -> LRMultiplier:
-    """Linear warm-up over SOLVER.WARMUP_CYCLES, then half a cosine; stepped every iteration.
+class RunScheduler(ParamScheduler):
+    """Factor of all learning rates, as a function of the iteration alone, so that resuming is exact.
 
     Args:
-        cfg: SOLVER.
-        optimizer: its groups' learning rates are multiplied.
-        total: iterations of the run.
-        cycle: iterations of one cycle.
+        curve: warm-up and decay over the run.
+        schedule: of the run.
+        scales: factor of each task's steps.
+        by_cycle: one value a cycle, that after the cycle's first slot if all slots were equally long: what the
+            reference sets, which counts slots from one.
     """
-    warmup = min(round(cfg.SOLVER.WARMUP_CYCLES * cycle), total - 1)
-    multiplier = CosineParamScheduler(1.0, cfg.SOLVER.FINAL_LR_FACTOR)
-    # The first step gets 1/warmup of the rate, as the reference's warm-up counts from one.
-    multiplier = WarmupParamScheduler(multiplier, 1 / max(warmup, 1), warmup / total, "linear")
-    return LRMultiplier(optimizer, multiplier, max_iter=total)
+
+    def __init__(
+        self, curve: ParamScheduler, schedule: PhaseSchedule, scales: Mapping[str, float], by_cycle: bool
+    ) -> None:
+        self._curve, self._schedule, self._scales, self._by_cycle = curve, schedule, dict(scales), by_cycle
+        self._slots = len({(phase.dataset, phase.task) for phase in schedule.phases})
+
+    def __call__(self, where: float) -> float:
+        """where: iterations done, as a part of the run's."""
+        state = self._schedule.at(round(where * self._schedule.total))
+        if self._by_cycle:
+            where = min((state.cycle + 1 / self._slots) / self._schedule.cycles, 1.0)
+        return self._curve(where) * self._scales[state.phase.task]
+
+
+def build_lr_schedule(cfg: CfgNode, optimizer: torch.optim.Optimizer, schedule: PhaseSchedule) -> LRMultiplier:
+    """Linear warm-up over SOLVER.WARMUP_CYCLES, then half a cosine, times the task's factor; stepped every iteration.
+
+    Args:
+        cfg: SOLVER and SCHEDULE.BATCH_SIZE.
+        optimizer: its groups' learning rates are multiplied.
+        schedule: of the run.
+
+    Raises:
+        FXError: SOLVER.LR_UPDATE is unknown.
+    """
+    node, total = cfg.SOLVER, schedule.total
+    if node.LR_UPDATE not in ("step", "cycle"):
+        raise FXError(f"SOLVER.LR_UPDATE is {node.LR_UPDATE!r}: choose step or cycle")
+    by_cycle = node.LR_UPDATE == "cycle"
+    warmup = min(round(node.WARMUP_CYCLES * schedule.cycle_length), total - 1)
+    # The first step gets 1/warmup of the rate, as the reference's warm-up counts from one; a cycle is counted whole.
+    first = 0.0 if by_cycle else 1 / max(warmup, 1)
+    curve = WarmupParamScheduler(CosineParamScheduler(1.0, node.FINAL_LR_FACTOR), first, warmup / total, "linear")
+    scales = task_scales(cfg)
+    if node.REFERENCE_BATCH:
+        for task in dict.fromkeys(phase.task for phase in schedule.phases):
+            size = cfg.SCHEDULE.BATCH_SIZE[task.upper()]
+            logger.info("%s: batches of %d, learning rates times %.4g", task, size, scales[task])
+    return LRMultiplier(optimizer, RunScheduler(curve, schedule, scales, by_cycle), max_iter=total)
+
+
+def task_scales(cfg: CfgNode) -> dict[str, float]:
+    """Factor of each task's learning rates: batch / SOLVER.REFERENCE_BATCH (Goyal et al., 2017); 1 where that is 0.
+
+    Raises:
+        FXError: SOLVER.REFERENCE_BATCH is negative.
+    """
+    sizes, reference = cfg.SCHEDULE.BATCH_SIZE, cfg.SOLVER.REFERENCE_BATCH
+    if reference < 0:
+        raise FXError(f"SOLVER.REFERENCE_BATCH is {reference}: images a step, or 0 for rates as they are")
+    return {task: sizes[task.upper()] / reference if reference else 1.0 for task in TASKS}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import detectron2
@@ -15,7 +15,9 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 import fx_d2
+from fx_d2.data.loaders import training_dicts
 from fx_d2.data.overlap import annotation_digest, excluded_images
+from fx_d2.layers.deformable_attention import sampler_identity
 from fx_d2.structures import FXError, spec_of
 
 logger = logging.getLogger(__name__)
@@ -34,13 +36,24 @@ FREE = (
 )
 """Beginnings of keys that may change: they have no part in the weights, or only in the first ones."""
 
-INEXACT = ("SCHEDULE.CYCLES", "MODEL.DEVICE", "MODEL.TIMM.GRAD_CHECKPOINTING", "CUDNN_BENCHMARK")
+INEXACT = (
+    "SCHEDULE.CYCLES",
+    "MODEL.DEVICE",
+    "MODEL.TIMM.GRAD_CHECKPOINTING",
+    "MODEL.LOC.GRAD_CHECKPOINTING",
+    "MODEL.LOC.SAMPLER",
+    "SOLVER.MICRO_BATCH.CLS",
+    "SOLVER.MICRO_BATCH.LOC",
+    "SOLVER.MICRO_BATCH.SEG",
+    "CUDNN_BENCHMARK",
+)
 """Keys that may change, with a warning: the run goes on, but is no longer bit by bit the run it was."""
 
 _DATASET_PARTS = {
     "annotations": "annotation file",
     "row": "row (classes, policies)",
     "excluded": "list of images left out (DATASETS.EXCLUDE)",
+    "drawn": "draw of images (DATASETS.FEW_SHOT)",
 }
 
 
@@ -55,33 +68,33 @@ def versions() -> dict[str, str]:
     }
 
 
-def dataset_hashes(names: Iterable[str], exclude: str = "") -> dict[str, dict[str, Any]]:
-    """What fixes the samples and their order, per registered split.
-
-    Args:
-        names: registered splits.
-        exclude: DATASETS.EXCLUDE.
+def dataset_hashes(cfg: CfgNode) -> dict[str, dict[str, Any]]:
+    """What fixes the samples and their order, per split of DATASETS.TRAIN.
 
     Returns:
-        "annotations": SHA-256 of the annotation file; "row"; "excluded": ids of the images left out, in order.
+        "annotations": SHA-256 of the annotation file; "row"; "excluded": ids of the images left out, in order; "drawn":
+        ids of the images that DATASETS.FEW_SHOT draws, in order, [] where all are taken.
     """
+    exclude, few = cfg.DATASETS.EXCLUDE, cfg.DATASETS.FEW_SHOT.IMAGES > 0
     return {
         name: {
             "annotations": annotation_digest(name),
             "row": spec_of(name).to_dict(),
             "excluded": sorted(excluded_images(exclude, name)) if exclude else [],
+            "drawn": [record["image_id"] for record in training_dicts(cfg, name)] if few else [],
         }
-        for name in names
+        for name in cfg.DATASETS.TRAIN
     }
 
 
 def run_record(cfg: CfgNode) -> dict[str, Any]:
     """What `require_same_run` compares, as plain data for the checkpoint: config, datasets, processes, versions."""
+    device = torch.device(cfg.MODEL.DEVICE).type
     return {
         "config": cfg.dump(),
-        "datasets": dataset_hashes(cfg.DATASETS.TRAIN, cfg.DATASETS.EXCLUDE),
+        "datasets": dataset_hashes(cfg),
         "world_size": comm.get_world_size(),
-        "versions": versions(),
+        "versions": versions() | {"deformable attention": sampler_identity(cfg.MODEL.LOC.SAMPLER, device)},
     }
 
 
@@ -99,7 +112,7 @@ def require_same_run(stored: Mapping[str, Any], record: Mapping[str, Any], path:
     missing = [key for key in record if key not in stored]
     if missing:
         raise FXError(f"--resume: {path} does not say its {missing[0]}: start anew from its weights with MODEL.WEIGHTS")
-    changed = _differences(yaml.safe_load(stored["config"]), yaml.safe_load(record["config"]))
+    changed = differences(yaml.safe_load(stored["config"]), yaml.safe_load(record["config"]))
     changed = {key: pair for key, pair in changed.items() if not key.startswith(FREE)}
     inexact = {key: changed.pop(key) for key in INEXACT if key in changed}
     if changed:
@@ -108,11 +121,7 @@ def require_same_run(stored: Mapping[str, Any], record: Mapping[str, Any], path:
             "run from its weights, set MODEL.WEIGHTS to it, another OUTPUT_DIR, and leave --resume out"
         )
     for name, now in record["datasets"].items():
-        for key, what in (
-            ("annotations", "annotation file"),
-            ("row", "row (classes, policies)"),
-            ("excluded", "list of images left out"),
-        ):
+        for key, what in _DATASET_PARTS.items():
             if stored["datasets"][name][key] != now[key]:
                 raise FXError(
                     f"--resume: the {what} of {name} has changed since {path} was written, which changes "
@@ -125,13 +134,13 @@ def require_same_run(stored: Mapping[str, Any], record: Mapping[str, Any], path:
         logger.warning("resuming, but not bit by bit: %s", _told(inexact))
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
     """Dotted keys whose values differ -> (before, now); None where a key is absent."""
     found: dict[str, tuple[Any, Any]] = {}
     for key in {**before, **now}:
         a, b = before.get(key), now.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
-            found |= _differences(a, b, f"{prefix}{key}.")
+            found |= differences(a, b, f"{prefix}{key}.")
         elif a != b:
             found[prefix + key] = (a, b)
     return found

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 import logging
 import math
-import re
 import sys
 import time
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 
 from fx_d2.engine.checkpoint import class_lists
-from fx_d2.engine.checkpoint_files import FINAL, link, path_of, rotate
+from fx_d2.engine.checkpoint_files import FINAL, best_name, link, path_of, rotate
 from fx_d2.engine.resume import run_record
 from fx_d2.engine.signals import EXIT_CODE
 from fx_d2.structures import FXError
@@ -93,7 +92,7 @@ class RunSaver:
             if done == self._trainer.max_iter:
                 link(path, FINAL)
             for pattern in raised:
-                link(path, f"model_best_{re.sub('[^A-Za-z0-9]+', '_', pattern).strip('_')}.pth")
+                link(path, best_name(pattern))
                 logger.info("best %s so far: %.4f", pattern, self.best[pattern]["value"])
         except FXError as error:
             logger.error("%s; training goes on", error)

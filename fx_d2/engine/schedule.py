@@ -5,47 +5,151 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import accumulate
 from typing import Any
 
-from fx_d2.structures import COMPONENTS, TASK_COMPONENTS, DatasetSpec, FXError, Phase
+import numpy as np
+from detectron2.config import CfgNode
+
+from fx_d2.data import steps_in_pass
+from fx_d2.structures import COMPONENTS, TASK_COMPONENTS, DatasetSpec, FXError, Phase, specs_of
+
+ORDERS = ("listed", "shuffled", "largest_first", "smallest_first")
+"""Values of SCHEDULE.ORDER."""
+
+_REQUIRED = {"task", "share", "train"}
+_OPTIONAL = {"passes", "steps", "datasets"}
+
+
+def build_schedule(cfg: CfgNode, sizes: Mapping[tuple[str, str], int], seed: int = 0) -> PhaseSchedule:
+    """The run's schedule.
+
+    Args:
+        cfg: SCHEDULE and DATASETS.TRAIN are read; its datasets are registered.
+        sizes: annotated training images by (dataset, task).
+        seed: of the run; decides the orders of SCHEDULE.ORDER shuffled.
+
+    Raises:
+        FXError: see `check_schedule`; or a pass has no images.
+    """
+    check_schedule(cfg)
+    node = cfg.SCHEDULE
+    specs = list(specs_of(cfg.DATASETS.TRAIN))
+    if node.ORDER in ("largest_first", "smallest_first"):
+        # Sorting is stable: datasets of one size keep their order.
+        specs.sort(key=lambda spec: _images(spec.name, sizes), reverse=node.ORDER == "largest_first")
+    phases = build_cycle(specs, node.STRATEGY)
+    steps = []
+    for phase in phases:
+        size, batch = sizes[phase.dataset, phase.task], node.BATCH_SIZE[phase.task.upper()]
+        if not size:
+            raise FXError(f"{phase.dataset}: no training image is annotated for {phase.task!r}")
+        caps = [cap for cap in (phase.max_steps, node.ITERS_PER_PASS) if cap > 0]
+        steps.append(min([steps_in_pass(size, phase.share, batch), *caps]))
+    shuffle = seed if node.ORDER == "shuffled" else None
+    return PhaseSchedule(phases, steps, node.CYCLES, repeat=node.REPEAT, shuffle=shuffle)
+
+
+def check_schedule(cfg: CfgNode) -> None:
+    """What can be said of SCHEDULE without reading a dataset.
+
+    Raises:
+        FXError: a key of SCHEDULE has no such value, a row is not understood, or a name is no dataset of
+            DATASETS.TRAIN.
+    """
+    node = cfg.SCHEDULE
+    specs = specs_of(cfg.DATASETS.TRAIN)
+    if node.CYCLES < 1 or node.ITERS_PER_PASS < 0:
+        raise FXError("SCHEDULE.CYCLES must be at least 1, SCHEDULE.ITERS_PER_PASS 0 (no cap) or more")
+    if node.ORDER not in ORDERS:
+        raise FXError(f"SCHEDULE.ORDER is {node.ORDER!r}: choose one of {list(ORDERS)}")
+    for name, count in node.REPEAT.items():
+        _check_names([name], specs, f"SCHEDULE.REPEAT {{{name}: {count}}}")
+        if type(count) is not int or count < 1:
+            raise FXError(f"SCHEDULE.REPEAT {{{name}: {count}}}: give a whole number of 1 or more")
+    if specs:  # without any, the loader says so
+        build_cycle(specs, node.STRATEGY)
 
 
 def build_cycle(specs: Sequence[DatasetSpec], strategy: Sequence[Mapping[str, Any]]) -> tuple[Phase, ...]:
-    """The passes of one cycle: every dataset in order, and for each the strategy's rows of its tasks in order.
+    """One visit of every dataset, in order, and in it the passes of the strategy's rows that fit it, in order.
 
     Args:
         specs: rows of the table; the paper's eleven give 20 (dataset, task) slots and 29 passes.
-        strategy: rows {"task", "share", "train"} as `config.PAPER_STRATEGY`.
+        strategy: rows as `config.PAPER_STRATEGY`: "task", "share", "train"; and, where wanted, "passes" (how often the
+            row runs, one after the other; each draws its own images), "steps" (at most so many in a pass; 0 = no cap),
+            "datasets" (only these; else all that have the task).
 
     Raises:
         FXError: a row is not understood, or no row fits any dataset.
     """
     for row in strategy:
-        _check_row(row)
+        _check_row(row, specs)
     phases = tuple(
-        Phase(spec.name, row["task"], tuple(row["train"]), float(row["share"]))
+        Phase(spec.name, row["task"], tuple(row["train"]), float(row["share"]), row.get("steps", 0))
         for spec in specs
         for row in strategy
-        if row["task"] in spec.tasks
+        if row["task"] in spec.tasks and spec.name in row.get("datasets", [spec.name])
+        for _ in range(row.get("passes", 1))
     )
     if not phases:
         raise FXError("SCHEDULE.STRATEGY names no task that a dataset of DATASETS.TRAIN has")
     return phases
 
 
-def _check_row(row: Mapping[str, Any]) -> None:
-    where = f"SCHEDULE.STRATEGY row {dict(row)}"
-    if set(row) != {"task", "share", "train"}:
-        raise FXError(f"{where}: a row has exactly the keys task, share, train")
+def _check_row(row: Mapping[str, Any], specs: Sequence[DatasetSpec]) -> None:
+    where = f"SCHEDULE.STRATEGY row {row}"
+    if not isinstance(row, Mapping) or not _REQUIRED <= set(row) <= _REQUIRED | _OPTIONAL:
+        raise FXError(f"{where}: a row has the keys task, share, train and may have {', '.join(sorted(_OPTIONAL))}")
     if row["task"] not in TASK_COMPONENTS:
         raise FXError(f"{where}: task must be one of {sorted(TASK_COMPONENTS)}")
-    allowed = TASK_COMPONENTS[row["task"]]
-    strange = [c for c in row["train"] if c not in allowed]
-    if strange or not row["train"]:
-        raise FXError(f"{where}: train must name some of {list(allowed)} (of all components {list(COMPONENTS)})")
-    if not 0 < row["share"] <= 1:
+    allowed, train = TASK_COMPONENTS[row["task"]], row["train"]
+    if isinstance(train, str) or not train or len(set(train)) < len(train) or not set(train) <= set(allowed):
+        raise FXError(f"{where}: train must name some of {list(allowed)}, each once (of all {list(COMPONENTS)})")
+    if not _is_number(row["share"]) or not 0 < row["share"] <= 1:
         raise FXError(f"{where}: share must be in (0, 1]")
+    for key, least in (("passes", 1), ("steps", 0)):
+        if type(row.get(key, least)) is not int or row.get(key, least) < least:
+            raise FXError(f"{where}: {key} must be a whole number of {least} or more")
+    if "datasets" in row:
+        names = row["datasets"]
+        if isinstance(names, str) or not names:
+            raise FXError(f"{where}: datasets must be a list of names; without the key the row is for all")
+        _check_names(names, specs, where)
+        lacking = [spec.name for spec in specs if spec.name in names and row["task"] not in spec.tasks]
+        if lacking:
+            raise FXError(f"{where}: {', '.join(lacking)} has no annotations for {row['task']}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _check_names(names: Sequence[str], specs: Sequence[DatasetSpec], where: str) -> None:
+    known = [spec.name for spec in specs]
+    strange = [name for name in names if name not in known]
+    if strange:
+        raise FXError(f"{where}: no dataset of DATASETS.TRAIN is called {strange[0]!r}; there are {', '.join(known)}")
+
+
+def _images(dataset: str, sizes: Mapping[tuple[str, str], int]) -> int:
+    """Images of a dataset: those annotated for the task that has most."""
+    return max((count for (name, _), count in sizes.items() if name == dataset), default=0)
+
+
+def spread_visits(datasets: Sequence[str], repeat: Mapping[str, int]) -> list[str]:
+    """The order of a cycle's visits: each dataset `repeat` times (else once), evenly spread.
+
+    The n visits of a dataset stand 1/n of the cycle apart, over its end too; the first visits come in the order of
+    `datasets`, and so do all without any repetition.
+    """
+    places = [
+        (Fraction(k * len(datasets) + i, repeat.get(name, 1) * len(datasets)), i, name)
+        for i, name in enumerate(datasets)
+        for k in range(repeat.get(name, 1))
+    ]
+    return [name for _, _, name in sorted(places)]
 
 
 @dataclass(frozen=True)
@@ -77,33 +181,91 @@ class PhaseState:
         return self.step == self.steps - 1
 
 
+@dataclass(frozen=True)
+class Cycle:
+    """The passes of one cycle in the order in which they run.
+
+    Attributes:
+        phases: what runs.
+        steps: steps of each.
+        starts: iterations of the cycle before each, and at the end all of them.
+    """
+
+    phases: tuple[Phase, ...]
+    steps: tuple[int, ...]
+    starts: tuple[int, ...]
+
+
 class PhaseSchedule:
     """Maps an iteration to its PhaseState; pure, so that resuming needs only the iteration.
 
-    Args:
-        phases: one cycle.
-        steps: steps of each pass.
+    Every cycle holds the same passes, and so has the same length; their order differs where it is shuffled.
+
+    Attributes:
+        phases: passes of the first cycle.
+        steps: steps of each.
         cycles: number of cycles.
     """
 
-    def __init__(self, phases: Sequence[Phase], steps: Sequence[int], cycles: int) -> None:
+    def __init__(
+        self,
+        phases: Sequence[Phase],
+        steps: Sequence[int],
+        cycles: int,
+        *,
+        repeat: Mapping[str, int] | None = None,
+        shuffle: int | None = None,
+    ) -> None:
+        """See `build_schedule`.
+
+        Args:
+            phases: one visit of each dataset.
+            steps: steps of each pass.
+            cycles: number of cycles.
+            repeat: visits of a dataset in a cycle, where more than one; see `spread_visits`.
+            shuffle: seed of the order of datasets, which then is another one in every cycle; None: as they come.
+        """
         if len(phases) != len(steps) or min(steps, default=0) < 1 or cycles < 1:
             raise ValueError("a schedule needs at least one pass, one step per pass and one cycle")
-        self.phases, self.steps, self.cycles = tuple(phases), tuple(steps), cycles
-        self._starts = (0, *accumulate(self.steps))
+        self.cycles, self._repeat, self._shuffle = cycles, dict(repeat or {}), shuffle
+        self._visits: dict[str, list[tuple[Phase, int]]] = {phase.dataset: [] for phase in phases}
+        for phase, count in zip(phases, steps, strict=True):
+            self._visits[phase.dataset].append((phase, count))
+        self._known = (0, self._ordered(0))
+        first = self._known[1]
+        self.phases, self.steps, self._length = first.phases, first.steps, first.starts[-1]
 
     @property
     def cycle_length(self) -> int:
         """Iterations in one cycle."""
-        return self._starts[-1]
+        return self._length
 
     @property
     def total(self) -> int:
         """Iterations in all."""
         return self.cycle_length * self.cycles
 
+    def cycle(self, number: int) -> Cycle:
+        """The passes of a 0-based cycle."""
+        if self._shuffle is None:
+            number = 0
+        if self._known[0] != number:
+            self._known = (number, self._ordered(number))
+        return self._known[1]
+
     def at(self, iteration: int) -> PhaseState:
         """State of a 0-based iteration; defined beyond `total` too, where the cycle simply goes on."""
-        cycle, offset = divmod(iteration, self.cycle_length)
-        index = bisect_right(self._starts, offset) - 1
-        return PhaseState(self.phases[index], cycle, index, offset - self._starts[index], self.steps[index])
+        number, offset = divmod(iteration, self.cycle_length)
+        cycle = self.cycle(number)
+        index = bisect_right(cycle.starts, offset) - 1
+        return PhaseState(cycle.phases[index], number, index, offset - cycle.starts[index], cycle.steps[index])
+
+    def _ordered(self, number: int) -> Cycle:
+        names = list(self._visits)
+        if self._shuffle is not None:
+            # A spawn key keeps these draws apart from those of images and augmentation, of the same seed.
+            seed = np.random.SeedSequence((self._shuffle, number), spawn_key=(0,))
+            names = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
+        passes = [one for name in spread_visits(names, self._repeat) for one in self._visits[name]]
+        steps = tuple(count for _, count in passes)
+        return Cycle(tuple(phase for phase, _ in passes), steps, (0, *accumulate(steps)))

@@ -54,11 +54,19 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
-def setup_run(args: argparse.Namespace) -> CfgNode:
-    """`setup_cfg`, then Detectron2's `default_setup`: output folder, logger, environment, seed."""
+def setup_run(args: argparse.Namespace, *, dry: bool = False) -> CfgNode:
+    """`setup_cfg`, then Detectron2's `default_setup`: output folder, logger, environment, seed.
+
+    A `dry` run leaves nothing in the output folder but what fx_d2 itself logs.
+    """
     cfg = setup_cfg(args)
+    shown = cfg.clone()
+    if dry:
+        shown.defrost()
+        shown.OUTPUT_DIR = None  # Detectron2 writes no file then
     try:
-        default_setup(cfg, args)
+        default_setup(shown, args)
+        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
     except OSError as error:
         raise FXError(f"OUTPUT_DIR {cfg.OUTPUT_DIR} cannot be written: {error.strerror}") from error
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="fx_d2")

@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,37 +19,30 @@ from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fx_d2.data import build_train_data, steps_in_pass
-from fx_d2.engine.checkpoint import FXCheckpointer, initialize
+from fx_d2.batch import Batch
+from fx_d2.data import build_train_data
+from fx_d2.engine.accumulation import add_gradients, check_parts, split_batch
+from fx_d2.engine.checkpoint import FXCheckpointer, begin
 from fx_d2.engine.checkpoint_files import newest_sound, numbered, remove_leftovers
 from fx_d2.engine.distributed import on_first
 from fx_d2.engine.guards import check_components, check_disk, check_start
 from fx_d2.engine.hooks import build_hooks
-from fx_d2.engine.lock import apply_phase
+from fx_d2.engine.lock import apply_phase, running_statistics
 from fx_d2.engine.optimizer import build_lr_schedule, build_optimizer
+from fx_d2.engine.precision import amp_dtype, step_unless_overflown
 from fx_d2.engine.resume import require_same_run
 from fx_d2.engine.saving import RunSaver
-from fx_d2.engine.schedule import PhaseSchedule, PhaseState, build_cycle
+from fx_d2.engine.schedule import PhaseState, build_schedule, check_schedule
 from fx_d2.engine.signals import StopRequest
+from fx_d2.layers.processes import copy_from_first
 from fx_d2.modeling import EMATeacher, FoundationX
-from fx_d2.structures import FXError, specs_of
+from fx_d2.modeling.teacher import build_momentum
+from fx_d2.structures import FXError
 
 logger = logging.getLogger(__name__)
 
 Evaluate = Callable[[Mapping[str, nn.Module], bool], Mapping[str, float]]
 """({"student": ..., "teacher": ...}, whether training is over) -> metrics; a collective call."""
-
-AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def build_schedule(cfg: CfgNode, sizes: Mapping[tuple[str, str], int]) -> PhaseSchedule:
-    """The run's schedule from SCHEDULE and the number of annotated training images per (dataset, task)."""
-    node = cfg.SCHEDULE
-    phases = build_cycle(specs_of(cfg.DATASETS.TRAIN), node.STRATEGY)
-    steps = [steps_in_pass(sizes[p.dataset, p.task], p.share, node.BATCH_SIZE[p.task.upper()]) for p in phases]
-    if node.ITERS_PER_PASS > 0:
-        steps = [min(count, node.ITERS_PER_PASS) for count in steps]
-    return PhaseSchedule(phases, steps, node.CYCLES)
 
 
 class FXTrainer(TrainerBase):
@@ -59,6 +51,9 @@ class FXTrainer(TrainerBase):
     Args:
         cfg: frozen.
         evaluate: called where TEST.EVAL_PASSES and TEST.EVAL_CYCLES say, and at the end.
+
+    Attributes:
+        step_losses: the last step's losses and their sum "total_loss", means over the processes; on the main process.
     """
 
     def __init__(self, cfg: CfgNode, evaluate: Evaluate | None = None) -> None:
@@ -66,17 +61,19 @@ class FXTrainer(TrainerBase):
         PathManager.mkdirs(cfg.OUTPUT_DIR)
         self.cfg, self.evaluate = cfg, evaluate
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+        check_schedule(cfg)
         self.data = build_train_data(cfg)
-        self.schedule = build_schedule(cfg, self.data.sizes)
+        self.schedule = build_schedule(cfg, self.data.sizes, self.seed)
         self.start_iter, self.max_iter = 0, self.schedule.total
         # Every rank draws the same first weights, so that the teachers, which no gradient joins, start equal.
         seed_all_rng(self.seed)
         self.model: FoundationX = build_model(cfg)
         check_components(self.model)
         self.optimizer = build_optimizer(cfg, self.model)
-        self.lr_schedule = build_lr_schedule(cfg, self.optimizer, self.max_iter, self.schedule.cycle_length)
-        self.teacher = EMATeacher(self.model, cfg.MODEL.TEACHER.MOMENTUM) if self.model.consistency > 0 else None
-        self.amp_dtype = _amp_dtype(cfg)
+        self.lr_schedule = build_lr_schedule(cfg, self.optimizer, self.schedule)
+        self.teacher = EMATeacher(self.model) if self.model.consistency > 0 else None
+        self.momentum = build_momentum(cfg)
+        self.amp_dtype = amp_dtype(cfg)
         device = self.model.device.type
         self.scaler = torch.amp.GradScaler(device, enabled=self.amp_dtype == torch.float16)
         state = {"optimizer": self.optimizer, "scheduler": self.lr_schedule, "scaler": self.scaler}
@@ -86,35 +83,43 @@ class FXTrainer(TrainerBase):
         self.saver, self.stop_request = RunSaver(self), StopRequest()
         self.stopping, self.evaluated = False, 0
         check_start(cfg, self.model, self.schedule, self.data, with_tests=evaluate is not None)
+        check_parts(cfg, self.model)
         self._wrapped: nn.Module = self.model
         self._learning: list[nn.Parameter] = []
-        self._batches: Iterator[list[dict[str, Any]]] = iter(())
+        self._statistics: list[Tensor] = []
+        self.step_losses: dict[str, float] = {}
+        self._batches: Iterator[Batch] = iter(())
         self.register_hooks(build_hooks(self))
 
-    def resume_or_load(self, resume: bool) -> None:
+    def resume_or_load(self, resume: bool, *, look_only: bool = False) -> None:
         """Continue the run in OUTPUT_DIR exactly, or begin one from MODEL.WEIGHTS, or from random weights.
 
         With `resume` and no checkpoint there yet, the run begins: a job that a cluster starts again and again has one
         command. A collective call.
 
+        Args:
+            resume: whether checkpoints of OUTPUT_DIR are gone on from.
+            look_only: leave OUTPUT_DIR as it is, damaged checkpoints included.
+
         Raises:
             FXError: checkpoints are there and `resume` is not set, all are damaged, or the last one is of another run.
         """
         folder = Path(self.cfg.OUTPUT_DIR)
-        last = on_first(lambda: self._last_checkpoint(folder, resume))
+        last = on_first(lambda: self._last_checkpoint(folder, resume, look_only))
         if last is not None:
             rest = self.checkpointer.load(str(last))
             require_same_run(rest, self.saver.record, str(last))
             self.start_iter, self.seed, self.evaluated = rest["iteration"] + 1, rest["seed"], rest["evaluated"]
             self.saver.best = rest["best"]
+            self.schedule = build_schedule(self.cfg, self.data.sizes, self.seed)
             logger.info("resuming at iteration %d of %d", self.start_iter, self.max_iter)
-        elif self.cfg.MODEL.WEIGHTS:
-            initialize(self.model, self.cfg.MODEL.WEIGHTS)
+        else:
+            begin(self.cfg, self.model, self.schedule.phases)
             if self.teacher is not None:
                 self.teacher.model.load_state_dict(self.model.state_dict())
 
     @staticmethod
-    def _last_checkpoint(folder: Path, resume: bool) -> Path | None:
+    def _last_checkpoint(folder: Path, resume: bool, look_only: bool) -> Path | None:
         """The checkpoint to go on from; None = begin. FXError where a run would be overwritten."""
         if not resume:
             there = numbered(folder)
@@ -125,8 +130,9 @@ class FXTrainer(TrainerBase):
                     "--resume, or choose another OUTPUT_DIR"
                 )
             return None
-        remove_leftovers(folder)
-        last = newest_sound(folder)
+        if not look_only:
+            remove_leftovers(folder)
+        last = newest_sound(folder, set_aside=not look_only)
         if last is None:
             logger.warning("--resume: %s holds no checkpoint yet, the run begins", folder)
         return last
@@ -155,29 +161,42 @@ class FXTrainer(TrainerBase):
             world_size=comm.get_world_size(),
             seed=self.seed,
         )
-        self._batches = iter(loader)
+        self.feed(loader)
         try:
             super().train(self.start_iter, self.max_iter)
         finally:
-            self._batches = iter(())  # lets the workers end
+            self.feed(())  # lets the workers end
+
+    def feed(self, batches: Iterable[Batch]) -> None:
+        """What the next steps will read."""
+        self._batches = iter(batches)
 
     def enter_phase(self, state: PhaseState) -> None:
         """Lock and release for the pass that begins (or, after a resume, goes on) here."""
         apply_phase(self.model, state.phase)
         self._learning = [p for p in self.model.parameters() if p.requires_grad]
+        self._statistics = running_statistics(self.model)
         if comm.get_world_size() > 1:
             # A reducer knows only the parameters that learned when it was built: keeping it over a release
             # would let the ranks drift apart silently.
             device = self.model.device
-            self._wrapped = DistributedDataParallel(self.model, device_ids=[device] if device.type == "cuda" else None)
+            self._wrapped = DistributedDataParallel(
+                self.model,
+                device_ids=[device] if device.type == "cuda" else None,
+                broadcast_buffers=False,  # those that change are shared at the end of the step
+            )
 
     def leave_phase(self) -> None:
-        """The teacher follows the student; every rank's student has the first rank's running statistics by then."""
-        if comm.get_world_size() > 1:
-            for buffer in self.model.buffers():
-                torch.distributed.broadcast(buffer, 0)
-        if self.teacher is not None:
-            self.teacher.update(self.model)
+        """The teacher follows the student at the end of a pass, if it has not after each step."""
+        if not self.momentum.per_step:
+            self._move_teacher()
+
+    def _move_teacher(self) -> None:
+        if self.teacher is None:
+            return
+        state, passes = self.schedule.at(self.iter), len(self.schedule.phases)
+        updates = self.iter if self.momentum.per_step else state.cycle * passes + state.pass_index
+        self.teacher.update(self.momentum.at(self.iter / self.max_iter, updates))
 
     def run_step(self) -> None:
         """Forward, backward, clip, step."""
@@ -189,21 +208,31 @@ class FXTrainer(TrainerBase):
         words = np.random.SeedSequence((self.seed, comm.get_rank(), self.iter)).generate_state(2)
         torch.manual_seed(int(words[0]) << 32 | int(words[1]))
         self.optimizer.zero_grad(set_to_none=True)
+        parts = split_batch(batch, self.cfg.SOLVER.MICRO_BATCH[state.phase.task.upper()], self.model.device)
+        losses = add_gradients(self._wrapped, parts, lambda part: self._forward(part, state), self.scaler)
+        norm = self._clip(state.phase.task)
+        finite = self._record(losses, norm, data_time, state, batch)
+        scale = step_unless_overflown(self.scaler, self.optimizer, finite)
+        if scale is not None and comm.is_main_process():
+            self.storage.put_scalar("loss_scale", scale, smoothing_hint=False)
+        # Students stay equal, and with them the teachers.
+        copy_from_first(self._statistics)
+        if self.momentum.per_step:
+            self._move_teacher()
+
+    def _forward(self, batch: Batch, state: PhaseState) -> dict[str, Tensor]:
+        """Losses of a batch, or of a part of it, which goes to the device here."""
+        batch = batch.to(self.model.device)
         with torch.autocast(self.model.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
             guide = self.teacher.guide(batch, state.phase) if self.teacher is not None else {}
             try:
-                losses = self._wrapped(batch, guide)
+                return self._wrapped(batch, guide)
             except FloatingPointError as error:
                 raise FXError(f"{error} {self._whereabouts(state, batch)}") from error
-        self.scaler.scale(torch.stack(list(losses.values())).sum()).backward()
-        norm = self._clip(state.phase.task)
-        self._record(losses, norm, data_time, state, batch)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
 
-    def _whereabouts(self, state: PhaseState, batch: list[dict[str, Any]]) -> str:
+    def _whereabouts(self, state: PhaseState, batch: Batch) -> str:
         """Iteration, phase and images of a step, for the message that stops a run."""
-        files = ", ".join(x["file_name"] for x in batch)
+        files = ", ".join(x["file_name"] for x in batch.samples)
         return f"at iteration {self.iter} in {state.phase}; images: {files}"
 
     def _clip(self, task: str) -> Tensor:
@@ -213,38 +242,35 @@ class FXTrainer(TrainerBase):
         return nn.utils.clip_grad_norm_(self._learning, limit if limit > 0 else math.inf)
 
     def _record(
-        self, losses: dict[str, Tensor], norm: Tensor, data_time: float, state: PhaseState, batch: list[dict[str, Any]]
-    ) -> None:
-        """Write the step's numbers; stop on a loss that is not finite, before it reaches the weights.
+        self, losses: dict[str, Tensor], norm: Tensor, data_time: float, state: PhaseState, batch: Batch
+    ) -> bool:
+        """Write the step's numbers; stop on a loss or gradient that is not finite, before it reaches the weights.
+
+        Gives back whether the gradient is finite: with float16 it may overflow, which the loss scale mends.
 
         The numbers of all processes are averaged, and with them travels whether one of them was asked to stop, so that
         all know it at the same step.
         """
-        stop = norm.new_tensor(float(bool(self.stop_request.received)))
+        stop = norm.new_full((), float(bool(self.stop_request.received)))
         numbers = torch.stack([x.detach().float() for x in (*losses.values(), norm, stop)])
-        total = float(numbers[: len(losses)].sum())
+        own = numbers[: len(losses)].sum(0, keepdim=True)
         world = comm.get_world_size()
         if world > 1:
             torch.distributed.all_reduce(numbers)
-        *values, mean_norm, stops = (numbers / world).tolist()
+        *values, mean_norm, stops, total = torch.cat((numbers / world, own)).tolist()
         scalars = dict(zip(losses, values, strict=True))
         if not math.isfinite(total):
             raise FXError(f"the loss is not finite {self._whereabouts(state, batch)}; losses: {scalars}")
         if not math.isfinite(sum(values)):
             raise FXError(f"the loss of another process is not finite at iteration {self.iter} in {state.phase}")
+        finite = math.isfinite(mean_norm)
+        if not finite and not self.scaler.is_enabled():
+            raise FXError(f"the gradient is not finite {self._whereabouts(state, batch)}; losses: {scalars}")
         self.stopping = stops > 0
         if comm.is_main_process():
-            total, slot = sum(values), f"{state.phase.dataset}/{state.phase.task}"
-            scalars |= {"total_loss": total, f"{slot}/total_loss": total, f"{slot}/grad_norm": mean_norm}
-            self.storage.put_scalars(**scalars, data_time=data_time, smoothing_hint=False)
-
-
-def _amp_dtype(cfg: CfgNode) -> torch.dtype | None:
-    if not cfg.SOLVER.AMP.ENABLED:
-        return None
-    name = cfg.SOLVER.AMP.DTYPE
-    if name not in AMP_DTYPES:
-        raise FXError(f"SOLVER.AMP.DTYPE is {name!r}: choose one of {sorted(AMP_DTYPES)}")
-    if name == "float16" and not cfg.MODEL.DEVICE.startswith("cuda"):
-        raise FXError("SOLVER.AMP.DTYPE float16 needs a GPU: use bfloat16 on the CPU")
-    return AMP_DTYPES[name]
+            self.step_losses = scalars | {"total_loss": sum(values)}
+            slot = f"{state.phase.dataset}/{state.phase.task}"
+            named = {f"{slot}/{name}": value for name, value in self.step_losses.items()}
+            named |= {f"{slot}/grad_norm": mean_norm, "data_time": data_time}
+            self.storage.put_scalars(**self.step_losses, **named, smoothing_hint=False)
+        return finite

@@ -1,13 +1,90 @@
-"""Multi-scale deformable attention (Zhu et al., ICLR 2021) in plain torch."""
+"""Multi-scale deformable attention (Zhu et al., ICLR 2021): in plain torch, and the choice of quicker ways."""
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import logging
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from fx_d2.layers.deformable_cpu import library_digest, sample_and_sum_cpu
+from fx_d2.layers.precision import at_least_float32
+from fx_d2.structures import FXError
+
+logger = logging.getLogger(__name__)
+
+SAMPLERS = ("auto", "torch", "cpp", "triton")
+"""Ways to compute the samples: `choose_sampler`."""
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+
+
+def use_sampler(module: AnyModule, sampler: str, device: str) -> AnyModule:
+    """Set how the deformable attention inside a module computes; the module.
+
+    Args:
+        module: changed in place.
+        sampler: one of SAMPLERS.
+        device: type of device the module will run on; "auto" is decided when it runs.
+
+    Raises:
+        FXError: there is no such sampler, or it cannot run here.
+    """
+    if sampler != "auto" and device != "meta":
+        choose_sampler(sampler, device)
+    for part in module.modules():
+        if isinstance(part, DeformableAttention):
+            part.sampler = sampler
+    return module
+
+
+@torch.compiler.assume_constant_result
+def choose_sampler(sampler: str, device: str) -> str:
+    """The way that runs: "torch", "cpp" or "triton".
+
+    Args:
+        sampler: "torch": torch's operators, everywhere. "cpp": C++, on CPUs; compiled on first use. "triton": on GPUs.
+            "auto": C++ on a CPU if it can be compiled, else torch.
+        device: type of device, such as "cpu".
+
+    Raises:
+        FXError: there is no such sampler, or it was asked for by name and cannot run.
+    """
+    return _choose(sampler, device)
+
+
+@functools.cache
+def _choose(sampler: str, device: str) -> str:
+    if sampler not in SAMPLERS:
+        raise FXError(f"MODEL.LOC.SAMPLER is {sampler!r}: choose one of {list(SAMPLERS)}")
+    place = "cpu" if sampler == "cpp" else "cuda"
+    if sampler in ("cpp", "triton") and device != place:
+        raise FXError(f"MODEL.LOC.SAMPLER {sampler} computes on {place} devices, not on {device}: choose auto or torch")
+    if sampler == "triton" and importlib.util.find_spec("triton") is None:
+        raise FXError("MODEL.LOC.SAMPLER triton needs the package triton, which comes with torch for GPUs")
+    if sampler == "cpp" or (sampler == "auto" and device == "cpu"):
+        try:
+            logger.info("deformable attention on %s: C++ library %s", device, library_digest())
+            return "cpp"
+        except FXError as error:
+            if sampler == "cpp":
+                raise FXError(f"MODEL.LOC.SAMPLER cpp: {error}") from error
+            logger.info("deformable attention on %s: torch's operators (%s)", device, error)
+            return "torch"
+    logger.info("deformable attention on %s: %s", device, "Triton" if sampler == "triton" else "torch's operators")
+    return "triton" if sampler == "triton" else "torch"
+
+
+def sampler_identity(sampler: str, device: str) -> str:
+    """What decides the last bits of the results, for records: "torch", "triton", or "cpp" with the library's digest."""
+    chosen = choose_sampler(sampler, device)
+    return f"cpp {library_digest()}" if chosen == "cpp" else chosen
 
 
 def sample_and_sum(value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
@@ -37,6 +114,19 @@ def sample_and_sum(value: Tensor, shapes: Sequence[tuple[int, int]], locations: 
     return out.view(batch, heads * dim, queries).transpose(1, 2)
 
 
+def _sample(sampler: str, value: Tensor, shapes: Sequence[tuple[int, int]], place: Tensor, weights: Tensor) -> Tensor:
+    """`sample_and_sum` in the chosen way, in float32 at least."""
+    # Exported and traced programs run where there is no fx_d2.
+    portable = torch.compiler.is_exporting() or torch.jit.is_tracing()
+    way = "torch" if portable else choose_sampler(sampler, value.device.type)
+    if way == "triton" and not torch.are_deterministic_algorithms_enabled():
+        from fx_d2.layers.deformable_triton import sample_and_sum_triton
+
+        return sample_and_sum_triton(value, shapes, at_least_float32(place), at_least_float32(weights))
+    value, place, weights = (at_least_float32(x) for x in (value, place, weights))
+    return (sample_and_sum_cpu if way == "cpp" else sample_and_sum)(value, shapes, place, weights)
+
+
 class DeformableAttention(nn.Module):
     """Each query looks at a few learned points on every level around its reference.
 
@@ -45,6 +135,9 @@ class DeformableAttention(nn.Module):
         heads: number of attention heads.
         levels: number of feature levels.
         points: sampling points per head and level.
+
+    Attributes:
+        sampler: one of SAMPLERS, see `use_sampler`.
     """
 
     def __init__(self, *, dim: int, heads: int, levels: int, points: int) -> None:
@@ -52,6 +145,7 @@ class DeformableAttention(nn.Module):
         if dim % heads:
             raise ValueError(f"dim {dim} is not divisible by {heads} heads")
         self.heads, self.levels, self.points = heads, levels, points
+        self.sampler = "torch"
         self.sampling_offsets = nn.Linear(dim, heads * levels * points * 2)
         self.attention_weights = nn.Linear(dim, heads * levels * points)
         self.value_proj = nn.Linear(dim, dim)
@@ -109,7 +203,6 @@ class DeformableAttention(nn.Module):
             locations = references[:, :, None, :, None, :2] + offsets * reach
         # Sampling positions need more than bfloat16's 8 bits: this part stays in float32 under autocast.
         with torch.autocast(query.device.type, enabled=False):
-            exact = torch.promote_types(value.dtype, torch.float32)
             split = value.view(batch, -1, self.heads, value.shape[-1] // self.heads)
-            out = sample_and_sum(split.to(exact), shapes, locations.to(exact), weights.to(exact))
+            out = _sample(self.sampler, split, shapes, locations, weights)
         return self.output_proj(out)

@@ -7,14 +7,21 @@ import math
 import torch
 from torch import Tensor
 
+from fx_d2.layers.constants import constant
+
 _SCALE = 2 * math.pi
+
+
+@constant
+def _periods(features: int, temperature: float, device: torch.device) -> tuple[Tensor]:
+    """Periods of `features` frequencies, each once for its sine and once for its cosine."""
+    index = torch.arange(features, dtype=torch.float32, device=device)
+    return (temperature ** (2 * torch.div(index, 2, rounding_mode="floor") / features),)
 
 
 def _sines(values: Tensor, features: int, temperature: float) -> Tensor:
     """Interleaved sine and cosine of (...) values on `features` frequencies -> (..., features)."""
-    index = torch.arange(features, dtype=torch.float32, device=values.device)
-    period = temperature ** (2 * torch.div(index, 2, rounding_mode="floor") / features)
-    angle = values[..., None] / period
+    angle = values[..., None] / _periods(features, temperature, values.device)[0]
     return torch.stack((angle[..., 0::2].sin(), angle[..., 1::2].cos()), dim=-1).flatten(-2)
 
 
@@ -41,5 +48,5 @@ def encode_positions(valid: Tensor, dim: int, temperature: float, dtype: torch.d
 
 def encode_boxes(boxes: Tensor, dim: int, temperature: float) -> Tensor:
     """Sine encoding of (..., 4) boxes (cx, cy, w, h) -> (..., 2 * dim), in the order y, x, w, h."""
-    parts = _sines(boxes * _SCALE, dim // 2, temperature)
-    return parts[..., [1, 0, 2, 3], :].flatten(-2)
+    x, y, w, h = (boxes * _SCALE).unbind(-1)
+    return _sines(torch.stack((y, x, w, h), dim=-1), dim // 2, temperature).flatten(-2)

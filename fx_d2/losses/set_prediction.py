@@ -1,7 +1,7 @@
 """DINO's set loss for all decoder layers at once: matching, focal, L1 and generalized IoU.
 
-Every tensor carries a leading layer axis, so one cost tensor, one transfer to the host and one set of
-kernels serve the final layer, the auxiliary layers and, in a second call, the denoising queries.
+Every tensor carries a leading layer axis, so one cost tensor, one transfer to the host and one set of kernels serve
+the final layer, the auxiliary layers and the proposals, and, in a second call, the denoising queries.
 """
 
 from __future__ import annotations
@@ -11,59 +11,59 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from detectron2.structures import Instances
 from detectron2.utils import comm
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
-from fx_d2.layers.boxes import generalized_iou, to_centre_size, to_corners
+from fx_d2.layers.boxes import generalized_iou
 from fx_d2.layers.precision import at_least_float32
 from fx_d2.layers.processes import largest_over_processes, shared_count
 
 
 @dataclass(frozen=True)
 class Targets:
-    """Boxes of a batch, padded to the largest count T (at least 1) of an image of any process.
+    """The N boxes of a batch, image by image.
 
     Attributes:
-        labels: (B, T) int64, 0 where padded.
-        boxes: (B, T, 4) (cx, cy, w, h) relative to each image, 0 where padded.
-        counts: number of real boxes of each image.
+        labels: (N,) int64, columns of the logits.
+        boxes: (N, 4) (cx, cy, w, h) relative to each image.
+        image: (N,) int64, whose box it is.
+        slot: (N,) int64, its number among the image's boxes.
+        counts: number of boxes of each image.
+        width: the largest count of an image, of any process, at least 1: the layout of the denoising queries, whose
+            padding counts as background, follows from it.
     """
 
     labels: Tensor
     boxes: Tensor
+    image: Tensor
+    slot: Tensor
     counts: tuple[int, ...]
+    width: int
 
     @classmethod
-    def from_instances(cls, instances: Sequence[Instances], device: torch.device) -> Targets:
-        """Pad `gt_classes` and `gt_boxes` (pixels of `image_size`) of each image, on the host, in two transfers.
+    def of_batch(cls, labels: Tensor, boxes: Tensor, counts: Sequence[int]) -> Targets:
+        """Targets from labels (N,), boxes (N, 4) and the host's counts, without waiting for a device.
 
-        Every process pads to the largest count of all: the layout of the denoising queries, whose padding counts as
-        background, follows from it.
+        A collective call.
         """
-        counts = tuple(len(x) for x in instances)
-        widest = largest_over_processes(max(1, *counts), device)
-        labels = torch.zeros(len(counts), widest, dtype=torch.int64)
-        boxes = torch.zeros(*labels.shape, 4)
-        for i, x in enumerate(instances):
-            height, width = x.image_size
-            labels[i, : counts[i]] = x.gt_classes
-            scale = x.gt_boxes.tensor.new_tensor((width, height, width, height))
-            boxes[i, : counts[i]] = to_centre_size(x.gt_boxes.tensor / scale)
-        return cls(labels.to(device, non_blocking=True), boxes.to(device, non_blocking=True), counts)
+        places = [(image, slot) for image, count in enumerate(counts) for slot in range(count)]
+        pair = torch.tensor(places, dtype=torch.int64).view(-1, 2).T.contiguous()
+        image, slot = pair.to(labels.device, non_blocking=True)
+        width = largest_over_processes(max(1, *counts), labels.device)
+        return cls(labels, boxes, image, slot, tuple(counts), width)
 
     @property
     def total(self) -> int:
-        """Number of real boxes in the batch."""
-        return sum(self.counts)
+        """Number of boxes in the batch."""
+        return len(self.labels)
 
     def normalizer(self) -> float:
         """Mean number of boxes per process, of at least 1 in all: what DETR losses are divided by."""
-        if comm.get_world_size() == 1:
-            return max(float(self.total), 1.0)
-        return float(shared_count(torch.tensor(self.total, device=self.labels.device)))
+        # Alone, the number stays on the host: nothing waits for the device.
+        device = self.labels.device if comm.get_world_size() > 1 else torch.device("cpu")
+        return float(shared_count(torch.tensor(self.total, device=device)))
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,13 @@ class SetLossWeights:
 
 @dataclass(frozen=True)
 class Match:
-    """Which query answers for which target: four int64 vectors of equal length (layer, image, query, target)."""
+    """Which query answers for which target, layer by layer, equally many in each.
 
-    layer: Tensor
-    image: Tensor
+    Attributes:
+        query: (R,) int64, numbers of queries where those of all layers and images are counted through, (L, B, Q).
+        target: (R,) int64, numbers of targets.
+    """
+
     query: Tensor
     target: Tensor
 
@@ -107,39 +110,38 @@ def match_queries(logits: Tensor, boxes: Tensor, targets: Targets, weights: SetL
     Raises:
         FloatingPointError: a cost is not finite.
     """
-    prob = at_least_float32(logits).sigmoid()
+    layers, batch, queries = logits.shape[:3]
+    table = _costs(logits, boxes, targets, weights).cpu().numpy()  # the criterion's one wait for the device
+    if not np.isfinite(table).all():
+        raise FloatingPointError("matching costs are not finite: the decoder's boxes or logits are NaN")
+    ends = np.cumsum((0, *targets.counts))
+    pairs = [np.empty((2, 0), dtype=np.int64)]
+    for layer in range(layers):
+        for image in range(batch):
+            # Fewer rows than columns: the way round that scipy need not turn.
+            row, column = linear_sum_assignment(table[ends[image] : ends[image + 1], layer])
+            pairs.append(np.stack(((layer * batch + image) * queries + column, ends[image] + row)))
+    return Match(*torch.from_numpy(np.concatenate(pairs, axis=1)).to(logits.device, non_blocking=True))
+
+
+def _costs(logits: Tensor, boxes: Tensor, targets: Targets, weights: SetLossWeights) -> Tensor:
+    """What it costs that a query answers for a target of its image: (N, L, Q)."""
+    prob = at_least_float32(logits)[:, targets.image, :, targets.labels].sigmoid()
+    predicted = at_least_float32(boxes).transpose(0, 1)[targets.image]
+    truth = at_least_float32(targets.boxes)[:, None, None]
+    miss = 1 - prob
     alpha, gamma = weights.focal_alpha, weights.focal_gamma
-    negative = (1 - alpha) * prob**gamma * -(1 - prob + 1e-8).log()
-    positive = alpha * (1 - prob) ** gamma * -(prob + 1e-8).log()
-    index = targets.labels[None, :, None, :].expand(*prob.shape[:3], -1)
-    cost = weights.cost_class * (positive - negative).gather(-1, index)
-    predicted, truth = at_least_float32(boxes)[..., :, None, :], at_least_float32(targets.boxes[None, :, None])
+    cost = (1 - alpha) * weights.cost_class * prob**gamma * (miss + 1e-8).log()
+    cost -= alpha * weights.cost_class * miss**gamma * (prob + 1e-8).log()
     cost += weights.cost_l1 * (predicted - truth).abs().sum(-1)
-    cost -= weights.cost_giou * generalized_iou(to_corners(predicted), to_corners(truth), weights.giou_eps)
-    table = cost.cpu().numpy()  # the step's one transfer to the host
-    rows: list[tuple[int, int, np.ndarray, np.ndarray]] = []
-    for layer in range(table.shape[0]):
-        for image, count in enumerate(targets.counts):
-            block = table[layer, image, :, :count]
-            if not np.isfinite(block).all():
-                raise FloatingPointError("matching costs are not finite: the decoder's boxes or logits are NaN")
-            rows.append((layer, image, *linear_sum_assignment(block)))
-    sizes = [len(query) for _, _, query, _ in rows]
-    stacked = np.stack(
-        (
-            np.repeat([r[0] for r in rows], sizes),
-            np.repeat([r[1] for r in rows], sizes),
-            np.concatenate([r[2] for r in rows]),
-            np.concatenate([r[3] for r in rows]),
-        )
-    ).astype(np.int64)
-    return Match(*torch.from_numpy(stacked).to(logits.device, non_blocking=True))
+    cost -= weights.cost_giou * generalized_iou(predicted, truth, weights.giou_eps)
+    return cost
 
 
 def set_losses(
     logits: Tensor, boxes: Tensor, targets: Targets, match: Match, normalizer: float, weights: SetLossWeights
 ) -> dict[str, Tensor]:
-    """Weighted losses, summed over layers.
+    """Weighted losses of each layer.
 
     Args:
         logits: (L, B, Q, K); unmatched queries are background for every class.
@@ -150,27 +152,31 @@ def set_losses(
         weights: loss weights.
 
     Returns:
-        {"class", "l1", "giou"}: scalars, zero but attached to the graph when there is no box.
+        {"class", "l1", "giou"}: (L,), zero but attached to the graph when there is no box.
     """
-    spot = (match.layer, match.image, match.query)
-    labels = targets.labels[match.image, match.target]
-    logits = at_least_float32(logits)
-    onehot = torch.zeros_like(logits)
-    onehot[(*spot, labels)] = 1.0
-    focal = _focal_sum(logits, onehot, weights.focal_alpha, weights.focal_gamma)
-    predicted = at_least_float32(boxes)[spot]
-    truth = at_least_float32(targets.boxes[match.image, match.target])
-    overlap = generalized_iou(to_corners(predicted), to_corners(truth), weights.giou_eps)
+    each = (len(logits), len(match.query) // len(logits))
+    predicted = at_least_float32(boxes).flatten(0, 2)[match.query]
+    truth = at_least_float32(targets.boxes)[match.target]
+    overlap = generalized_iou(predicted, truth, weights.giou_eps).view(each)
+    distance = (predicted - truth).abs().view(*each, 4)
+    focal = _focal(at_least_float32(logits), match.query, targets.labels[match.target], weights)
     return {
-        "class": weights.loss_class * focal / normalizer,
-        "l1": weights.loss_l1 * F.l1_loss(predicted, truth, reduction="sum") / normalizer,
-        "giou": weights.loss_giou * (1 - overlap).sum() / normalizer,
+        "class": focal.sum((1, 2, 3)) * (weights.loss_class / normalizer),
+        "l1": distance.sum((1, 2)) * (weights.loss_l1 / normalizer),
+        "giou": (1 - overlap).sum(1) * (weights.loss_giou / normalizer),
     }
 
 
-def _focal_sum(logits: Tensor, onehot: Tensor, alpha: float, gamma: float) -> Tensor:
-    """Sigmoid focal loss (Lin et al., 2017), summed. fvcore's casts to float32, too coarse to compare in float64."""
-    entropy = F.binary_cross_entropy_with_logits(logits, onehot, reduction="none")
-    prob = logits.sigmoid()
-    miss = prob + onehot - 2 * prob * onehot  # 1 - p of the true side
-    return (entropy * miss**gamma * (1 - alpha + (2 * alpha - 1) * onehot)).sum()
+def _focal(logits: Tensor, query: Tensor, label: Tensor, weights: SetLossWeights) -> Tensor:
+    """Sigmoid focal loss (Lin et al., 2017) of each logit, (L, B, Q, K), true where (query, label) says so.
+
+    With s the logit's sign turned where it is true, both sides are weight * sigmoid(s)^gamma * softplus(s). fvcore's
+    casts to float32, too coarse to compare in float64, and takes twice as many steps.
+    """
+    sign = torch.ones_like(logits)
+    share = torch.full_like(logits, 1 - weights.focal_alpha)
+    sign.flatten(0, 2)[query, label] = -1.0
+    share.flatten(0, 2)[query, label] = weights.focal_alpha
+    wrong = logits * sign
+    # From 40 on softplus is the identity to the last bit of float64; torch's default of 20 is not.
+    return share * wrong.sigmoid() ** weights.focal_gamma * F.softplus(wrong, threshold=40.0)

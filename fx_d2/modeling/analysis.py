@@ -61,12 +61,13 @@ def component_costs(cfg: CfgNode, spec: DatasetSpec, size: Sequence[int]) -> lis
     def run(component: str, module: nn.Module, *inputs: Any) -> Any:
         out, flops, uncounted = _count(lambda: module(*inputs))
         part = getattr(model, component) if component == "backbone" else module
-        costs.append(Cost(component, sum(p.numel() for p in part.parameters()), flops, uncounted))
+        costs.append(Cost(component, sum(p.numel() for p in part.parameters()), flops // 2, uncounted))
         return out
 
     with fake, torch.no_grad():
         heads = {task: getattr(model, part)[spec.name] for task, part in HEAD_COMPONENTS.items()}
-        features = run("backbone", model.backbone, torch.empty(1, 1, *size))
+        # Two images, because a group norm refuses a single value, which one image may leave of the coarsest level.
+        features = run("backbone", model.backbone, torch.empty(2, 1, *size))
         run("cls_heads", heads["cls"], model.backbone.pooled(features))
         memory = run("loc_encoder", model.loc_encoder, model.backbone.levels(features), None)
         run("loc_decoders", heads["loc"], memory)
@@ -81,6 +82,7 @@ def _without_memory(cfg: CfgNode, spec: DatasetSpec, size: Sequence[int], fake: 
     cfg.defrost()
     cfg.INPUT.SIZE = list(size)
     cfg.MODEL.TIMM.KWARGS.pop("pretrained", None)
+    cfg.MODEL.LOC.SAMPLER = "torch"  # whose operators are counted, and run on tensors without memory
     with torch.device("meta"):
         model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg, specs=[spec])
     with fake:

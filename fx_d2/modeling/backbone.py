@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import timm
-import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
@@ -204,18 +203,3 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec | None = None) -> T
 def normalize_images(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """uint8 or float grey values in [0, 255] -> zero mean, unit deviation, in the dtype of `mean`."""
     return (images.to(mean.dtype) - mean) / std
-
-
-def stack_images(images: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-    """Stack (1, H, W) images, padding at the right and bottom; also (B, H, W) bool padding, None if none is needed."""
-    sizes = {tuple(image.shape[-2:]) for image in images}
-    if len(sizes) == 1:
-        return torch.stack(tuple(images)), None
-    height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
-    batch = images[0].new_zeros(len(images), images[0].shape[0], height, width)
-    padding = torch.ones(len(images), height, width, dtype=torch.bool, device=batch.device)
-    for i, image in enumerate(images):
-        h, w = image.shape[-2:]
-        batch[i, :, :h, :w] = image
-        padding[i, :h, :w] = False
-    return batch, padding

@@ -11,10 +11,11 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from fx_d2.layers.boxes import to_corners
+from fx_d2.layers.deformable_attention import use_sampler
 from fx_d2.layers.precision import at_least_float32
 from fx_d2.losses.set_prediction import SetLossWeights, Targets, match_queries, set_losses
 from fx_d2.modeling.detr.decoder import DecoderOutput, DecoderStack, LocDecoder
-from fx_d2.modeling.detr.denoising import NoisedQueries, denoising_match, noise_targets
+from fx_d2.modeling.detr.denoising import denoising_match, noise_targets
 from fx_d2.modeling.detr.encoder import LocEncoder, Memory
 from fx_d2.structures import FXError
 
@@ -60,7 +61,7 @@ def build_settings(cfg: CfgNode) -> LocSettings:
 def build_encoder(cfg: CfgNode, in_channels: Sequence[int]) -> LocEncoder:
     """The shared encoder for the trunk's channels."""
     node = cfg.MODEL.LOC
-    return LocEncoder(
+    encoder = LocEncoder(
         in_channels=in_channels,
         dim=node.HIDDEN_DIM,
         heads=node.NUM_HEADS,
@@ -69,7 +70,9 @@ def build_encoder(cfg: CfgNode, in_channels: Sequence[int]) -> LocEncoder:
         layers=node.ENC_LAYERS,
         temperature=node.TOKEN_TEMPERATURE,
         decoder_stack=DecoderStack(**_stack_sizes(cfg, len(in_channels) + 1)) if node.SHARED_DECODER else None,
+        grad_checkpointing=node.GRAD_CHECKPOINTING,
     )
+    return use_sampler(encoder, node.SAMPLER, torch.device(cfg.MODEL.DEVICE).type)
 
 
 def _stack_sizes(cfg: CfgNode, levels: int) -> dict[str, int]:
@@ -99,7 +102,7 @@ def build_decoder(cfg: CfgNode, num_classes: int, levels: int) -> LocDecoder:
             f"{num_classes} box classes need columns {node.FIRST_CLASS} to {node.FIRST_CLASS + num_classes - 1} of "
             f"{logits} logits and {rows} label embeddings: raise MODEL.LOC.NUM_LOGITS and LABEL_ROWS, or leave them 0"
         )
-    return LocDecoder(
+    decoder = LocDecoder(
         num_classes=logits,
         num_queries=node.NUM_QUERIES,
         **_stack_sizes(cfg, levels),
@@ -108,25 +111,27 @@ def build_decoder(cfg: CfgNode, num_classes: int, levels: int) -> LocDecoder:
         label_rows=rows,
         rank_all_tokens=node.RANK_ALL_TOKENS,
         shared_stack=node.SHARED_DECODER,
+        grad_checkpointing=node.GRAD_CHECKPOINTING,
     )
+    return use_sampler(decoder, node.SAMPLER, torch.device(cfg.MODEL.DEVICE).type)
 
 
 def localization_losses(
-    decoder: LocDecoder, memory: Memory, instances: Sequence[Instances], settings: LocSettings
+    decoder: LocDecoder, memory: Memory, targets: Targets, settings: LocSettings
 ) -> dict[str, Tensor]:
     """The DINO losses of one batch: final and auxiliary layers, denoising queries, encoder proposals.
 
     Args:
         decoder: the dataset's decoder, in training mode.
         memory: of the batch.
-        instances: `gt_boxes` (pixels) and `gt_classes` per image; may be empty.
+        targets: the batch's boxes; may be none.
         settings: the branch's numbers.
 
     Returns:
         {"class", "l1", "giou"} and the same with "enc_" and, with denoising, "dn_" in front, weighted scalars.
     """
-    targets = Targets.from_instances(instances, memory.tokens.device)
-    targets = replace(targets, labels=targets.labels + settings.first_class)
+    if settings.first_class:
+        targets = replace(targets, labels=targets.labels + settings.first_class)
     noised = noise_targets(
         targets,
         num_queries=min(decoder.num_queries, memory.tokens.shape[1]),
@@ -138,26 +143,19 @@ def localization_losses(
     out = decoder(memory, noised)
     weights, norm = settings.weights, targets.normalizer()
     extra = noised.labels.shape[1]
-    logits, boxes = out.logits[:, :, extra:], out.boxes[:, :, extra:]
-    losses = set_losses(logits, boxes, targets, match_queries(logits, boxes, targets, weights), norm, weights)
-    if noised.groups:
-        losses |= _prefixed("dn", _denoising_losses(out, noised, targets, norm, weights))
-    # Computed even with weight 0: the proposal heads must take part in the backward pass for DDP.
-    logits, boxes = out.proposal_logits[None], out.proposal_boxes[None]
+    (known_logits, logits), (known_boxes, boxes) = (
+        x.split([extra, x.shape[2] - extra], dim=2) for x in (out.logits, out.boxes)
+    )
+    # The proposals answer as one more layer, even with weight 0: their heads must take part in the backward pass.
+    logits = torch.cat((logits, out.proposal_logits[None]))
+    boxes = torch.cat((boxes, out.proposal_boxes[None]))
     terms = set_losses(logits, boxes, targets, match_queries(logits, boxes, targets, weights), norm, weights)
-    return losses | _prefixed("enc", {key: settings.proposal_weight * value for key, value in terms.items()})
-
-
-def _denoising_losses(
-    out: DecoderOutput, noised: NoisedQueries, targets: Targets, norm: float, weights: SetLossWeights
-) -> dict[str, Tensor]:
-    extra = noised.labels.shape[1]
-    match = denoising_match(targets, noised, len(out.logits))
-    return set_losses(out.logits[:, :, :extra], out.boxes[:, :, :extra], targets, match, norm * noised.groups, weights)
-
-
-def _prefixed(prefix: str, losses: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{prefix}_{key}": value for key, value in losses.items()}
+    losses = {key: value[:-1].sum() for key, value in terms.items()}
+    if noised.groups:
+        match = denoising_match(targets, noised, len(known_logits))
+        known = set_losses(known_logits, known_boxes, targets, match, norm * noised.groups, weights)
+        losses |= {f"dn_{key}": value.sum() for key, value in known.items()}
+    return losses | {f"enc_{key}": settings.proposal_weight * value[-1] for key, value in terms.items()}
 
 
 def best_pairs(out: DecoderOutput, num_select: int) -> tuple[Tensor, Tensor, Tensor]:

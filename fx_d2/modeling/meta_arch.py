@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -11,9 +12,11 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fx_d2.batch import TARGETS as BATCH_TARGETS
+from fx_d2.batch import Batch
 from fx_d2.layers.precision import at_least_float32
-from fx_d2.losses import classification_loss, consistency_loss, dice_loss
-from fx_d2.modeling.backbone import TimmBackbone, normalize_images, stack_images
+from fx_d2.losses import Targets, classification_loss, consistency_loss, dice_loss
+from fx_d2.modeling.backbone import TimmBackbone, normalize_images
 from fx_d2.modeling.detr.decoder import LocDecoder
 from fx_d2.modeling.detr.encoder import LocEncoder, Memory
 from fx_d2.modeling.heads import build_head, build_shared
@@ -30,7 +33,11 @@ from fx_d2.structures import (
     specs_of,
 )
 
-Batch = Sequence[dict[str, Any]]
+Samples = Batch | Sequence[dict[str, Any]]
+"""What a model takes: a loader's Batch, or samples that become one."""
+
+Shared = Mapping[str, Callable[[], Tensor]]
+"""Of each shared component what consistency compares, made when it is asked for."""
 
 
 @META_ARCH_REGISTRY.register()
@@ -122,12 +129,12 @@ class FoundationX(nn.Module):
         """Where the model lives."""
         return self.pixel_mean.device
 
-    def forward(self, batch: Batch, guide: Mapping[str, Tensor] | None = None) -> Any:
+    def forward(self, batch: Samples, guide: Mapping[str, Tensor] | None = None) -> Any:
         """Losses in training, results in evaluation.
 
         Args:
-            batch: samples of one dataset; in training also of one task. Keys as the mappers give them:
-                "dataset", "task" (training), "image" uint8 (1, H, W), "height", "width", and per task
+            batch: of one dataset; in training also of one task. A Batch, or samples with keys as the mappers give
+                them: "dataset", "task" (training), "image" uint8 (1, H, W), "height", "width", and per task
                 "labels" (C,) with NaN unknown; "instances"; "masks" (C, H, W), "mask_known" (C,), "mask_valid" (H, W).
                 In evaluation an optional list "tasks" limits what is computed.
             guide: from `EMATeacher.guide`; adds the consistency losses.
@@ -139,81 +146,75 @@ class FoundationX(nn.Module):
         """
         if not self.training:
             return self.inference(batch)
-        dataset, task = self._one(batch, "dataset"), self._one(batch, "task")
-        losses = self._task_losses(batch, dataset, task)
-        outputs = losses.pop("outputs")
-        losses = {f"loss_{task}_{key}": (1 - self.consistency) * value for key, value in losses.items()}
+        batch = self._on_device(batch)
+        dataset, task = batch.one("dataset"), batch.one("task")
+        losses, shared = self._task_losses(batch, dataset, task)
+        losses = {f"loss_{task}_{key}": value for key, value in losses.items()}
+        if self.consistency:
+            losses = {key: (1 - self.consistency) * value for key, value in losses.items()}
         if guide:
             weight = self.consistency / len(guide)
             for component, target in guide.items():
                 name = f"loss_{task}_consistency_{component}"
-                losses[name] = weight * consistency_loss(outputs[component], target)
+                losses[name] = weight * consistency_loss(shared[component](), target)
         return losses
 
-    def _task_losses(self, batch: Batch, dataset: str, task: str) -> dict[str, Any]:
-        """Unweighted losses of the task, and "outputs": what the shared parts gave, for consistency."""
+    def _task_losses(self, batch: Batch, dataset: str, task: str) -> tuple[dict[str, Tensor], Shared]:
+        """Unweighted losses of the task, and what the shared parts gave, for consistency."""
         features, padding = self._features(batch, "image")
         if task == "cls":
             pooled = self.backbone.pooled(features)
-            labels = torch.stack([x["labels"] for x in batch]).to(self.device, non_blocking=True)
-            return {
-                "bce": classification_loss(self.cls_heads[dataset](pooled), labels),
-                "outputs": {"backbone": pooled},
-            }
+            loss = classification_loss(self.cls_heads[dataset](pooled), batch.tensors["labels"])
+            return {"bce": loss}, {"backbone": lambda: pooled}
         if task == "loc":
             levels, memory = self._encode(features, padding)
-            losses = localization_losses(
-                cast(LocDecoder, self.loc_decoders[dataset]), memory, [x["instances"] for x in batch], self.loc
-            )
-            return losses | {"outputs": {"backbone": _flat(levels), "loc_encoder": memory.tokens}}
+            targets = Targets.of_batch(batch.tensors["classes"], batch.tensors["boxes"], batch.counts)
+            losses = localization_losses(cast(LocDecoder, self.loc_decoders[dataset]), memory, targets, self.loc)
+            return losses, {"backbone": partial(_flat, levels), "loc_encoder": lambda: memory.tokens}
         fused = self._fuse(features, self._regions(dataset, features, padding))
-        logits = self._upsample(self.seg_heads[dataset](fused), batch[0]["image"].shape[-2:])
-        masks, known, valid = (
-            torch.stack([x[key] for x in batch]).to(self.device, non_blocking=True)
-            for key in ("masks", "mask_known", "mask_valid")
-        )
+        masks, known, valid = (batch.tensors[key] for key in BATCH_TARGETS["seg"])
+        logits = self._upsample(self.seg_heads[dataset](fused), masks.shape[-2:])
         loss = dice_loss(logits, masks, known, valid, self.dice_per_class)
-        return {"dice": loss, "outputs": {"backbone": _unit(self._last(features)), "seg_decoder": _unit(fused)}}
+        return {"dice": loss}, {"backbone": partial(_unit, self._last(features)), "seg_decoder": partial(_unit, fused)}
 
-    def shared_outputs(self, batch: Batch, task: str, wanted: Iterable[str], view: str) -> dict[str, Tensor]:
+    def shared_outputs(self, batch: Samples, task: str, wanted: Iterable[str], view: str) -> dict[str, Tensor]:
         """What the shared components give for a batch: the teacher's side of the consistency losses.
 
         Args:
             batch: as in `forward`.
             task: decides which tensor stands for a component, as in `_task_losses`.
             wanted: components; nothing beyond the last one runs.
-            view: key of the image to read; falls back to "image" where a sample has no own view.
+            view: key of the images to read; falls back to "image" where the samples have no own view.
         """
+        batch = self._on_device(batch)
         features, padding = self._features(batch, view)
-        wanted = tuple(wanted)
-        outputs: dict[str, Tensor] = {}
+        shared: dict[str, Callable[[], Tensor]]
         if task == "cls":
-            outputs["backbone"] = self.backbone.pooled(features)
+            shared = {"backbone": partial(self.backbone.pooled, features)}
         elif task == "loc":
-            if "loc_encoder" in wanted:
-                levels, memory = self._encode(features, padding)
-                outputs["loc_encoder"] = memory.tokens
-            else:
-                levels = self.backbone.levels(features)
-            outputs["backbone"] = _flat(levels)
+            levels = self.backbone.levels(features)
+            encode = cast(LocEncoder, self.loc_encoder)
+            shared = {"backbone": partial(_flat, levels), "loc_encoder": lambda: encode(levels, padding).tokens}
         else:
-            outputs["backbone"] = _unit(self._last(features))
-            if "seg_decoder" in wanted:
-                regions = self._regions(self._one(batch, "dataset"), features, padding)
-                outputs["seg_decoder"] = _unit(self._fuse(features, regions))
-        return {key: outputs[key] for key in wanted}
+            dataset = batch.one("dataset")
+            shared = {
+                "backbone": lambda: _unit(self._last(features)),
+                "seg_decoder": lambda: _unit(self._fuse(features, self._regions(dataset, features, padding))),
+            }
+        return {key: shared[key]() for key in wanted}
 
     @torch.no_grad()
-    def inference(self, batch: Batch) -> list[dict[str, Any]]:
+    def inference(self, batch: Samples) -> list[dict[str, Any]]:
         """Results of all tasks asked for of the batch's dataset; see `forward`."""
-        dataset = self._one(batch, "dataset")
+        batch = self._on_device(batch)
+        dataset = batch.one("dataset")
         if dataset not in self.specs:
             raise FXError(f"the model has no heads for dataset {dataset!r}; it has {sorted(self.specs)}")
-        tasks = set(batch[0].get("tasks", TASK_COMPONENTS)) & set(self.specs[dataset].tasks)
+        tasks = set(batch.samples[0].get("tasks", TASK_COMPONENTS)) & set(self.specs[dataset].tasks)
         return [found[dataset] for found in self.predict(batch, {dataset: tasks})]
 
     @torch.no_grad()
-    def predict(self, batch: Batch, wanted: Mapping[str, Iterable[str]]) -> list[dict[str, dict[str, Any]]]:
+    def predict(self, batch: Samples, wanted: Mapping[str, Iterable[str]]) -> list[dict[str, dict[str, Any]]]:
         """Results of the heads of several datasets, for which trunk and shared parts run once.
 
         Args:
@@ -223,9 +224,10 @@ class FoundationX(nn.Module):
         Returns:
             Per image {dataset: what `forward` returns for it in evaluation}.
         """
+        batch = self._on_device(batch)
         features, padding = self._features(batch, "image")
-        sizes = [(x["height"], x["width"]) for x in batch]
-        results: list[dict[str, dict[str, Any]]] = [{name: {} for name in wanted} for _ in batch]
+        sizes = [(x["height"], x["width"]) for x in batch.samples]
+        results: list[dict[str, dict[str, Any]]] = [{name: {} for name in wanted} for _ in sizes]
         for name, outputs in self.run_heads(features, padding, wanted).items():
             mine = [result[name] for result in results]
             if "cls" in outputs:
@@ -236,10 +238,9 @@ class FoundationX(nn.Module):
                 for result, instances in zip(mine, found, strict=True):
                     result["instances"] = instances
             if "seg" in outputs:
-                size = batch[0]["image"].shape[-2:] if padding is None else padding.shape[-2:]
-                maps = self._upsample(outputs["seg"], size).float().sigmoid()
-                for x, result, each in zip(batch, mine, maps, strict=True):
-                    result |= original_masks(each, x["image"].shape[-2:], (x["height"], x["width"]))
+                maps = self._upsample(outputs["seg"], batch.tensors["image"].shape[-2:]).float().sigmoid()
+                for inside, size, result, each in zip(batch.sizes, sizes, mine, maps, strict=True):
+                    result |= original_masks(each, inside, size)
         return results
 
     def run_heads(
@@ -277,9 +278,9 @@ class FoundationX(nn.Module):
         return range(self.loc.first_class, self.loc.first_class + len(self.specs[dataset].loc_classes))
 
     @torch.no_grad()
-    def embed(self, batch: Batch) -> Tensor:
+    def embed(self, batch: Samples) -> Tensor:
         """The trunk's feature of each image, (B, C): what the classification heads read."""
-        return self.backbone.pooled(self._features(batch, "image")[0])
+        return self.backbone.pooled(self._features(self._on_device(batch), "image")[0])
 
     def modules_of(self, dataset: str, task: str) -> dict[str, list[nn.Module]]:
         """The modules each component contributes to one dataset's task; nothing else runs in such a step."""
@@ -299,10 +300,15 @@ class FoundationX(nn.Module):
             return []
         return [c for c in SHARED_COMPONENTS if c in TASK_COMPONENTS[phase.task] and c in phase.trainable]
 
+    def _on_device(self, batch: Samples) -> Batch:
+        return (batch if isinstance(batch, Batch) else Batch.collate(batch)).to(self.device)
+
     def _features(self, batch: Batch, view: str) -> tuple[dict[str, Tensor], Tensor | None]:
-        images = [x[view if view in x else "image"].to(self.device, non_blocking=True) for x in batch]
-        stacked, padding = stack_images([normalize_images(x, self.pixel_mean, self.pixel_std) for x in images])
-        return self.backbone(stacked), padding
+        images, padding = batch.tensors.get(view, batch.tensors["image"]), batch.tensors.get("padding")
+        images = normalize_images(images, self.pixel_mean, self.pixel_std)
+        if padding is not None:
+            images = images.masked_fill(padding[:, None], 0)
+        return self.backbone(images), padding
 
     def _encode(self, features: dict[str, Tensor], padding: Tensor | None) -> tuple[list[Tensor], Memory]:
         levels = self.backbone.levels(features)
@@ -331,13 +337,6 @@ class FoundationX(nn.Module):
     @staticmethod
     def _upsample(logits: Tensor, size: Sequence[int]) -> Tensor:
         return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
-
-    @staticmethod
-    def _one(batch: Batch, key: str) -> str:
-        values = {x[key] for x in batch}
-        if len(values) != 1:
-            raise ValueError(f"a batch holds one {key}, not {sorted(values)}")
-        return values.pop()
 
 
 def _flat(levels: Sequence[Tensor]) -> Tensor:

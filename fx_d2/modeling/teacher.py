@@ -3,27 +3,76 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
+from detectron2.config import CfgNode
+from fvcore.common.param_scheduler import CosineParamScheduler
 from torch import Tensor, nn
 
-from fx_d2.modeling.meta_arch import FoundationX
-from fx_d2.structures import Phase
+from fx_d2.modeling.meta_arch import FoundationX, Samples
+from fx_d2.structures import FXError, Phase
+
+
+@dataclass(frozen=True)
+class Momentum:
+    """MODEL.TEACHER's momentum over a run; pure, so that resuming needs only the iteration.
+
+    Attributes:
+        schedule: "constant" (the reference); "cosine", from `start` to `end` over the run (BYOL, DINO); "warmup",
+            min(start, (1 + n) / (10 + n)) of n updates, so that the first weights are soon forgotten (TensorFlow's
+            `ExponentialMovingAverage`).
+        start: MOMENTUM.
+        end: MOMENTUM_END.
+        per_step: updated after every step instead of every pass.
+    """
+
+    schedule: str
+    start: float
+    end: float
+    per_step: bool
+
+    def at(self, where: float, updates: int) -> float:
+        """The momentum of an update.
+
+        Args:
+            where: part of the run that is over, in [0, 1].
+            updates: how many were made before.
+        """
+        if self.schedule == "cosine":
+            return float(CosineParamScheduler(self.start, self.end)(where))
+        if self.schedule == "warmup":
+            return min(self.start, (1 + updates) / (10 + updates))
+        return self.start
+
+
+def build_momentum(cfg: CfgNode) -> Momentum:
+    """Momentum from MODEL.TEACHER; FXError for values that make no sense."""
+    node = cfg.MODEL.TEACHER
+    for key, allowed in (("SCHEDULE", ("constant", "cosine", "warmup")), ("UPDATE", ("pass", "step"))):
+        if node[key] not in allowed:
+            raise FXError(f"MODEL.TEACHER.{key} is {node[key]!r}: choose one of {list(allowed)}")
+    for key in ("MOMENTUM", "MOMENTUM_END"):
+        if not 0 <= node[key] <= 1:
+            raise FXError(f"MODEL.TEACHER.{key} is {node[key]}: a momentum is in [0, 1]")
+    return Momentum(node.SCHEDULE, node.MOMENTUM, node.MOMENTUM_END, node.UPDATE == "step")
 
 
 class EMATeacher(nn.Module):
     """Follows a student; heads and decoders follow too, so that the teacher can be evaluated and exported.
 
     Args:
-        student: copied once.
-        momentum: m in teacher <- m * teacher + (1 - m) * student.
+        student: copied once, then followed: its parameters and buffers must stay the same tensors.
     """
 
-    def __init__(self, student: FoundationX, momentum: float) -> None:
+    def __init__(self, student: FoundationX) -> None:
         super().__init__()
         self.model = copy.deepcopy(student).requires_grad_(False)
-        self.momentum = momentum
+        pairs = list(zip(_tensors(self.model), _tensors(student), strict=True))
+        # Listed once: an update is two calls of torch, whatever the number of tensors.
+        self._averaged = _columns(pair for pair in pairs if pair[0].is_floating_point())
+        self._copied = _columns(pair for pair in pairs if not pair[0].is_floating_point())
         self.train(False)
 
     def train(self, mode: bool = True) -> EMATeacher:
@@ -32,19 +81,17 @@ class EMATeacher(nn.Module):
         return super().train(False)
 
     @torch.no_grad()
-    def update(self, student: FoundationX) -> None:
-        """One step of the moving average over parameters and buffers; integer buffers are copied."""
-        ours, theirs = _tensors(self.model), _tensors(student)
-        floating = [t.is_floating_point() for t in ours]
-        mine = [t for t, keep in zip(ours, floating, strict=True) if keep]
-        source = [t for t, keep in zip(theirs, floating, strict=True) if keep]
-        torch._foreach_lerp_(mine, source, 1 - self.momentum)
-        for target, value, keep in zip(ours, theirs, floating, strict=True):
-            if not keep:
-                target.copy_(value)
+    def update(self, momentum: float) -> None:
+        """teacher <- m * teacher + (1 - m) * student, of all parameters and buffers; integer buffers are copied.
+
+        What is frozen moves too: the student stands still there, but the teacher has not reached it.
+        """
+        torch._foreach_lerp_(*self._averaged, 1 - momentum)
+        if self._copied[0]:  # torch refuses an empty list
+            torch._foreach_copy_(*self._copied)
 
     @torch.no_grad()
-    def guide(self, batch: list[dict[str, Any]], phase: Phase) -> dict[str, Tensor]:
+    def guide(self, batch: Samples, phase: Phase) -> dict[str, Tensor]:
         """The teacher's side of the consistency losses: one tensor per shared component that learns in this phase.
 
         Empty, and free of cost, when none does.
@@ -55,3 +102,8 @@ class EMATeacher(nn.Module):
 
 def _tensors(model: nn.Module) -> list[Tensor]:
     return [*model.parameters(), *model.buffers()]
+
+
+def _columns(pairs: Iterable[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
+    rows = list(pairs)
+    return [mine for mine, _ in rows], [theirs for _, theirs in rows]

@@ -1,4 +1,4 @@
-"""Pictures: truth beside prediction, and sheets of samples as the model sees them."""
+"""Pictures: truth beside prediction, predictions alone, and sheets of samples as the model sees them."""
 
 from fx_d2.visualization.draw import draw_comparison
 from fx_d2.visualization.findings import (
@@ -8,6 +8,7 @@ from fx_d2.visualization.findings import (
     training_findings,
     truth_findings,
 )
+from fx_d2.visualization.overlay import draw_prediction
 from fx_d2.visualization.sheet import Cell, draw_sheet
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Findings",
     "class_colors",
     "draw_comparison",
+    "draw_prediction",
     "draw_sheet",
     "predicted_findings",
     "training_findings",

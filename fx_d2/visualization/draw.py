@@ -6,26 +6,23 @@ letters are equally legible on a 224-pixel and on a 3000-pixel image.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 
 from fx_d2.evaluation.segmentation import dice
 from fx_d2.structures import DatasetSpec, FXError
+from fx_d2.visualization.column import ROW, WIDTH, Row, paint_rows, write_rows
 from fx_d2.visualization.findings import Color, Findings, class_colors
-from fx_d2.visualization.page import DIM, SMALL, WHITE, Box, Page, fill_masks
+from fx_d2.visualization.page import DIM, SMALL, Box, Page, fill_masks
 
 PANEL = 760
 """Longer side of a panel in pixels of the picture."""
 
-INFO_WIDTH, HEADER, FOOTER, GAP, ROW = 420, 40, 34, 12, 25
-"""Pixels: the column of text, the lines above and below, the space between, a row of text."""
+HEADER, FOOTER, GAP = 40, 34, 12
+"""Pixels: the lines above and below, the space between."""
 
-NAME = 27
-"""Letters of a class name that fit beside its bar."""
-
-BAR: Color = (0.36, 0.54, 0.74)
 MARKS: dict[float | None, tuple[str, Color]] = {
     1.0: ("\N{CHECK MARK}", (0.45, 1.0, 0.45)),
     0.0: ("\N{BALLOT X}", DIM),
@@ -33,20 +30,6 @@ MARKS: dict[float | None, tuple[str, Color]] = {
 }
 
 NOTICE = "research use only"
-
-
-@dataclass(frozen=True)
-class _Row:
-    """A row of the text column: a mark or a colour swatch, a name, two values, and a bar of a share in [0, 1]."""
-
-    name: str
-    value: str = ""
-    middle: str = ""
-    mark: str = ""
-    mark_color: Color = WHITE
-    swatch: Color | None = None
-    bar: float | None = None
-    color: Color = WHITE
 
 
 def draw_comparison(
@@ -72,30 +55,42 @@ def draw_comparison(
         uint8 (H', W', 3) RGB picture. Raises FXError for an image of another kind or a mask of another size.
     """
     _check(image, spec, truth, prediction)
+    panels = [("truth", truth), (f"prediction: {which}", prediction)]
+    return draw_panels(image, spec, panels, _info_rows(spec, truth, prediction), caption)
+
+
+def draw_panels(
+    image: np.ndarray, spec: DatasetSpec, panels: Sequence[tuple[str, Findings]], rows: Sequence[Row], caption: str
+) -> np.ndarray:
+    """Draw one image once for each (title, findings), side by side, and a text column beside them.
+
+    Returns and raises as `draw_comparison`.
+    """
+    _check(image, spec, *(found for _, found in panels))
     scale = PANEL / max(image.shape)
     height, width = (max(1, round(side * scale)) for side in image.shape)
-    rows = _info_rows(spec, truth, prediction)
     body = max(height, ROW * len(rows) + GAP)
-    left, right, info = GAP, width + 2 * GAP, 2 * width + 3 * GAP
-    canvas = np.zeros((HEADER + body + FOOTER, info + INFO_WIDTH, 3), np.uint8)
+    corners = [GAP + i * (width + GAP) for i in range(len(panels) + 1)]
+    info = corners.pop()
+    canvas = np.zeros((HEADER + body + FOOTER, info + WIDTH, 3), np.uint8)
     grey = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
-    canvas[HEADER : HEADER + height, left : left + width] = grey[..., None]
-    canvas[HEADER : HEADER + height, right : right + width] = grey[..., None]
+    for x in corners:
+        canvas[HEADER : HEADER + height, x : x + width] = grey[..., None]
     colors = class_colors(spec)
-    panels = [(truth, left), (prediction, right)]
-    outlines = [fill_masks(canvas, found, (x, HEADER), (height, width), spec, colors) for found, x in panels]
-    _paint_bars(canvas, rows, info)
+    placed = [(title, found, x) for (title, found), x in zip(panels, corners, strict=True)]
+    outlines = [fill_masks(canvas, found, (x, HEADER), (height, width), spec, colors) for _, found, x in placed]
+    column, right = (info, HEADER), canvas.shape[1] - GAP
+    paint_rows(canvas, rows, column, right)
 
     page = Page(canvas)
-    for (found, x), lines in zip(panels, outlines, strict=True):
+    for (title, found, x), lines in zip(placed, outlines, strict=True):
         for polygon, color in lines:
             page.outline(polygon, color)
         page.boxes(found, spec, colors, Box(x, HEADER, x + width, HEADER + height), scale)
-    page.text("truth", left, 8)
-    page.text(f"prediction: {which}", right, 8)
+        page.text(title, x, 8)
     page.text(spec.title, info, 8)
-    _write_info(page, rows, info, canvas.shape[1] - GAP)
-    page.text(f"{NOTICE}   {caption}".rstrip(), left, canvas.shape[0] - FOOTER + 8, size=SMALL, color=DIM)
+    write_rows(page, rows, column, right)
+    page.text(f"{NOTICE}   {caption}".rstrip(), GAP, canvas.shape[0] - FOOTER + 8, size=SMALL, color=DIM)
     return page.render()
 
 
@@ -116,20 +111,20 @@ def _check(image: np.ndarray, spec: DatasetSpec, *found: Findings) -> None:
             raise FXError(f"{spec.name}: box class {findings.classes.max()} of {len(spec.loc_classes)} loc_classes")
 
 
-def _info_rows(spec: DatasetSpec, truth: Findings, prediction: Findings) -> list[_Row]:
+def _info_rows(spec: DatasetSpec, truth: Findings, prediction: Findings) -> list[Row]:
     """The text column: class probabilities with truth marks, then the boxes and masks that there are."""
     rows = []
     if spec.cls_classes:
-        rows.append(_Row("truth, class, probability", color=DIM))
+        rows.append(Row("truth, class, probability", color=DIM))
         for i, name in enumerate(spec.cls_classes):
             mark, color = MARKS[truth.labels[i] if truth.labels is not None else None]
             p = prediction.labels[i] if prediction.labels is not None else None
             value = "" if p is None else f"{p:.2f}"
-            rows.append(_Row(name, value, mark=mark, mark_color=color, bar=p))
+            rows.append(Row(name, value, mark=mark, mark_color=color, bar=p))
     if spec.loc_classes or spec.seg_classes:
         heads = [_head(spec, truth, task) for task in ("loc", "seg")]
-        rows += [_Row("")] * bool(rows) + [_Row("class", heads[1], middle=heads[0], color=DIM)]
-        rows += _class_rows(spec, truth, prediction) or [_Row("none found, none annotated", color=DIM)]
+        rows += [Row("")] * bool(rows) + [Row("class", heads[1], middle=heads[0], color=DIM)]
+        rows += _class_rows(spec, truth, prediction) or [Row("none found, none annotated", color=DIM)]
     return rows
 
 
@@ -142,13 +137,13 @@ def _head(spec: DatasetSpec, truth: Findings, task: str) -> str:
     return title if known else f"{title} (?)"
 
 
-def _class_rows(spec: DatasetSpec, truth: Findings, prediction: Findings) -> list[_Row]:
+def _class_rows(spec: DatasetSpec, truth: Findings, prediction: Findings) -> list[Row]:
     """Number of boxes, and Dice, of each class that has any on either side; "?" where the truth is unknown."""
     rows = []
     for name, color in class_colors(spec).items():
         boxes, overlap = _count_boxes(name, spec, truth, prediction), _overlap(name, spec, truth, prediction)
         if boxes or overlap:
-            rows.append(_Row(name, overlap, middle=boxes, swatch=color))
+            rows.append(Row(name, overlap, middle=boxes, swatch=color))
     return rows
 
 
@@ -169,28 +164,3 @@ def _overlap(name: str, spec: DatasetSpec, truth: Findings, prediction: Findings
     if not any(mask is not None and mask.any() for mask in pair):
         return ""
     return "?" if pair[0] is None or pair[1] is None else f"{dice(pair[1], pair[0]):.2f}"
-
-
-def _write_info(page: Page, rows: list[_Row], x: int, right: int) -> None:
-    """The text column; bars and swatches are painted already."""
-    for i, row in enumerate(rows):
-        y = HEADER + ROW * i + 3
-        if row.mark:
-            page.text(row.mark, x, y, size=SMALL, color=row.mark_color)
-        name = row.name if len(row.name) <= NAME else row.name[: NAME - 1] + "\N{HORIZONTAL ELLIPSIS}"
-        page.text(name, x + (22 if row.mark or row.swatch else 0), y, size=SMALL, color=row.color)
-        page.text(row.middle, right - 85, y, size=SMALL, color=row.color, end=True)
-        page.text(row.value, right, y, size=SMALL, color=row.color, end=True)
-
-
-def _paint_bars(canvas: np.ndarray, rows: list[_Row], x: int) -> None:
-    """Paint swatches and probability bars of the text column in place."""
-    right = canvas.shape[1] - GAP - 50
-    for i, row in enumerate(rows):
-        y = HEADER + ROW * i
-        if row.swatch is not None:
-            canvas[y + 3 : y + 17, x : x + 14] = np.round(255 * np.array(row.swatch))
-        if row.bar is not None and np.isfinite(row.bar):
-            length = round(110 * min(max(row.bar, 0.0), 1.0))
-            canvas[y + 3 : y + 17, right - 110 : right] = 40
-            canvas[y + 3 : y + 17, right - 110 : right - 110 + length] = np.round(255 * np.array(BAR))

@@ -77,6 +77,7 @@ def cfg(tmp_path: Path) -> CfgNode:
     add_fx_config(cfg)
     cfg.DATASETS.ROOT = str(tmp_path)
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("toy_train",), ("toy_test",)
+    cfg.MODEL.DEVICE = "cpu"
     cfg.DATALOADER.NUM_WORKERS = 0
     cfg.INPUT.SIZE = [32, 48]
     cfg.SCHEDULE.BATCH_SIZE.CLS = cfg.SCHEDULE.BATCH_SIZE.LOC = cfg.SCHEDULE.BATCH_SIZE.SEG = 4

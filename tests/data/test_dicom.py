@@ -26,8 +26,9 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from fx_d2.data.dicom import dicom_tags
-from fx_d2.data.image_io import image_size, read_image
+from fx_d2.data import image_io
+from fx_d2.data.dicom import dicom_size, dicom_tags
+from fx_d2.data.image_io import decode_image, image_size, read_image
 from fx_d2.structures import FXError
 
 LEVELS = np.linspace(0, 4095, 48 * 64).round().astype(np.uint16).reshape(48, 64)
@@ -272,3 +273,15 @@ def test_missing_decoder_names_the_extra(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(pydicom.pixels, "get_decoder", lambda uid: decoder)
     with pytest.raises(FXError, match=r"JPEG Lossless.*need a decoder: pip install fx_d2\[dicom\]"):
         read_image(path)
+
+
+def test_a_content_that_lies_on_no_disk(write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its size is known before its pixels are decoded, and a name decides only whether it may be DICOM at all."""
+    path = write(np.arange(12, dtype=np.uint16).reshape(3, 4), 12, PhotometricInterpretation="MONOCHROME1")
+    data = path.read_bytes()
+    np.testing.assert_array_equal(decode_image(data, "IM1", dtype="float32"), read_image(path, dtype="float32"))
+    assert dicom_size("IM1", data) == (3, 4)
+    monkeypatch.setattr(image_io, "MAX_PIXELS", 11)
+    monkeypatch.setattr(image_io, "read_dicom", pytest.fail)
+    with pytest.raises(FXError, match="IM1: 4 x 3 pixels; at most 11 are taken"):
+        decode_image(data, "IM1")

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fx_d2.data.image_io import image_size, read_image
+from fx_d2.data import image_io as module
+from fx_d2.data.image_io import decode_image, image_size, read_image
 from fx_d2.structures import FXError
 
 RAMP = np.linspace(0, 65535, 64 * 48).astype(np.uint16).reshape(48, 64)
@@ -132,3 +133,35 @@ def test_missing_and_other_formats(tmp_path: Path) -> None:
     (tmp_path / "fake.jpg").write_bytes(b"\xff\xd8\xff" + b"0" * 50 + b"\xff\xd9")
     with pytest.raises(FXError, match="cannot be decoded"):
         read_image(tmp_path / "fake.jpg")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_a_content_is_read_as_its_file(tmp_path: Path, suffix: str) -> None:
+    path = _write(tmp_path / f"a{suffix}", (RAMP // 256).astype(np.uint8))
+    data = path.read_bytes()
+    for dtype in ("uint8", "float32"):
+        np.testing.assert_array_equal(decode_image(data, "x", dtype=dtype), read_image(path, dtype=dtype))
+    for broken in (data[: len(data) // 2], data[:40]):
+        with pytest.raises(FXError, match=r"^some name: "):
+            decode_image(broken, "some name")
+
+
+def test_contents_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other kinds, whatever they are called, and images too large to decode, by their header alone."""
+    path = _write(tmp_path / "a.png", (RAMP // 256).astype(np.uint8))
+    with pytest.raises(FXError, match="x.png: empty file"):
+        decode_image(b"", "x.png")
+    for name in ("x.mha", "x.img", str(path)):
+        with pytest.raises(FXError, match="not a whole PNG, JPEG or DICOM file"):
+            decode_image(b"GIF89a", name)
+    with pytest.raises(FXError, match=r"x.dcm: broken or truncated DICOM file"):
+        decode_image(b"GIF89a", "x.dcm")
+    monkeypatch.setattr(module, "MAX_PIXELS", RAMP.size)
+    assert decode_image(path.read_bytes(), "x.png").shape == RAMP.shape
+    monkeypatch.setattr(module, "MAX_PIXELS", RAMP.size - 1)
+    monkeypatch.setattr(module, "_decode", pytest.fail)
+    with pytest.raises(FXError, match=r"x.png: 64 x 48 pixels; at most 3,071 are taken"):
+        decode_image(path.read_bytes(), "x.png")
+    header = path.read_bytes().replace((48).to_bytes(4, "big") + b"\x08", (2**31 - 1).to_bytes(4, "big") + b"\x08")
+    with pytest.raises(FXError, match="x.png: "):
+        decode_image(header, "x.png")

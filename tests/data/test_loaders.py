@@ -12,6 +12,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 
+from fx_d2.batch import Batch
 from fx_d2.data.annotations import load_spec, write_split
 from fx_d2.data.catalog import register_datasets
 from fx_d2.data.loaders import build_test_loader, build_train_data
@@ -42,7 +43,7 @@ def registered(cfg: CfgNode, make_dataset: Callable[..., Path]) -> CfgNode:
     return cfg
 
 
-def _run(cfg: CfgNode, start: int = 0, count: int = 3, rank: int = 0, world: int = 1) -> list[list[dict[str, Any]]]:
+def _run(cfg: CfgNode, start: int = 0, count: int = 3, rank: int = 0, world: int = 1) -> list[Batch]:
     return list(build_train_data(cfg).loader(_Schedule(), start, rank, world, count, seed=7))
 
 
@@ -50,7 +51,7 @@ def test_sizes_and_batches(registered: CfgNode) -> None:
     """Only annotated images count; a batch is of one dataset and one task."""
     assert build_train_data(registered).sizes == {("toy", "cls"): 2, ("toy", "loc"): 1, ("toy", "seg"): 1}
     batches = _run(registered)
-    assert [{sample["task"] for sample in batch} for batch in batches] == [{"cls"}, {"loc"}, {"seg"}]
+    assert [batch.one("task") for batch in batches] == ["cls", "loc", "seg"]
     assert {len(batch) for batch in batches} == {4}
 
 
@@ -60,7 +61,8 @@ def test_workers_and_resume_do_not_change_samples(registered: CfgNode) -> None:
     registered.DATALOADER.NUM_WORKERS = 2
     for batches, wanted in ((_run(registered, count=6), plain), (_run(registered, start=2, count=2), plain[2:4])):
         for batch, other in zip(batches, wanted, strict=True):
-            assert all(torch.equal(a["image"], b["image"]) for a, b in zip(batch, other, strict=True))
+            assert batch.samples == other.samples and batch.counts == other.counts
+            torch.testing.assert_close(batch.tensors, other.tensors, rtol=0, atol=0, equal_nan=True)
 
 
 def test_workers_share_the_records(registered: CfgNode, images: list[dict[str, Any]], tmp_path: Path) -> None:
@@ -81,7 +83,7 @@ def test_workers_share_the_records(registered: CfgNode, images: list[dict[str, A
 def test_ranks_split_the_batch(registered: CfgNode) -> None:
     """Two ranks hold the halves of one process's batch."""
     whole, halves = _run(registered)[0], [_run(registered, rank=r, world=2)[0] for r in range(2)]
-    assert [s["image"].sum().item() for half in halves for s in half] == [s["image"].sum().item() for s in whole]
+    assert torch.equal(torch.cat([half.tensors["image"] for half in halves]), whole.tensors["image"])
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -26,7 +26,7 @@ def checkpoint(make_cfg: MakeCfg, tmp_path: Path) -> Path:
 
 def save(cfg: CfgNode, folder: Path) -> Path:
     torch.manual_seed(1)
-    model, teacher = build_model(cfg), EMATeacher(build_model(cfg), 0.8)
+    model, teacher = build_model(cfg), EMATeacher(build_model(cfg))
     dump = cfg.dump().replace("      embed_dim: 16\n", "      embed_dim: 16\n      pretrained: true\n")
     assert "pretrained" in dump
     FXCheckpointer(model, str(folder), teacher=teacher).save("run", classes=class_lists(model), config=dump)

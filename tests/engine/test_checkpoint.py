@@ -7,9 +7,9 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
-from fx_d2.engine.checkpoint import FXCheckpointer, class_lists, initialize, load_models, read_checkpoint
+from fx_d2.engine.checkpoint import FXCheckpointer, begin, class_lists, initialize, load_models, read_checkpoint
 from fx_d2.modeling import EMATeacher
-from fx_d2.structures import FXError
+from fx_d2.structures import FXError, Phase
 
 MakeCfg = Callable[..., CfgNode]
 
@@ -17,7 +17,7 @@ MakeCfg = Callable[..., CfgNode]
 def _save(cfg: CfgNode, folder: Path) -> tuple[torch.nn.Module, str]:
     torch.manual_seed(1)
     model = build_model(cfg)
-    teacher = EMATeacher(build_model(cfg), 0.8)
+    teacher = EMATeacher(build_model(cfg))
     FXCheckpointer(model, str(folder), teacher=teacher).save("m", classes=class_lists(model), iteration=4)
     return model, str(folder / "m.pth")
 
@@ -118,3 +118,41 @@ def test_initialize_takes_no_head_that_stands_for_other_classes(
     assert torch.equal(model.loc_decoders["alpha"].memory_proj.weight, fresh)
     assert torch.equal(model.seg_heads["alpha"].weight, saved.seg_heads["alpha"].weight)
     assert "created  loc_decoders.alpha" in caplog.text.splitlines()
+
+
+HEAD_ONLY = (Phase("alpha", "loc", ("loc_decoders",)),)
+
+
+def test_a_run_begins_from_the_model_that_is_asked_for(make_cfg: MakeCfg, tmp_path: Path) -> None:
+    _, path = _save(make_cfg(), tmp_path)
+    stored = read_checkpoint(path)
+    for which, state in (("", stored["model"]), ("student", stored["model"]), ("teacher", stored["teacher"])):
+        cfg = make_cfg("MODEL.WEIGHTS", path, "MODEL.WEIGHTS_FROM", which)
+        model = build_model(cfg)
+        begin(cfg, model, HEAD_ONLY)
+        for key, value in model.state_dict().items():
+            assert torch.equal(value, state[f"model.{key}" if which == "teacher" else key]), (which, key)
+    cfg = make_cfg("MODEL.WEIGHTS", path, "MODEL.WEIGHTS_FROM", "techer")
+    with pytest.raises(FXError, match=r"m\.pth holds no techer, only: student, teacher"):
+        begin(cfg, model, HEAD_ONLY)
+
+
+def test_a_frozen_part_does_not_stay_random_unnoticed(
+    make_cfg: MakeCfg, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A trunk's file has no encoder: a run that trains the decoder alone would learn on noise."""
+    saved, path = _save(make_cfg(), tmp_path)
+    trunk = {key: value for key, value in saved.state_dict().items() if key.startswith("backbone.")}
+    torch.save({"model": trunk}, path)
+    cfg = make_cfg("MODEL.WEIGHTS", path)
+    with pytest.raises(FXError, match="no pass of SCHEDULE.STRATEGY trains loc_encoder"):
+        begin(cfg, build_model(cfg), HEAD_ONLY)
+    begin(cfg, build_model(cfg), (*HEAD_ONLY, Phase("alpha", "loc", ("loc_encoder", "loc_decoders"))))
+    cfg = make_cfg()
+    begin(cfg, build_model(cfg), HEAD_ONLY)
+    assert "no pass of SCHEDULE.STRATEGY trains backbone, and MODEL.WEIGHTS is empty" in caplog.text
+    # Nor does a part of a part: an encoder of another width fits in a few places.
+    wide = make_cfg("MODEL.WEIGHTS", str(tmp_path / "whole.pth"), "MODEL.LOC.FFN_DIM", "48")
+    torch.save({"model": saved.state_dict()}, tmp_path / "whole.pth")
+    with pytest.raises(FXError, match=r"lacks \d+ of its weights, such as loc_encoder"):
+        begin(wide, build_model(wide), HEAD_ONLY)

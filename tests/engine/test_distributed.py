@@ -94,7 +94,7 @@ def test_two_processes(world: Path, config_file: Path, tmp_path: Path) -> None:
         env=os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
     # One of the two kills itself at the end; the other must not wait for it.
@@ -103,11 +103,12 @@ def test_two_processes(world: Path, config_file: Path, tmp_path: Path) -> None:
     assert report["world_size"] == 2
     for setting, differences in report["gradients"].items():
         wrong = {phase for phase, value in differences.items() if not value < 1e-10}
-        # Batch statistics of each process alone are the one thing that cannot agree.
-        assert wrong == ({"alpha/seg/release"} if setting.startswith("BN") else set()), (setting, differences)
+        # Batch statistics of each process alone, and Dice of parts, are what cannot agree.
+        masks = {"BN class": {"alpha/seg/release"}, "GN in parts": {"alpha/seg/lock", "alpha/seg/release"}}
+        assert wrong == masks.get(setting, set()), (setting, differences)
         assert len(differences) == 6
     training = report["training"]
-    assert training["ranks_equal"] and training["tensors"] > 400
+    assert training["ranks_equal"] and training["tensors"] > 400 and training["ranks_equal_with_options"]
     assert training["codes"] == [75, 75] and training["resumed_at"] == [5, 5] and training["resumed_equal"]
     assert all("--resume" in error for error in training["refused"])
     together, alone = report["evaluation"]["together"], report["evaluation"]["alone"]

@@ -103,6 +103,26 @@ def test_too_little_room_is_said_before_the_first_step(
     check_disk(cfg, model, copy.deepcopy(model))
 
 
+def test_best_checkpoints_that_are_there_need_no_more_room(
+    make_cfg: MakeCfg, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a resumed run finds them: one of the best is a second name of a numbered one, and takes room once."""
+    cfg = make_cfg("SOLVER.CHECKPOINT_BEST", "['a', 'b']")
+    model = torch.nn.Linear(1000, 1000)
+    size, folder = checkpoint_bytes(model, None), tmp_path / "run"
+    folder.mkdir()
+    for name in ("model_0000005.pth", "model_best_b.pth"):
+        with (folder / name).open("wb") as stream:
+            stream.truncate(size)
+    (folder / "model_best_a.pth").hardlink_to(folder / "model_0000005.pth")
+    # Five in all, of which two are there.
+    monkeypatch.setattr(guards.shutil, "disk_usage", lambda folder: SimpleNamespace(free=3 * size))
+    check_disk(cfg, model, None)
+    monkeypatch.setattr(guards.shutil, "disk_usage", lambda folder: SimpleNamespace(free=3 * size - 1))
+    with pytest.raises(FXError, match="5 checkpoints"):
+        check_disk(cfg, model, None)
+
+
 def test_no_model_is_chosen_on_test_splits(make_cfg: MakeCfg) -> None:
     best = ("SOLVER.CHECKPOINT_BEST", "['student/*/cls/auroc']")
     with pytest.raises(FXError, match="choose a model on test splits"):

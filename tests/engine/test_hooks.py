@@ -1,4 +1,5 @@
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,15 +16,56 @@ def _trainer(cfg: CfgNode) -> FXTrainer:
     return FXTrainer(cfg)
 
 
-def test_a_line_per_pass_names_dataset_task_mode_step_loss_and_time_left(
+def _lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.name == "fx_d2.engine.hooks"]
+
+
+def test_two_lines_per_pass_say_what_learns_and_how_it_went(
     make_cfg: MakeCfg, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, logger="fx_d2.engine.hooks"):
-        _trainer(make_cfg()).train()
-    lines = [r.getMessage() for r in caplog.records if r.name == "fx_d2.engine.hooks"]
-    assert len(lines) == 6
-    assert "cycle 1/1 pass  2/6 alpha" in lines[1] and "loc lock" in lines[1] and "step   2/2" in lines[1]
-    assert all("loss" in line and "left 0:" in line for line in lines)
+        trainer = _trainer(make_cfg())
+        trainer.train()
+    lines = _lines(caplog)
+    assert len(lines) == 12
+    assert "cycle 1/1 pass  2/6 alpha" in lines[2] and "loc lock" in lines[2]
+    assert "learns loc_decoders" in lines[2] and "frozen backbone 309.5K, loc_encoder 52.1K" in lines[2]
+    assert lines[2].endswith("5 images in 2 steps of 4") and lines[0].endswith("10 images in 3 steps of 4")
+    assert "cycle 1/1 pass  2/6 alpha" in lines[3] and "step   2/2" in lines[3]
+    assert all(re.search(r"loss +\d+\.\d+ .* left: pass 0:00:00, cycle 0:.*, run 0:", line) for line in lines[1::2])
+    assert lines[-1].endswith("run 0:00:00")
+
+
+def test_the_best_score_so_far_stands_in_the_line(make_cfg: MakeCfg, caplog: pytest.LogCaptureFixture) -> None:
+    best = (
+        "SOLVER.CHECKPOINT_BEST",
+        "['student/*/cls/auroc']",
+        "TEST.EVAL_PASSES",
+        "2",
+        "SCHEDULE.ITERS_PER_PASS",
+        "1",
+    )
+    scores = iter([0.5, 0.75, 0.25])
+    with caplog.at_level(logging.INFO, logger="fx_d2.engine.hooks"):
+        FXTrainer(make_cfg(*best), lambda models, final: {"student/alpha/cls/auroc": next(scores)}).train()
+    ends = _lines(caplog)[1::2]
+    shown = [re.search(r"best student/\*/cls/auroc (\S+)", line) for line in ends]
+    assert [found and found.group(1) for found in shown] == [None, None, "0.5000", "0.5000", "0.7500", "0.7500"]
+
+
+def test_a_run_resumed_inside_a_pass_says_what_learns(make_cfg: MakeCfg, caplog: pytest.LogCaptureFixture) -> None:
+    opts = ("SOLVER.CHECKPOINT_STEPS", "1", "SOLVER.CHECKPOINTS_TO_KEEP", "99")
+    trainer = _trainer(make_cfg(*opts))
+    trainer.train()
+    folder = Path(trainer.cfg.OUTPUT_DIR)
+    for path in folder.glob("*.pth"):
+        if path.name != "model_0000000.pth":
+            path.unlink()
+    again = _trainer(make_cfg(*opts))
+    again.resume_or_load(True)
+    with caplog.at_level(logging.INFO, logger="fx_d2.engine.hooks"):
+        again.train()
+    assert _lines(caplog)[0].endswith("3 steps of 4, from step 2 on")
 
 
 def test_checkpoints_rotate_and_the_last_one_is_final(make_cfg: MakeCfg, tmp_path: Path) -> None:

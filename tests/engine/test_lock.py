@@ -7,7 +7,14 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from fx_d2.data import build_train_data
-from fx_d2.engine.lock import apply_phase, count_parameters, trainable_modules
+from fx_d2.engine.lock import (
+    apply_phase,
+    describe_parameters,
+    parameters_of,
+    running_statistics,
+    short_count,
+    trainable_modules,
+)
 from fx_d2.engine.optimizer import build_optimizer
 from fx_d2.engine.schedule import build_cycle
 from fx_d2.engine.trainer import build_schedule
@@ -69,9 +76,9 @@ def test_counts_cover_exactly_what_takes_part(make_cfg: MakeCfg) -> None:
     model = build_model(cfg)
     for phase in _phases(cfg):
         apply_phase(model, phase)
-        learning, frozen = count_parameters(model, phase)
-        assert learning == sum(p.numel() for p in model.parameters() if p.requires_grad)
-        assert (frozen == 0) == (phase.mode == "release")
+        learning, frozen = parameters_of(model, phase)
+        assert sum(learning.values()) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+        assert tuple(learning) == phase.trainable and tuple(frozen) == phase.frozen
 
 
 def test_frozen_stages_learn_in_no_phase(make_cfg: MakeCfg) -> None:
@@ -84,3 +91,27 @@ def test_frozen_stages_learn_in_no_phase(make_cfg: MakeCfg) -> None:
         assert not any(p.requires_grad for part in frozen for p in part.parameters())
         released = "backbone" in phase.trainable
         assert all(p.requires_grad == released for p in model.backbone.trunk.layers_2.parameters())
+        learning, counted = parameters_of(model, phase)
+        assert sum(learning.values()) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+        assert counted["backbone"] >= sum(p.numel() for part in frozen for p in part.parameters())
+
+
+def test_counts_as_people_read_them() -> None:
+    counts = [0, 999, 1000, 14_350, 999_949, 999_951, 86_741_176, 1_234_567_890]
+    assert list(map(short_count, counts)) == ["0", "999", "1.0K", "14.3K", "999.9K", "1.0M", "86.7M", "1.2G"]
+    assert describe_parameters({"backbone": 86_741_176, "cls_heads": 258}) == "backbone 86.7M, cls_heads 258"
+    assert describe_parameters({}) == "-"
+
+
+def test_running_statistics_are_those_of_the_norms_that_learn(make_cfg: MakeCfg) -> None:
+    cfg = make_cfg()
+    model = build_model(cfg)
+    found = {}
+    for phase in _phases(cfg):
+        apply_phase(model, phase)
+        names = {id(buffer): name for name, buffer in model.named_buffers()}
+        found[f"{phase.task}/{phase.mode}"] = [names[id(x)] for x in running_statistics(model)]
+    released = found.pop("seg/release")
+    assert not any(found.values())
+    assert len(released) == 2 * 4  # of two poolings, the bottleneck and the fusion
+    assert all(name.startswith("seg_decoder") and name.endswith(("running_mean", "running_var")) for name in released)

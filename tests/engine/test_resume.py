@@ -15,11 +15,32 @@ from fx_d2.structures import FXError
 MakeCfg = Callable[..., CfgNode]
 
 
-def test_killed_in_every_kind_of_phase_a_run_ends_bit_equal(world: Path, config_file: Path, tmp_path: Path) -> None:
+OPTIONS = (
+    *("SOLVER.MICRO_BATCH.CLS", "1", "SOLVER.MICRO_BATCH.LOC", "2", "SOLVER.MICRO_BATCH.SEG", "2"),
+    *("SOLVER.OPTIMIZER", "sgd", "SOLVER.LR_UPDATE", "cycle", "SOLVER.REFERENCE_BATCH", "8", "SCHEDULE.CYCLES", "2"),
+    *("SCHEDULE.ITERS_PER_PASS", "2", "MODEL.TEACHER.UPDATE", "step", "MODEL.TEACHER.SCHEDULE", "cosine"),
+)
+"""Whatever has, or could be thought to have, a state of its own."""
+
+
+@pytest.mark.parametrize(("workers", "opts"), [(("0", "2"), ()), (("0",), OPTIONS)], ids=["as it is", "with options"])
+def test_killed_in_every_kind_of_phase_a_run_ends_bit_equal(
+    world: Path, config_file: Path, tmp_path: Path, workers: tuple[str, ...], opts: tuple[str, ...]
+) -> None:
     root = Path(__file__).parents[2]
     program = root / "tests" / "engine" / "kill_and_resume.py"
     done = subprocess.run(
-        [sys.executable, str(program), str(config_file), str(world), str(tmp_path), "--workers", "0", "2"],
+        [
+            sys.executable,
+            str(program),
+            str(config_file),
+            str(world),
+            str(tmp_path),
+            "--workers",
+            *workers,
+            "--opts",
+            *opts,
+        ],
         env=os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
@@ -33,7 +54,7 @@ def test_killed_in_every_kind_of_phase_a_run_ends_bit_equal(world: Path, config_
     assert kinds == {"cls/release", "loc/lock", "loc/release", "seg/lock", "seg/release"}
     assert any(r["writing"] for r in deaths) and all(r["began_at"] <= r["killed_at"] for r in deaths)
     assert len({r["began_at"] for r in deaths}) > 3, "runs did not go on where they were killed"
-    assert [(r["workers"], r["difference"]) for r in ends] == [(0, 0.0), (2, 0.0)]
+    assert [(str(r["workers"]), r["difference"]) for r in ends] == [(number, 0.0) for number in workers]
     assert all(r["tensors"] > 500 for r in ends)
 
 
@@ -54,6 +75,15 @@ def test_a_longer_run_is_warned_about(make_cfg: MakeCfg, caplog: pytest.LogCaptu
     assert "not bit by bit: SCHEDULE.CYCLES was 1 and is now 4" in caplog.text
 
 
+def test_another_way_of_computing_is_warned_about(make_cfg: MakeCfg, caplog: pytest.LogCaptureFixture) -> None:
+    stored, record = run_record(make_cfg()), run_record(make_cfg("MODEL.LOC.SAMPLER", "torch"))
+    record["versions"]["deformable attention"] = "another"
+    with caplog.at_level(logging.WARNING):
+        require_same_run(stored, record, "m.pth")
+    assert "MODEL.LOC.SAMPLER was auto and is now torch" in caplog.text
+    assert "'deformable attention': 'another'" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
@@ -61,12 +91,22 @@ def test_a_longer_run_is_warned_about(make_cfg: MakeCfg, caplog: pytest.LogCaptu
         ("DATASETS.TRAIN", "('beta_train', 'alpha_train')", r"DATASETS\.TRAIN was"),
         ("SCHEDULE.BATCH_SIZE.LOC", "2", r"SCHEDULE\.BATCH_SIZE\.LOC was 4 and is now 2"),
         ("SCHEDULE.STRATEGY", "[{'task': 'cls', 'share': 1.0, 'train': ['cls_heads']}]", r"SCHEDULE\.STRATEGY"),
+        ("SCHEDULE.ORDER", "shuffled", r"SCHEDULE\.ORDER was listed and is now shuffled"),
+        ("SCHEDULE.ITERS_PER_PASS", "9", r"SCHEDULE\.ITERS_PER_PASS was 0 and is now 9"),
         ("SEED", "4", "SEED was 3 and is now 4"),
     ],
 )
 def test_other_settings_are_another_run(make_cfg: MakeCfg, key: str, value: str, message: str) -> None:
     with pytest.raises(FXError, match=message):
         _require(make_cfg, key, value)
+
+
+def test_another_repetition_is_another_run(make_cfg: MakeCfg) -> None:
+    cfg = make_cfg()
+    cfg.defrost()
+    cfg.SCHEDULE.REPEAT.beta = 2
+    with pytest.raises(FXError, match=r"SCHEDULE\.REPEAT\.beta was None and is now 2"):
+        require_same_run(run_record(make_cfg()), run_record(cfg), "m.pth")
 
 
 def test_changed_data_and_changed_rows_are_named(make_cfg: MakeCfg) -> None:

@@ -1,8 +1,14 @@
+from collections import Counter
+from collections.abc import Callable
+
 import pytest
+from detectron2.config import CfgNode
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fx_d2.config import PAPER_STRATEGY
-from fx_d2.data import PRETRAINING
-from fx_d2.engine.schedule import PhaseSchedule, build_cycle
+from fx_d2.data import PRETRAINING, PassBatchSampler
+from fx_d2.engine.schedule import PhaseSchedule, build_cycle, build_schedule, check_schedule, spread_visits
 from fx_d2.structures import DatasetSpec, FXError, Phase
 
 
@@ -42,9 +48,20 @@ def test_other_strategies_are_other_values() -> None:
         {"task": "cls", "share": 1.0, "train": []},
         {"task": "cls", "share": 0.0, "train": ["backbone"]},
         {"task": "cls", "share": 1.5, "train": ["backbone"]},
+        {"task": "cls", "share": True, "train": ["backbone"]},
+        {"task": "cls", "share": 1.0, "train": "backbone"},
+        {"task": "cls", "share": 1.0, "train": ["backbone", "backbone"]},
+        {"task": "cls", "share": 1.0, "train": ["backbone"], "repeat": 2},
+        {"task": "cls", "share": 1.0, "train": ["backbone"], "passes": 0},
+        {"task": "cls", "share": 1.0, "train": ["backbone"], "passes": 1.5},
+        {"task": "cls", "share": 1.0, "train": ["backbone"], "steps": -1},
+        {"task": "cls", "share": 1.0, "train": ["backbone"], "datasets": "chexpert"},
+        {"task": "cls", "share": 1.0, "train": ["backbone"], "datasets": ["chexpertt"]},
+        {"task": "seg", "share": 1.0, "train": ["backbone"], "datasets": ["chexpert"]},
+        ["cls", 1.0, ["backbone"]],
     ],
 )
-def test_a_wrong_row_is_named(row: dict) -> None:
+def test_a_wrong_row_is_named(row: object) -> None:
     with pytest.raises(FXError, match="SCHEDULE.STRATEGY"):
         build_cycle(PRETRAINING, [row])
 
@@ -66,3 +83,126 @@ def test_state_of_an_iteration_is_pure_and_complete() -> None:
     assert schedule.at(7) == seen[7]
     with pytest.raises(ValueError, match="at least one"):
         PhaseSchedule(phases, [2, 0], cycles=1)
+
+
+def test_rows_repeat_are_capped_and_are_for_some_datasets() -> None:
+    seg = ["seg_decoder", "seg_heads"]
+    rows = [
+        {"task": "seg", "share": 0.5, "train": seg, "passes": 3, "steps": 7},
+        {"task": "loc", "share": 1, "train": ["loc_decoders"], "datasets": ["siim_acr", "node21"]},
+    ]
+    cycle = build_cycle(PRETRAINING, rows)
+    three = [Phase(name, "seg", tuple(seg), 0.5, 7) for name in ("candid_ptx", "chestx_det", "siim_acr") for _ in "abc"]
+    loc = [Phase(name, "loc", ("loc_decoders",)) for name in ("node21", "siim_acr")]
+    assert list(cycle) == [loc[0], *three, loc[1]]
+
+
+names = st.lists(st.sampled_from("abcdefghijk"), min_size=1, unique=True)
+repeats = st.dictionaries(st.sampled_from("abcdefghijk"), st.integers(1, 5))
+
+
+@given(names, repeats)
+def test_visits_are_spread_evenly_and_keep_their_order(datasets: list[str], repeat: dict[str, int]) -> None:
+    visits = spread_visits(datasets, repeat)
+    assert Counter(visits) == {name: repeat.get(name, 1) for name in datasets}
+    assert list(dict.fromkeys(visits)) == sorted(datasets, key=visits.index)
+    once = [name for name in visits if repeat.get(name, 1) == 1]
+    assert once == [name for name in datasets if repeat.get(name, 1) == 1]
+    for name in datasets:  # between two visits of one dataset another one comes at most once more than between others
+        places = [i for i, visit in enumerate(visits) if visit == name]
+        gaps = [(b - a) % len(visits) for a, b in zip(places, places[1:] + places[:1], strict=True)]
+        if len(gaps) > 1:
+            assert max(gaps) - min(gaps) <= len(datasets)
+
+
+def test_two_visits_are_half_a_cycle_apart() -> None:
+    assert spread_visits("abcd", {}) == list("abcd")
+    assert spread_visits("abcd", {"a": 2}) == list("abacd")
+    assert spread_visits("abcd", {"c": 2, "d": 2}) == list("abcdcd")
+
+
+def _schedule(cycles: int = 3, **settings: object) -> PhaseSchedule:
+    phases = [Phase(name, task, ("backbone",)) for name in "abcde" for task in ("cls", "loc")]
+    return PhaseSchedule(phases, range(1, 11), cycles, **settings)
+
+
+@given(st.integers(0, 2**31), st.integers(0, 50), st.dictionaries(st.sampled_from("abcde"), st.integers(1, 4)))
+def test_shuffled_cycles_hold_the_same_passes_as_a_pure_function(seed: int, cycle: int, repeat: dict) -> None:
+    one, other = (_schedule(repeat=repeat, shuffle=seed) for _ in range(2))
+    listed = _schedule(repeat=repeat)
+    assert one.cycle_length == listed.cycle_length == other.cycle_length
+    start = cycle * one.cycle_length
+    forward = [one.at(i) for i in range(start, start + one.cycle_length)]
+    backward = [other.at(i) for i in reversed(range(start, start + one.cycle_length))][::-1]
+    assert forward == backward  # in whatever order it is asked, as a resumed run does
+    assert {s.cycle for s in forward} == {cycle}
+    ran = [(s.phase, s.steps) for s in forward if s.first]
+    assert Counter(ran) == Counter(zip(listed.phases, listed.steps, strict=True))
+    assert [s.pass_index for s in forward if s.last] == list(range(len(ran)))
+    tasks = [phase.task for phase, _ in ran]  # the passes of a visit stay together and in order
+    assert tasks == ["cls", "loc"] * (len(ran) // 2)
+    assert all(a.dataset == b.dataset for (a, _), (b, _) in zip(ran[::2], ran[1::2], strict=True))
+
+
+def test_orders_differ_between_cycles_and_seeds() -> None:
+    orders = {_schedule(shuffle=seed).cycle(cycle).phases for seed in range(3) for cycle in range(3)}
+    assert len(orders) == 9
+    assert _schedule().cycle(0) == _schedule().cycle(7)
+
+
+def test_passes_of_repeated_visits_draw_other_images() -> None:
+    schedule = PhaseSchedule([Phase("a", "cls", ("backbone",), 0.5)], [1], 2, repeat={"a": 3})
+    sampler = PassBatchSampler(
+        schedule=schedule, sizes={("a", "cls"): 1000}, batch_sizes={"cls": 8}, seed=0, start_iter=0, num_iters=6
+    )
+    drawn = [tuple(key.image for key in batch) for batch in sampler]
+    assert schedule.cycle_length == 3 and len(set(drawn)) == 6
+
+
+MakeCfg = Callable[..., CfgNode]
+SIZES = {("alpha", "cls"): 10, ("alpha", "loc"): 10, ("alpha", "seg"): 8, ("beta", "cls"): 11}
+
+
+def _changed(cfg: CfgNode, **values: object) -> CfgNode:
+    cfg = cfg.clone()
+    cfg.defrost()
+    for key, value in values.items():
+        cfg.SCHEDULE[key] = CfgNode(value) if isinstance(value, dict) else value
+    return cfg
+
+
+def test_order_and_repetition_come_from_the_config(make_cfg: MakeCfg) -> None:
+    def visits(**values: object) -> list[str]:
+        phases = build_schedule(_changed(make_cfg(), **values), SIZES, seed=3).phases
+        return list(dict.fromkeys(p.dataset for p in phases))
+
+    assert visits() == ["alpha", "beta"]
+    assert visits(ORDER="largest_first") == ["beta", "alpha"]
+    assert visits(ORDER="smallest_first") == ["alpha", "beta"]
+    twice = build_schedule(_changed(make_cfg(), REPEAT={"beta": 2}), SIZES)
+    assert [p.dataset for p in twice.phases] == ["alpha"] * 5 + ["beta", "beta"]
+    shuffled = build_schedule(_changed(make_cfg(), ORDER="shuffled"), SIZES, seed=3)
+    assert len({shuffled.cycle(n).phases for n in range(9)}) == 2
+
+
+def test_the_smaller_cap_counts(make_cfg: MakeCfg) -> None:
+    rows = [{"task": "cls", "share": 1.0, "train": ["cls_heads"], "steps": 2}]
+    assert build_schedule(_changed(make_cfg(), STRATEGY=rows), SIZES).steps == (2, 2)
+    assert build_schedule(_changed(make_cfg(), STRATEGY=rows, ITERS_PER_PASS=1), SIZES).steps == (1, 1)
+    with pytest.raises(FXError, match="alpha: no training image is annotated for 'loc'"):
+        build_schedule(make_cfg(), SIZES | {("alpha", "loc"): 0})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("ORDER", "random", r"SCHEDULE\.ORDER is 'random'.*shuffled"),
+        ("REPEAT", {"gamma": 2}, r"SCHEDULE\.REPEAT.*'gamma'; there are alpha, beta"),
+        ("REPEAT", {"alpha": 0}, r"SCHEDULE\.REPEAT.*1 or more"),
+        ("REPEAT", {"alpha": 1.5}, r"SCHEDULE\.REPEAT.*whole number"),
+        ("CYCLES", 0, r"SCHEDULE\.CYCLES"),
+    ],
+)
+def test_a_wrong_setting_is_named(make_cfg: MakeCfg, key: str, value: object, message: str) -> None:
+    with pytest.raises(FXError, match=message):
+        check_schedule(_changed(make_cfg(), **{key: value}))

@@ -1,16 +1,23 @@
 import json
+import math
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 from detectron2.config import CfgNode
+from detectron2.engine import HookBase
 
 from fx_d2.engine import FXTrainer
 from fx_d2.engine.trainer import build_schedule
 from fx_d2.structures import FXError
 
 MakeCfg = Callable[..., CfgNode]
+
+CLS = {"task": "cls", "share": 1.0, "train": ["backbone", "cls_heads"]}
+LOC = {"task": "loc", "share": 1.0, "train": ["backbone", "loc_encoder", "loc_decoders"]}
 
 
 def _train(cfg: CfgNode, resume: bool = False) -> FXTrainer:
@@ -61,9 +68,42 @@ def test_resume_without_a_checkpoint_begins_and_without_resume_nothing_is_overwr
         _train(cfg)
 
 
-def test_without_consistency_there_is_no_teacher(make_cfg: MakeCfg) -> None:
-    trainer = _train(make_cfg("MODEL.TEACHER.CONSISTENCY", "0.0", "SCHEDULE.ITERS_PER_PASS", "1"))
+@pytest.mark.parametrize("off", [("MODEL.TEACHER.CONSISTENCY", "0.0"), ("MODEL.TEACHER.ENABLED", "False")])
+def test_without_consistency_there_is_no_teacher_and_no_copy(make_cfg: MakeCfg, off: tuple[str, str]) -> None:
+    with mock.patch("fx_d2.engine.trainer.EMATeacher", side_effect=AssertionError):
+        trainer = _train(make_cfg(*off, "MODEL.TEACHER.UPDATE", "step", "SCHEDULE.ITERS_PER_PASS", "1"))
     assert trainer.teacher is None and set(trainer.models()) == {"student"}
+
+
+@pytest.mark.parametrize(
+    ("opts", "want"),
+    [
+        ((), [0.8] * 12),
+        (("MODEL.TEACHER.SCHEDULE", "warmup"), [min(0.8, (1 + n) / (10 + n)) for n in range(12)]),
+        (
+            ("MODEL.TEACHER.UPDATE", "step", "MODEL.TEACHER.SCHEDULE", "cosine", "MODEL.TEACHER.MOMENTUM", "0.5"),
+            [1 - 0.25 * (1 + math.cos(math.pi * n / 32)) for n in range(32)],
+        ),
+    ],
+)
+def test_the_teacher_moves_after_each_pass_or_each_step(make_cfg: MakeCfg, opts: tuple[str], want: list[float]) -> None:
+    trainer = FXTrainer(make_cfg("SCHEDULE.CYCLES", "2", *opts))
+    assert trainer.schedule.total == 32 and len(trainer.schedule.phases) == 6
+    with mock.patch.object(trainer.teacher, "update") as update:
+        trainer.train()
+    assert [call.args[0] for call in update.call_args_list] == pytest.approx(want)
+
+
+def test_the_teacher_runs_only_where_a_shared_part_learns(make_cfg: MakeCfg) -> None:
+    trainer, ran = FXTrainer(make_cfg("SCHEDULE.ITERS_PER_PASS", "1", "SOLVER.MICRO_BATCH.LOC", "2")), []
+    for part in ("backbone", "loc_encoder", "seg_decoder"):
+        module = getattr(trainer.teacher.model, part)
+        module.register_forward_hook(lambda *_, part=part: ran.append((trainer.iter, part)))
+    trainer.train()
+    modes = [str(trainer.schedule.at(i).phase).partition("/")[2] for i in range(6)]
+    assert modes == ["cls/release", "loc/lock", "loc/release", "seg/lock", "seg/release", "cls/release"]
+    twice = [(2, "backbone"), (2, "loc_encoder")] * 2
+    assert ran == [(0, "backbone"), *twice, (4, "backbone"), (4, "seg_decoder"), (5, "backbone")]
 
 
 def test_evaluation_is_called_with_both_models_where_asked(make_cfg: MakeCfg) -> None:
@@ -93,11 +133,67 @@ def test_a_loss_that_is_not_finite_stops_with_dataset_phase_and_images(make_cfg:
     assert torch.equal(weights, trainer.model.backbone.cls_norm.weight)
 
 
+def test_a_gradient_that_is_not_finite_stops_before_the_weights(make_cfg: MakeCfg) -> None:
+    trainer = FXTrainer(make_cfg())
+    weight = trainer.model.backbone.cls_norm.weight
+    weight.register_hook(lambda gradient: gradient * torch.inf)
+    before = weight.clone()
+    with pytest.raises(FXError, match=r"the gradient is not finite at iteration 0 in alpha/cls/release.*train_\d\.png"):
+        trainer.train()
+    assert torch.equal(before, weight)
+
+
+def test_a_step_that_overflows_is_left_out_and_the_rate_and_the_teacher_go_on(make_cfg: MakeCfg) -> None:
+    """float16's loss scale, here with a float32 gradient made infinite in the first step."""
+    cfg = make_cfg("SCHEDULE.ITERS_PER_PASS", "1", "MODEL.TEACHER.UPDATE", "step", "SOLVER.MICRO_BATCH.LOC", "2")
+    trainer = FXTrainer(cfg)
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=256.0, growth_interval=1)
+    weights, rates, scales = [], [], []
+    parameter = trainer.model.backbone.cls_norm.weight
+    parameter.register_hook(lambda gradient: gradient / min(trainer.iter, 1))
+
+    class Watch(HookBase):
+        def after_step(self) -> None:
+            weights.append(parameter.detach().clone())
+            rates.append(trainer.optimizer.param_groups[0]["lr"])
+            scales.append(trainer.storage.latest()["loss_scale"][0])
+
+    before = parameter.detach().clone()
+    trainer.register_hooks([Watch()])
+    trainer.train()
+    assert torch.equal(before, weights[0]) and not torch.equal(before, weights[-1])
+    assert scales == [128.0 * 2**k for k in range(6)]
+    plain = FXTrainer(cfg)
+    assert rates == [plain.lr_schedule.base_lrs[0] * plain.lr_schedule._multiplier((k + 1) / 6) for k in range(6)]
+
+
+def test_a_batch_in_parts_trains_as_the_whole_does(make_cfg: MakeCfg) -> None:
+    """Without draws in the model, weights after a cycle agree to rounding where no loss is of a part."""
+    still = ("MODEL.TIMM.DROP_PATH", "0.0", "MODEL.SEG.DROPOUT", "0.0", "MODEL.LOC.DN_NUMBER", "0")
+    opts = (*still, "SOLVER.OPTIMIZER", "sgd", "SCHEDULE.STRATEGY", str([CLS, LOC]))
+    parts = ("SOLVER.MICRO_BATCH.CLS", "1", "SOLVER.MICRO_BATCH.LOC", "3")
+    with tempfile.TemporaryDirectory() as folder:
+        whole = _train(make_cfg(*opts, "OUTPUT_DIR", folder))
+    divided, calls = FXTrainer(make_cfg(*opts, *parts)), []
+    divided.model.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
+    divided.train()
+    assert calls == [1] * 12 + [2, 2] * 3 + [1] * 12
+    theirs = divided.model.state_dict()
+    differences = [(v - theirs[k]).abs().max() for k, v in whole.model.state_dict().items() if v.is_floating_point()]
+    assert max(differences) < 1e-5
+    assert not _equal(whole.model, FXTrainer(make_cfg(*opts, *parts)).model)
+
+
 def test_float16_needs_a_gpu(make_cfg: MakeCfg) -> None:
     with pytest.raises(FXError, match="float16 needs a GPU"):
         FXTrainer(make_cfg("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "float16"))
 
 
-def test_bfloat16_autocast_trains(make_cfg: MakeCfg) -> None:
-    trainer = _train(make_cfg("SOLVER.AMP.ENABLED", "True", "SCHEDULE.ITERS_PER_PASS", "1"))
+SMALL = [x for task, most in (("CLS", "3"), ("LOC", "2"), ("SEG", "2")) for x in (f"SOLVER.MICRO_BATCH.{task}", most)]
+SMALL += ["MODEL.LOC.GRAD_CHECKPOINTING", "True", "MODEL.TIMM.GRAD_CHECKPOINTING", "True"]
+
+
+@pytest.mark.parametrize("opts", [(), SMALL], ids=["as it is", "with little memory"])
+def test_bfloat16_autocast_trains(make_cfg: MakeCfg, opts: tuple[str, ...]) -> None:
+    trainer = _train(make_cfg("SOLVER.AMP.ENABLED", "True", "SCHEDULE.ITERS_PER_PASS", "1", *opts))
     assert all(p.dtype == torch.float32 and torch.isfinite(p).all() for p in trainer.model.parameters())

@@ -22,15 +22,25 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fx_d2.data import build_test_loader, build_train_data, register_datasets
 from fx_d2.engine import FXTrainer, apply_phase, build_cfg, launch
+from fx_d2.engine.accumulation import add_gradients, split_batch
 from fx_d2.engine.trainer import build_schedule
 from fx_d2.evaluation import evaluate_model
 from fx_d2.evaluation.common import plain
 from fx_d2.modeling import EMATeacher
-from fx_d2.structures import FXError, specs_of
+from fx_d2.structures import FXError, Phase, specs_of
 
 STILL = ("MODEL.TIMM.DROP_PATH", "0.0", "MODEL.SEG.DROPOUT", "0.0", "MODEL.LOC.DN_BOX_NOISE", "0.0",
          "MODEL.LOC.DN_LABEL_NOISE", "0.0", "MODEL.SEG.DIM", "32")  # fmt: skip
 """No randomness inside the model."""
+
+SMALL = ("MODEL.LOC.HIDDEN_DIM", "64", "MODEL.LOC.GRAD_CHECKPOINTING", "True", "MODEL.TIMM.GRAD_CHECKPOINTING", "True")
+"""Recomputed layers, and a width of which group norm takes one image on a map of 1 x 1."""
+
+OPTIONS = (
+    *(*SMALL, "SOLVER.MICRO_BATCH.CLS", "1", "SOLVER.MICRO_BATCH.LOC", "1", "SOLVER.MICRO_BATCH.SEG", "2"),
+    *("SCHEDULE.BATCH_SIZE.SEG", "8", "MODEL.TEACHER.UPDATE", "step", "MODEL.TEACHER.SCHEDULE", "cosine"),
+)
+"""Gradients added up, and a teacher that follows the running statistics after each step."""
 
 
 def make_cfg(args: argparse.Namespace, name: str, *opts: str) -> CfgNode:
@@ -46,17 +56,19 @@ def alone() -> mock._patch:
     return mock.patch("torch.distributed.is_initialized", return_value=False)
 
 
-def gradient_differences(args: argparse.Namespace, norm: str, dice: str, boxes: bool = True) -> dict[str, float]:
+def gradient_differences(
+    args: argparse.Namespace, norm: str, dice: str, *opts: str, boxes: bool = True, most: int = 0
+) -> dict[str, float]:
     """Per phase: averaged gradients of two processes against those of one with the joined batch, in float64.
 
-    Without `boxes` no image of any process has one.
+    Without `boxes` no image of any process has one. The two take `most` images at a time.
     """
-    cfg = make_cfg(args, "gradients", *STILL, "MODEL.SEG.NORM", norm, "MODEL.SEG.DICE", dice)
+    cfg = make_cfg(args, "gradients", *STILL, "MODEL.SEG.NORM", norm, "MODEL.SEG.DICE", dice, *opts)
     data = build_train_data(cfg)
     schedule = build_schedule(cfg, data.sizes)
     torch.manual_seed(0)
     model = build_model(cfg).double()
-    teacher = EMATeacher(model, 0.5)
+    teacher = EMATeacher(model)
     # First weights leave queries tied, so that rounding decides which of them answers for a box.
     with torch.no_grad():
         for parameter in (*model.parameters(), *teacher.parameters()):
@@ -74,10 +86,10 @@ def gradient_differences(args: argparse.Namespace, norm: str, dice: str, boxes: 
             apply_phase(model, state.phase)
             model.zero_grad(set_to_none=True)
             if len(batch) == size:
-                _backward(DistributedDataParallel(model), teacher, batch, state.phase)
+                _backward(DistributedDataParallel(model), teacher, batch, state.phase, most)
             else:
                 with alone():
-                    _backward(model, teacher, batch, state.phase)
+                    _backward(model, teacher, batch, state.phase, 0)
             gradients.append({k: p.grad.clone() for k, p in model.named_parameters() if p.grad is not None})
         ours, joined = gradients
         assert set(ours) == set(joined) and ours
@@ -98,9 +110,10 @@ def _make_uneven(batch: list[dict], boxes: bool) -> None:
             sample["instances"] = sample["instances"][:0]
 
 
-def _backward(model: torch.nn.Module, teacher: EMATeacher, batch: list[dict], phase: object) -> None:
-    losses = model(batch, teacher.guide(batch, phase))
-    torch.stack(list(losses.values())).sum().backward()
+def _backward(model: torch.nn.Module, teacher: EMATeacher, batch: list[dict], phase: Phase, most: int) -> None:
+    parts = split_batch(batch, most, torch.device("cpu"))
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    add_gradients(model, parts, lambda part: model(part, teacher.guide(part, phase)), scaler)
 
 
 class Stop(HookBase):
@@ -128,6 +141,7 @@ def training(args: argparse.Namespace) -> dict[str, object]:
     """A cycle with lock and release; the same, stopped inside a pass by a signal to one process, and resumed."""
     whole = _states(train(make_cfg(args, "whole"), resume=False))
     ranks = comm.gather(whole)
+    options = comm.gather(_states(train(make_cfg(args, "options", *OPTIONS), resume=False)))
     try:
         train(make_cfg(args, "stopped"), False, Stop())
         code: object = "not stopped"
@@ -142,6 +156,7 @@ def training(args: argparse.Namespace) -> dict[str, object]:
     return {
         "tensors": len(whole),
         "ranks_equal": all(map(torch.equal, *ranks)) if ranks else True,
+        "ranks_equal_with_options": all(map(torch.equal, *options)) if options else True,
         "codes": comm.all_gather(code),
         "resumed_at": comm.all_gather(resumed.start_iter),
         "resumed_equal": all(comm.all_gather(all(map(torch.equal, whole, _states(resumed))))),
@@ -176,7 +191,8 @@ def main(args: argparse.Namespace) -> None:
             f"{norm} {dice}": gradient_differences(args, norm, dice)
             for norm, dice in (("GN", "class"), ("naiveSyncBN", "batch"), ("BN", "class"))
         }
-        | {"GN, no box at all": gradient_differences(args, "GN", "class", boxes=False)},
+        | {"GN, no box at all": gradient_differences(args, "GN", "class", boxes=False)}
+        | {"GN in parts": gradient_differences(args, "GN", "class", *SMALL, most=1)},
         "training": training(args),
         "evaluation": evaluation(args),
     }

@@ -24,29 +24,37 @@ def test_generalized_iou_equals_torchvision_for_all_pairs() -> None:
     a, b = random_corners(7), random_corners(9)
     a[0], b[0] = torch.tensor([0.0, 0.0, 1.0, 1.0]), torch.tensor([5.0, 5.0, 6.0, 7.0])  # far apart
     a[1] = b[1]  # the same box
-    ours = generalized_iou(a[:, None], b[None])
+    ours = generalized_iou(to_centre_size(a[:, None]), to_centre_size(b[None]))
     assert torch.allclose(ours, generalized_box_iou(a, b), atol=1e-12)
     assert ours[0, 0] < 0 and ours[1, 1] == pytest.approx(1)
 
 
 def test_generalized_iou_broadcasts_over_leading_axes() -> None:
     a, b = random_corners(6).view(2, 3, 4), random_corners(8).view(2, 4, 4)
-    ours = generalized_iou(a[:, :, None], b[:, None])
+    ours = generalized_iou(to_centre_size(a[:, :, None]), to_centre_size(b[:, None]))
     assert ours.shape == (2, 3, 4)
     for i in range(2):
         assert torch.allclose(ours[i], generalized_box_iou(a[i], b[i]))
 
 
+def test_the_gradient_of_generalized_iou_is_torchvision_s() -> None:
+    torch.manual_seed(1)
+    a, b = (to_centre_size(random_corners(30)).requires_grad_() for _ in range(2))
+    ours = torch.autograd.grad(generalized_iou(a, b).sum(), (a, b))
+    theirs = torch.autograd.grad(generalized_box_iou(to_corners(a), to_corners(b)).diag().sum(), (a, b))
+    assert all(torch.allclose(x, y, atol=1e-10) for x, y in zip(ours, theirs, strict=True))
+
+
 def test_generalized_iou_of_empty_boxes_is_finite_with_finite_gradients() -> None:
     a = torch.zeros(2, 4, requires_grad=True)
-    b = torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.2, 0.2, 0.4, 0.4]])
+    b = torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.3, 0.3, 0.2, 0.2]])
     overlap = generalized_iou(a, b)
     overlap.sum().backward()
     assert overlap.isfinite().all() and a.grad is not None and a.grad.isfinite().all()
 
 
 def test_generalized_iou_with_something_added_to_the_areas() -> None:
-    a, b = torch.tensor([0.0, 0.0, 0.2, 0.1]), torch.tensor([0.1, 0.0, 0.3, 0.1])
+    a, b = torch.tensor([0.1, 0.05, 0.2, 0.1]), torch.tensor([0.2, 0.05, 0.2, 0.1])
     inter, union, hull, eps = 0.01, 0.03, 0.03, 1e-3
     assert generalized_iou(a, b, eps).item() == pytest.approx(inter / (union + eps) - (hull - union) / (hull + eps))
 

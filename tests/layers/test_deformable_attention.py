@@ -5,7 +5,15 @@ import math
 import pytest
 import torch
 
-from fx_d2.layers.deformable_attention import DeformableAttention, sample_and_sum
+from fx_d2.layers import deformable_attention
+from fx_d2.layers.deformable_attention import (
+    DeformableAttention,
+    choose_sampler,
+    sample_and_sum,
+    sampler_identity,
+    use_sampler,
+)
+from fx_d2.structures import FXError
 
 SHAPES = ((3, 4), (2, 1))
 TOKENS = 14
@@ -136,3 +144,51 @@ def test_positions_stay_exact_under_autocast() -> None:
 def test_heads_must_divide() -> None:
     with pytest.raises(ValueError, match="not divisible"):
         DeformableAttention(dim=8, heads=3, levels=1, points=1)
+
+
+def no_library() -> str:
+    raise FXError("no compiler")
+
+
+def test_auto_takes_torch_where_nothing_compiles(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(deformable_attention, "library_digest", no_library)
+    deformable_attention._choose.cache_clear()
+    try:
+        with caplog.at_level("INFO"):
+            assert [choose_sampler("auto", "cpu") for _ in range(2)] == ["torch"] * 2
+            assert sampler_identity("auto", "cpu") == "torch"
+        assert caplog.messages == ["deformable attention on cpu: torch's operators (no compiler)"]
+        with pytest.raises(FXError, match=r"MODEL\.LOC\.SAMPLER cpp: no compiler"):
+            use_sampler(attention(), "cpp", "cpu")
+    finally:
+        deformable_attention._choose.cache_clear()
+
+
+def test_auto_takes_the_library_where_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deformable_attention, "library_digest", lambda: "0a1b2c3d")
+    deformable_attention._choose.cache_clear()
+    try:
+        assert choose_sampler("auto", "cpu") == "cpp" and sampler_identity("auto", "cpu") == "cpp 0a1b2c3d"
+        assert choose_sampler("auto", "cuda") == "torch" and choose_sampler("torch", "cpu") == "torch"
+    finally:
+        deformable_attention._choose.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("sampler", "device", "message"),
+    [
+        ("quick", "cpu", r"MODEL\.LOC\.SAMPLER is 'quick': choose one of \['auto', 'torch', 'cpp', 'triton'\]"),
+        ("cpp", "cuda", "cpp computes on cpu devices, not on cuda"),
+        ("triton", "cpu", "triton computes on cuda devices, not on cpu"),
+    ],
+)
+def test_a_way_that_cannot_run_is_refused(sampler: str, device: str, message: str) -> None:
+    with pytest.raises(FXError, match=message):
+        use_sampler(attention(), sampler, device)
+
+
+def test_use_sampler_reaches_every_layer() -> None:
+    both = use_sampler(torch.nn.ModuleList([attention(), attention()]), "auto", "cpu")
+    assert [layer.sampler for layer in both] == ["auto", "auto"] and attention().sampler == "torch"

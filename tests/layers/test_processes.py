@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from fx_d2.layers import processes
-from fx_d2.layers.processes import largest_over_processes, shared_count
+from fx_d2.layers.processes import Part, copy_from_first, largest_over_processes, part_of_batch, shared_count
 
 
 def test_alone_a_count_is_itself_but_never_zero() -> None:
@@ -18,3 +18,32 @@ def test_a_shared_count_makes_the_mean_of_two_processes_that_of_all(
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda total: total.add_(others))
     count = torch.tensor(mine)
     assert shared_count(count) == want and count == mine
+
+
+def test_a_part_answers_for_the_whole_and_its_share_of_it() -> None:
+    whole = Part(share=0.25, count=torch.tensor(12.0, dtype=torch.float64), largest=7)
+    with part_of_batch(whole):
+        assert shared_count(torch.tensor(1)) == 3 and largest_over_processes(2, torch.device("cpu")) == 7
+        with part_of_batch(None):
+            assert shared_count(torch.tensor(1)) == 1
+        assert shared_count(torch.tensor(1)) == 3
+    assert shared_count(torch.tensor(1)) == 1 and largest_over_processes(2, torch.device("cpu")) == 2
+
+
+def test_a_failed_part_leaves_no_trace() -> None:
+    with pytest.raises(RuntimeError), part_of_batch(Part(0.5, torch.tensor(4.0), 2)):
+        raise RuntimeError
+    assert shared_count(torch.tensor(1)) == 1
+
+
+def test_tensors_of_the_first_process_in_one_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = [torch.zeros(2, 3), torch.zeros(()), torch.zeros(4)]
+    copy_from_first(tensors)  # alone nothing is sent
+    sent: list[int] = []
+    monkeypatch.setattr(processes.comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "broadcast", lambda x, _: sent.append(len(x)) or x.copy_(torch.arange(11.0)))
+    copy_from_first(tensors)
+    assert sent == [11]
+    assert [x.flatten().tolist() for x in tensors] == [[0, 1, 2, 3, 4, 5], [6], [7, 8, 9, 10]]
+    copy_from_first([])
+    assert sent == [11]

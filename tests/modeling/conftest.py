@@ -17,7 +17,7 @@ def model(tiny_cfg: CfgNode) -> FoundationX:
 @pytest.fixture
 def teacher(model: FoundationX) -> EMATeacher:
     """Of a student that has moved away since."""
-    teacher = EMATeacher(model, 0.8)
+    teacher = EMATeacher(model)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.01)

@@ -8,7 +8,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_backbone
 
 from fx_d2.modeling import TimmBackbone
-from fx_d2.modeling.backbone import normalize_images, stack_images
+from fx_d2.modeling.backbone import normalize_images
 from fx_d2.structures import FXError
 
 SWIN = {"embed_dim": 16, "depths": [1, 1, 2, 1], "num_heads": [1, 1, 2, 2], "window_size": 4}
@@ -211,20 +211,6 @@ def test_a_trunk_that_cannot_be_built_says_why(name: str, kwargs: dict[str, Any]
 def test_stages_must_exist_and_hold_the_last(stages: list[int]) -> None:
     with pytest.raises(FXError, match=r"MODEL.LOC.STAGES .* has stages 0 to 3, 3 must be used"):
         trunk(loc_stages=stages)
-
-
-def test_images_of_one_size_are_not_padded() -> None:
-    images = [torch.rand(1, 4, 5) for _ in range(3)]
-    batch, padding = stack_images(images)
-    assert torch.equal(batch, torch.stack(images)) and padding is None
-
-
-def test_images_of_several_sizes_are_padded_right_and_below() -> None:
-    images = [torch.rand(1, 4, 3) + 1, torch.rand(1, 2, 5) + 1]
-    batch, padding = stack_images(images)
-    assert batch.shape == (2, 1, 4, 5) and padding is not None and padding.shape == (2, 4, 5)
-    assert torch.equal(batch[0, :, :4, :3], images[0]) and torch.equal(batch[1, :, :2, :5], images[1])
-    assert torch.equal(padding, batch[:, 0] == 0) and padding.sum().item() == 4 * 2 + 2 * 5
 
 
 def test_normalisation() -> None:

@@ -7,10 +7,10 @@ from unittest import mock
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.structures import Boxes, Instances
+from detectron2.modeling import build_model
 
-from fx_d2.losses import SetLossWeights
-from fx_d2.modeling import localization
+from fx_d2.engine import apply_phase
+from fx_d2.losses import SetLossWeights, Targets
 from fx_d2.modeling.detr.decoder import DecoderOutput, LocDecoder
 from fx_d2.modeling.detr.encoder import Memory
 from fx_d2.modeling.localization import (
@@ -22,7 +22,7 @@ from fx_d2.modeling.localization import (
     localization_losses,
     select_boxes,
 )
-from fx_d2.structures import FXError
+from fx_d2.structures import FXError, Phase
 
 Losses = Callable[..., dict[str, torch.Tensor]]
 
@@ -45,9 +45,11 @@ def memory(batch: int) -> Memory:
     return Memory(torch.randn(batch, 20, 64), ((4, 4), (2, 2)), None, torch.ones(batch, 2, 2))
 
 
-def instances(count: int) -> Instances:
-    boxes = torch.tensor([[8.0, 8.0, 24.0, 32.0], [30.0, 30.0, 60.0, 50.0]])[:count]
-    return Instances((64, 64), gt_boxes=Boxes(boxes), gt_classes=torch.tensor([0, 1])[:count])
+def targets(*counts: int) -> Targets:
+    """Images with the first `count` of two boxes, of classes 0 and 1."""
+    boxes = torch.tensor([[0.25, 0.3125, 0.25, 0.375], [0.703125, 0.625, 0.46875, 0.3125]])
+    which = torch.tensor([slot for count in counts for slot in range(count)], dtype=torch.int64)
+    return Targets.of_batch(which, boxes[which], counts)
 
 
 def test_settings_follow_the_config(tiny_cfg: CfgNode) -> None:
@@ -89,18 +91,17 @@ def test_the_first_class_shifts_the_truth(tiny_cfg: CfgNode, settings: LocSettin
     """Classes from column 1 on cost what classes one higher cost from column 0 on."""
     torch.manual_seed(0)
     decoder = build_decoder(tiny_cfg, num_classes=4, levels=2)
-    higher = instances(2)
-    higher.gt_classes = higher.gt_classes + 1
+    higher = dataclasses.replace(targets(2), labels=targets(2).labels + 1)
     results = []
-    for truth, first in ((instances(2), 1), (higher, 0), (instances(2), 0)):
+    for truth, first in ((targets(2), 1), (higher, 0), (targets(2), 0)):
         torch.manual_seed(3)
         changed = dataclasses.replace(settings, first_class=first)
-        results.append(localization_losses(decoder, memory(1), [truth], changed))
+        results.append(localization_losses(decoder, memory(1), truth, changed))
     assert results[0] == results[1] and results[0]["class"] != results[2]["class"]
 
 
 def test_terms(decoder: LocDecoder, settings: LocSettings) -> None:
-    losses = localization_losses(decoder, memory(2), [instances(2), instances(0)], settings)
+    losses = localization_losses(decoder, memory(2), targets(2, 0), settings)
     assert set(losses) == {f"{part}{term}" for part in ("", "dn_", "enc_") for term in ("class", "l1", "giou")}
     assert all(x.ndim == 0 and x.isfinite() and x > 0 for x in losses.values())
 
@@ -108,7 +109,7 @@ def test_terms(decoder: LocDecoder, settings: LocSettings) -> None:
 def test_denoising_and_proposals_can_be_switched_off(decoder: LocDecoder, settings: LocSettings) -> None:
     """Off, but every parameter still takes part, as DDP needs."""
     off = dataclasses.replace(settings, dn_number=0, proposal_weight=0.0)
-    losses = localization_losses(decoder, memory(2), [instances(2), instances(1)], off)
+    losses = localization_losses(decoder, memory(2), targets(2, 1), off)
     assert not any(key.startswith("dn_") for key in losses)
     assert all(value == 0 for key, value in losses.items() if key.startswith("enc_"))
     sum(losses.values()).backward()  # type: ignore[union-attr]
@@ -121,7 +122,7 @@ def test_the_proposal_weight_scales_the_proposals_only(decoder: LocDecoder, sett
     for weight in (1.0, 0.5):
         torch.manual_seed(3)
         changed = dataclasses.replace(settings, proposal_weight=weight)
-        results.append(localization_losses(decoder, memory(2), [instances(2), instances(0)], changed))
+        results.append(localization_losses(decoder, memory(2), targets(2, 0), changed))
     for key, value in results[0].items():
         factor = 0.5 if key.startswith("enc_") else 1.0
         assert results[1][key].item() == pytest.approx(factor * value.item())
@@ -132,7 +133,7 @@ def test_denoising_losses_are_a_mean_over_groups(decoder: LocDecoder, settings: 
     results = []
     for pairs in (2, 8):
         still = dataclasses.replace(settings, dn_number=pairs, dn_label_noise=0.0, dn_box_noise=0.0)
-        results.append(localization_losses(decoder, memory(1), [instances(2)], still))
+        results.append(localization_losses(decoder, memory(1), targets(2), still))
     for term in ("dn_class", "dn_l1", "dn_giou"):
         assert results[0][term] > 0.01
         assert results[0][term].item() == pytest.approx(results[1][term].item(), rel=1e-4)
@@ -140,9 +141,7 @@ def test_denoising_losses_are_a_mean_over_groups(decoder: LocDecoder, settings: 
 
 def test_the_learned_queries_losses_do_not_feel_denoising(decoder: LocDecoder, settings: LocSettings) -> None:
     results = [
-        localization_losses(
-            decoder, memory(2), [instances(2), instances(0)], dataclasses.replace(settings, dn_number=n)
-        )
+        localization_losses(decoder, memory(2), targets(2, 0), dataclasses.replace(settings, dn_number=n))
         for n in (0, 6)
     ]
     for term in ("class", "l1", "giou"):
@@ -150,7 +149,7 @@ def test_the_learned_queries_losses_do_not_feel_denoising(decoder: LocDecoder, s
 
 
 def test_a_batch_without_any_box(decoder: LocDecoder, settings: LocSettings) -> None:
-    losses = localization_losses(decoder, memory(2), [instances(0), instances(0)], settings)
+    losses = localization_losses(decoder, memory(2), targets(0, 0), settings)
     assert all(x.isfinite() for x in losses.values()) and losses["class"] > 0
     assert all(value == 0 for key, value in losses.items() if not key.endswith("class"))
     sum(losses.values()).backward()  # type: ignore[union-attr]
@@ -159,8 +158,8 @@ def test_a_batch_without_any_box(decoder: LocDecoder, settings: LocSettings) -> 
 
 def test_the_normalizer_is_asked_once_even_without_boxes(decoder: LocDecoder, settings: LocSettings) -> None:
     """It is a collective call: a rank that skipped it would hang the others."""
-    with mock.patch.object(localization.Targets, "normalizer", return_value=2.0) as normalizer:
-        localization_losses(decoder, memory(1), [instances(0)], settings)
+    with mock.patch.object(Targets, "normalizer", return_value=2.0) as normalizer:
+        localization_losses(decoder, memory(1), targets(0), settings)
     assert normalizer.call_count == 1
 
 
@@ -202,3 +201,31 @@ def test_fewer_candidates_than_wanted() -> None:
     (found,) = select_boxes(output(), [(200, 100)], num_select=300)
     assert len(found) == 6 and found.scores.dtype == torch.float32
     assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(
+    ("trains", "again"), [(("backbone", "loc_encoder", "loc_decoders"), 5), (("loc_decoders",), 3)]
+)
+def test_recomputed_layers_have_the_same_gradients(
+    tiny_cfg: CfgNode, make_batch: Callable, trains: tuple[str, ...], again: int, shared: bool
+) -> None:
+    """Trunk, encoder and decoder, released and locked; drop path draws the same again."""
+    gradients, calls = [], []
+    tiny_cfg.MODEL.LOC.update({"ENC_LAYERS": 2, "SHARED_DECODER": shared})
+    for recompute in (False, True):
+        tiny_cfg.MODEL.LOC.GRAD_CHECKPOINTING = tiny_cfg.MODEL.TIMM.GRAD_CHECKPOINTING = recompute
+        torch.manual_seed(0)
+        model = build_model(tiny_cfg)
+        batch = make_batch("loc", (2, 1))
+        apply_phase(model, Phase("tiny", "loc", trains))
+        stack = model.loc_encoder.decoder_stack if shared else model.loc_decoders["tiny"]
+        before = len(calls)
+        for layer in (*model.loc_encoder.layers, *stack.layers):
+            layer.register_forward_pre_hook(lambda *_: calls.append(1))
+        torch.stack(list(model(batch).values())).sum().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+        assert len(calls) - before == 5 + (again if recompute else 0)
+    kept, recomputed = gradients
+    assert set(kept) == set(recomputed) and len(kept) > 50 * (not shared)
+    assert all(torch.equal(kept[name], recomputed[name]) for name in kept)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fx_d2.batch import Batch
 from fx_d2.layers.boxes import inverse_sigmoid
 from fx_d2.layers.position_encoding import encode_positions
 from fx_d2.losses import Match, SetLossWeights, Targets, match_queries, set_losses
 from fx_d2.modeling import FoundationX
-from fx_d2.modeling.backbone import stack_images
 from fx_d2.modeling.convert.official import CLS_HEADS, LOC_DECODERS, SEG_HEADS
 from fx_d2.modeling.detr import denoising
 from fx_d2.modeling.detr.decoder import DecoderOutput, LocDecoder, _anchors
@@ -56,28 +55,29 @@ def seen(reference: Reference, model: FoundationX) -> Seen:
 
 
 def _look(model: FoundationX, images: list[Tensor]) -> Seen:
-    batch, padding = stack_images(images)
+    batch = Batch.collate([{"image": image} for image in images]).tensors
+    padding = batch.get("padding")
     with torch.no_grad():
-        features = model.backbone(batch)
+        features = model.backbone(batch["image"])
         levels = model.backbone.levels(features)
         return Seen(features, levels, model.loc_encoder(levels, padding))
 
 
 def _trace(decoder: LocDecoder, memory: Memory) -> Trace:
     hidden: list[Tensor] = []
+    raw: list[Tensor] = []
     tokens: list[Tensor] = []
-    steps: list[Tensor] = []
     references: list[Tensor] = []
     hooks = [
         decoder.norm.register_forward_hook(lambda m, i, out: hidden.append(out)),
         decoder.proposal_norm.register_forward_hook(lambda m, i, out: tokens.append(out)),
-        decoder.refine_head.register_forward_hook(lambda m, i, out: steps.append(out)),
+        decoder.norm.register_forward_pre_hook(lambda m, x: raw.append(x[0])),
         # Without padding every level sees the same reference.
         *(layer.register_forward_pre_hook(lambda m, x: references.append(x[2][:, :, 0])) for layer in decoder.layers),
     ]
     with torch.no_grad():
         out = decoder(memory)
-        references.append((steps[-1] + inverse_sigmoid(references[-1])).sigmoid())
+        references.append((decoder.refine_head(raw[-1]) + inverse_sigmoid(references[-1])).sigmoid())
     for hook in hooks:
         hook.remove()
     rows = torch.arange(len(out.selected))[:, None]
@@ -167,11 +167,10 @@ def test_parity_of_a_padded_batch(reference: Reference, model: FoundationX) -> N
 
 def _targets(with_empty: bool) -> Targets:
     """The recorded targets: labels are category ids, which the reference uses as columns."""
-    labels = torch.tensor([[1, 3, 13], [2, 0, 0]])
-    boxes = torch.zeros(2, 3, 4, dtype=torch.float64)
-    boxes[0] = torch.tensor([[0.3, 0.4, 0.2, 0.3], [0.7, 0.6, 0.25, 0.2], [0.5, 0.5, 0.1, 0.1]], dtype=torch.float64)
-    boxes[1, 0] = torch.tensor([0.45, 0.55, 0.3, 0.4], dtype=torch.float64)
-    return Targets(labels, boxes, (3, 0 if with_empty else 1))
+    rows = [[0.3, 0.4, 0.2, 0.3], [0.7, 0.6, 0.25, 0.2], [0.5, 0.5, 0.1, 0.1], [0.45, 0.55, 0.3, 0.4]]
+    counts = (3, 0 if with_empty else 1)
+    labels, boxes = torch.tensor([1, 3, 13, 2]), torch.tensor(rows, dtype=torch.float64)
+    return Targets.of_batch(labels[: sum(counts)], boxes[: sum(counts)], counts)
 
 
 def _terms(
@@ -179,12 +178,11 @@ def _terms(
 ) -> dict[str, Tensor]:
     """The reference's criterion for one layer: our losses unweighted, and its measures that are no losses."""
     unit = replace(weights, loss_class=1.0, loss_l1=1.0, loss_giou=1.0)
-    losses = set_losses(logits, boxes, targets, match, normalizer, unit)
-    spot = (match.layer, match.image, match.query)
-    gap = (boxes[spot] - targets.boxes[match.image, match.target]).abs() / normalizer
+    losses = {key: value.sum() for key, value in set_losses(logits, boxes, targets, match, normalizer, unit).items()}
+    gap = (boxes.flatten(0, 2)[match.query] - targets.boxes[match.target]).abs() / normalizer
     counts = torch.tensor(targets.counts, dtype=logits.dtype)
     found = (logits[0].argmax(-1) != logits.shape[-1] - 1).sum(1)
-    right = logits[spot].argmax(-1) == targets.labels[match.image, match.target]
+    right = logits.flatten(0, 2)[match.query].argmax(-1) == targets.labels[match.target]
     return {
         "loss_ce": losses["class"],
         "loss_bbox": losses["l1"],
@@ -267,8 +265,8 @@ def test_parity_of_denoising(
     hook = decoder.register_forward_hook(lambda m, args, out: seen_by_decoder.append((args[1], out)))
     # Ours are classes counted from 0; the configuration makes them the reference's columns.
     own = replace(targets, labels=targets.labels - 1)
-    with torch.no_grad(), mock.patch.object(Targets, "from_instances", return_value=own):
-        losses = localization_losses(decoder, seen.memory, [], model.loc)
+    with torch.no_grad():
+        losses = localization_losses(decoder, seen.memory, own, model.loc)
     hook.remove()
     ((noised, out),) = seen_by_decoder
     reference.check("denoising: queries", f"{folder}/input_query_bbox", noised.references.double())

@@ -1,6 +1,7 @@
 """Commands as modules: `tools` is no package, and Detectron2's wheel has one of that name."""
 
 import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +18,7 @@ def load_tool() -> Callable[[str], ModuleType]:
     def load(name: str) -> ModuleType:
         found = importlib.util.spec_from_file_location(f"fx_{name}", TOOLS / f"{name}.py")
         assert found is not None and found.loader is not None
-        module = importlib.util.module_from_spec(found)
+        module = sys.modules[found.name] = importlib.util.module_from_spec(found)  # dataclasses look there
         found.loader.exec_module(module)
         return module
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from detectron2.config import get_cfg
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 KINDS = ["cls/release", "loc/lock", "loc/release", "seg/lock", "seg/release"]
@@ -67,6 +68,16 @@ def test_data(benchmark: ModuleType, capsys: pytest.CaptureFixture[str]) -> None
     assert report.count("PIL + torchvision") == 3 and report.count("cache of 256") == 2 and "area 0.08" in report
 
 
+def test_attention(benchmark: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    """A small run prints the four tables, or says that there is no compiler."""
+    status = benchmark.main(["attention", "--quick", "--batch", "1"])
+    captured = capsys.readouterr()
+    if status:
+        assert captured.err.startswith("error: ") and "deformable_cpu.cpp" in captured.err
+        return
+    assert captured.out.count("\n| C++ ") == 4 and captured.out.count("forward and backward") == 2
+
+
 def test_empty_folder(benchmark: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert benchmark.main(["data", "--images", str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"error: --images {tmp_path}: no *.png there\n"
@@ -106,9 +117,16 @@ def test_cycle_weights(benchmark: ModuleType) -> None:
     """Eleven datasets: 11, 6 and 3 of a task; a locked pass sees half of the images."""
     from benchmarks.cycle import cycle_images, equal_slots
 
-    from fx_d2.config import PAPER_STRATEGY
+    from fx_d2.config import add_fx_config
     from fx_d2.data.table import PRETRAINING
 
-    assert equal_slots(PRETRAINING, PAPER_STRATEGY) == dict(zip(KINDS, (11, 3, 6, 1.5, 3), strict=True))
-    images = cycle_images(PRETRAINING, PAPER_STRATEGY)
+    cfg = get_cfg()
+    add_fx_config(cfg)
+    schedule = cfg.SCHEDULE
+    assert equal_slots(PRETRAINING, schedule) == dict(zip(KINDS, (11, 3, 6, 1.5, 3), strict=True))
+    images = cycle_images(PRETRAINING, schedule, 2)
     assert images["cls/release"] == 750_235 and images["loc/release"] == 67_086 and images["seg/release"] == 34_309
+    schedule.REPEAT["chestx_det"] = 3
+    assert equal_slots(PRETRAINING, schedule) == dict(zip(KINDS, (13, 4, 8, 2.5, 5), strict=True))
+    schedule.STRATEGY = [{"task": "cls", "share": 1.0, "train": ["cls_heads"], "steps": 5}]
+    assert cycle_images(PRETRAINING, schedule, 2) == {"cls/lock": 13 * 5 * 2}

@@ -11,9 +11,15 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from torch.nn import functional as F
 
+from fx_d2.batch import Batch
 from fx_d2.engine import apply_phase, build_cycle
-from fx_d2.modeling import FoundationX
+from fx_d2.layers import deformable_attention
+from fx_d2.layers.deformable_attention import DeformableAttention
+from fx_d2.modeling import FoundationX, localization
+from fx_d2.modeling.detr.decoder import DecoderLayer
+from fx_d2.modeling.detr.denoising import NoisedQueries, noise_targets
 from fx_d2.structures import Phase
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
@@ -56,23 +62,75 @@ PHASES = {
 
 
 @pytest.mark.parametrize("kind", PHASES)
-def test_losses_are_ours(kind: str, model: FoundationX, make_batch: Callable[..., list[dict[str, Any]]]) -> None:
+def test_losses_are_ours(
+    kind: str,
+    model: FoundationX,
+    make_batch: Callable[..., list[dict[str, Any]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Where the mathematics agree: all but locked segmentation, where the public code leaves batch norms on."""
+    from benchmarks import reference_losses
     from benchmarks.reference_style import ReferenceStyle, unfuse
 
     phase = PHASES[kind]
     batch = make_batch(phase.task, boxes=(3, 1))
     apply_phase(model, phase)
-    ours = model(batch, {})
+    drawn: list[NoisedQueries] = []
+    monkeypatch.setattr(localization, "noise_targets", lambda *a, **k: drawn.append(noise_targets(*a, **k)) or drawn[0])
+    packed = Batch.collate(batch)
+    if phase.task == "loc":  # the batch's boxes are float32, and so would be the corners that one side makes of them
+        packed.tensors["boxes"] = packed.tensors["boxes"].double()
+    ours = {key: value.detach() for key, value in model(packed, {}).items()}
     plain = unfuse(copy.deepcopy(model))
     plain.train()
+    noise_truth = reference_losses.noise_truth
+
+    def same_noise(*arguments: Any) -> NoisedQueries:
+        """Noised boxes are float32 in any model, and their last bits depend on how they were computed."""
+        own, other = noise_truth(*arguments), drawn[0]
+        assert own.groups == other.groups and own.blocked.equal(other.blocked) and own.real.equal(other.real)
+        assert own.labels.equal(other.labels)
+        torch.testing.assert_close(own.references, other.references, rtol=1e-5, atol=1e-6)
+        return other
+
+    monkeypatch.setattr(reference_losses, "noise_truth", same_noise)
     theirs, _ = ReferenceStyle.losses(plain, batch, phase)
     scale = 1 - model.consistency
-    assert {f"loss_{phase.task}_{name}" for name in theirs} == set(ours)
+    assert {f"loss_{phase.task}_{name}" for name in theirs} == set(ours) and len(drawn) == (phase.task == "loc")
     for name, value in theirs.items():
         expected = float(ours[f"loss_{phase.task}_{name}"])
-        # Noised boxes are drawn in float32, and here turned over to corners and back in another order.
-        assert scale * float(value) == pytest.approx(expected, rel=1e-6), name
+        assert scale * float(value) == pytest.approx(expected, rel=1e-10), name
+
+
+def test_nothing_fused_runs(
+    cfg: CfgNode, make_batch: Callable[..., list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither torch's fused attention nor a sampler of fx_d2 in any of the three forward passes."""
+    from benchmarks.reference_style import ReferenceStyle, unfuse
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("this is fused")
+
+    reference = ReferenceStyle(cfg)
+    decoders = [m for m in reference.model.modules() if isinstance(m, DecoderLayer)]
+    samplers = [m for m in reference.model.modules() if isinstance(m, DeformableAttention)]
+    assert decoders and len(samplers) > len(decoders) and not any(m.fused_attn for m in _trunk_attention(reference))
+    assert {type(m).__name__ for m in decoders} == {"PlainDecoderLayer"}
+    assert {type(m).__name__ for m in samplers} == {"PlainDeformableAttention"}
+    monkeypatch.setattr(F, "scaled_dot_product_attention", refuse)
+    monkeypatch.setattr(deformable_attention, "_sample", refuse)
+    for kind in ("loc/lock", "loc/release"):
+        reference.enter(PHASES[kind], make_batch("loc"))
+        reference.step()
+    samplers[0].__class__ = type("Faster", (DeformableAttention,), {})
+    with pytest.raises(TypeError, match="Faster has no plain form"):
+        unfuse(reference.model)
+
+
+def _trunk_attention(reference: Any) -> list[Any]:
+    found = [m for m in reference.model.backbone.modules() if hasattr(m, "fused_attn")]
+    assert found
+    return found
 
 
 def test_a_step_costs_what_is_listed(cfg: CfgNode, make_batch: Callable[..., list[dict[str, Any]]]) -> None:

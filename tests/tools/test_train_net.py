@@ -10,7 +10,6 @@ from types import ModuleType
 import cv2
 import pytest
 import torch
-from detectron2.engine import default_argument_parser
 
 from fx_d2.data import write_spec, write_split
 from fx_d2.structures import DatasetSpec
@@ -72,7 +71,7 @@ def fails(train_net: ModuleType, data: Path, tmp_path: Path) -> Fails:
             "OUTPUT_DIR",
             str(tmp_path / "out"),
         )
-        args = default_argument_parser().parse_args([*base, *opts])
+        args = train_net.parse_args([*base, *opts])
         with pytest.raises(SystemExit) as stop:
             train_net.main(args)
         line = str(stop.value.code)
@@ -86,7 +85,7 @@ def test_the_setting_itself_trains(train_net: ModuleType, data: Path, tmp_path: 
     config = tmp_path / "config.yaml"
     config.write_text(CONFIG)
     opts = ["DATASETS.ROOT", str(data), "OUTPUT_DIR", str(tmp_path / "out")]
-    train_net.main(default_argument_parser().parse_args(["--config-file", str(config), *opts]))
+    train_net.main(train_net.parse_args(["--config-file", str(config), *opts]))
     assert (tmp_path / "out" / "model_final.pth").is_file() and (tmp_path / "out" / "results.md").is_file()
 
 
@@ -178,3 +177,63 @@ def test_output_folder_that_cannot_be_written(fails: Fails, tmp_path: Path) -> N
     (tmp_path / "file").write_text("")
     assert "OUTPUT_DIR" in fails(opts=("OUTPUT_DIR", str(tmp_path / "file" / "out")))
     shutil.rmtree(tmp_path / "out", ignore_errors=True)
+
+
+def _start(train_net: ModuleType, data: Path, tmp_path: Path, *arguments: str, opts: tuple[str, ...] = ()) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(CONFIG)
+    base = ["DATASETS.ROOT", str(data), "OUTPUT_DIR", str(tmp_path / "out")]
+    train_net.start(["--config-file", str(config), *arguments, *base, *opts])
+
+
+def test_print_schedule_prints_and_leaves_nothing(
+    train_net: ModuleType, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(data / "films" / "images")  # no image is read
+    gpu = () if torch.cuda.is_available() else ("MODEL.DEVICE", "cuda")  # and no GPU needed
+    _start(train_net, data, tmp_path, "--print-schedule", "--num-gpus", "8", opts=(*gpu, "SCHEDULE.CYCLES", "7"))
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[2].split()[:4] == ["1", "films", "cls", "release"]
+    assert "4        2  100.0 %" in printed and "7 cycles, 14 iterations" in printed
+    assert not (tmp_path / "out").exists()
+
+
+def test_print_schedule_tells_of_errors_in_one_line(train_net: ModuleType, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"^error: SCHEDULE\.ORDER is 'random'"):
+        _start(train_net, data, tmp_path, "--print-schedule", opts=("SCHEDULE.ORDER", "random"))
+    with pytest.raises(SystemExit, match="2"):
+        _start(train_net, data, tmp_path, "--print-schedule", "--dry-run")
+    with pytest.raises(SystemExit, match="2"):
+        _start(train_net, data, tmp_path, "--eval-only", "--dry-run")
+
+
+def _content(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "log.txt")
+    return {str(path): path.read_bytes() for path in files}
+
+
+def test_dry_run_leaves_a_log_and_nothing_else(train_net: ModuleType, data: Path, tmp_path: Path) -> None:
+    _start(train_net, data, tmp_path, "--dry-run")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["log.txt"]
+    told = (tmp_path / "out" / "log.txt").read_text()
+    assert "dry run, nothing saved" in told and "s/step" in told and "the run of 1 cycles" in told
+
+
+def test_dry_run_of_a_run_that_is_there_changes_nothing(
+    train_net: ModuleType, data: Path, tmp_path: Path, fails: Fails
+) -> None:
+    _start(train_net, data, tmp_path)
+    out = tmp_path / "out"
+    (out / "model_0000009.pth").write_bytes(b"damaged")
+    (out / "model_0000010.pth.tmp").write_bytes(b"left over")
+    before = _content(out)
+    assert "model_0000009.pth" in fails("--dry-run")
+    _start(train_net, data, tmp_path, "--dry-run", "--resume")
+    assert "had other settings: SOLVER.BASE_LR" in fails("--dry-run", "--resume", opts=("SOLVER.BASE_LR", "1.0"))
+    assert _content(out) == before
+
+
+def test_dry_run_finds_what_a_training_would(fails: Fails, data: Path) -> None:
+    path = data / "films" / "images" / "train3.png"
+    path.write_bytes(path.read_bytes()[:300])
+    assert "train3.png" in fails("--dry-run")

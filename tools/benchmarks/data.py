@@ -49,7 +49,8 @@ NOISE = 1.2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The sub-command's options."""
+    """The section's options."""
+    parser.set_defaults(threads=1)
     parser.add_argument("--images", default="", help="folder of grey PNGs (default: drawn)")
     parser.add_argument("--num", type=int, default=8, help="images a repetition (default 8)")
     parser.add_argument("--side", type=int, default=1024, help="side of drawn images in pixels (default 1024)")
@@ -57,7 +58,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> str:
     """Measure; the report."""
-    torch.set_num_threads(1)
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(args.images or folder)

@@ -146,7 +146,7 @@ def _share(args: argparse.Namespace) -> str:
         ours = Ours(make_cfg(args, root, AS_RECOMMENDED))
         cfg, clock, count = ours.trainer.cfg, wall_clock(args.device), repetitions(args, 3)
         specs = specs_of(cfg.DATASETS.TRAIN)
-        images = cycle_images(specs, cfg.SCHEDULE.STRATEGY)
+        images = cycle_images(specs, cfg.SCHEDULE, args.batch)
         seconds = 0.0
         for kind in ours.phases:
             ours.enter(kind)

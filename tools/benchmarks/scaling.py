@@ -29,20 +29,22 @@ ROOT = Path(__file__).resolve().parents[2]
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT / "tools"))
 
-from benchmarks.cycle import label, train_images  # noqa: E402
+from benchmarks.cycle import label, pass_steps, passes  # noqa: E402
 from benchmarks.report import markdown_table  # noqa: E402
 from benchmarks.world import AS_RECOMMENDED, CONFIG  # noqa: E402
-from fx_d2.data import steps_in_pass  # noqa: E402
 from fx_d2.data.table import BY_NAME, PRETRAINING  # noqa: E402
 from fx_d2.engine import apply_phase, build_cfg, build_cycle  # noqa: E402
 from fx_d2.modeling import FoundationX  # noqa: E402
 from fx_d2.modeling.detr.denoising import NoisedQueries  # noqa: E402
-from fx_d2.structures import Phase  # noqa: E402
+from fx_d2.structures import DatasetSpec, Phase  # noqa: E402
 
 DOCUMENT = ROOT / "docs" / "performance.md"
 BEGIN, END = "<!-- begin: tools/benchmarks/scaling.py -->", "<!-- end: tools/benchmarks/scaling.py -->"
 DATASET, BATCH, SIZE, KNOWN = "chestx_det", 24, 224, 198
 """The heads that are counted; images a step of a GPU; pixels a side; denoising queries (three boxes an image)."""
+
+_COUNTED = ("MODEL.DEVICE", "cpu", "MODEL.LOC.SAMPLER", "torch")
+"""Own operators (C++, Triton) are one operator each, whose arithmetic torch does not know: torch's stand for them."""
 
 PEAK, REACHED = 990e12, 0.4
 """Operations a second of an H100 or H200 in bfloat16, and the part of it that such models reach."""
@@ -97,10 +99,8 @@ class _Operators(TorchDispatchMode):
 
 def config() -> CfgNode:
     """The recipe as recommended, on operators that can be counted."""
-    cfg = build_cfg(str(CONFIG), [*AS_RECOMMENDED, "MODEL.DEVICE", "cpu", "INPUT.SIZE", str([SIZE, SIZE])])
+    cfg = build_cfg(str(CONFIG), [*AS_RECOMMENDED, *_COUNTED, "INPUT.SIZE", str([SIZE, SIZE])])
     cfg.MODEL.TIMM.KWARGS.pop("pretrained", None)
-    if "SAMPLER" in cfg.MODEL.LOC:
-        cfg.MODEL.LOC.SAMPLER = "torch"
     return cfg
 
 
@@ -203,7 +203,7 @@ def section() -> str:
     """The Markdown of docs/performance.md between its marks."""
     cfg = config()
     costs = step_costs(cfg)
-    phases = build_cycle(PRETRAINING, cfg.SCHEDULE.STRATEGY)
+    every = list(passes(PRETRAINING, cfg.SCHEDULE))
     kinds = [cost_row(kind, cost) for kind, cost in costs.items()]
     bounds = []
     for kind, cost in costs.items():
@@ -212,7 +212,7 @@ def section() -> str:
             slowest = max(parts, key=lambda name: parts[name])
             rate = BATCH / parts[slowest]
             bounds.append([kind, gpu, *(f"{1000 * x:.1f}" for x in parts.values()), slowest, f"{rate:,.0f}"])
-    hours = [[str(gpus), gpu, *_hours(costs, phases, gpus, gpu)] for gpus in LINKS for gpu in BANDWIDTH]
+    hours = [[str(gpus), gpu, *_hours(costs, every, gpus, gpu)] for gpus in LINKS for gpu in BANDWIDTH]
     unsplit = [spec.title for spec in PRETRAINING if "train" not in dict(spec.expected)]
     head = [
         "kind of step",
@@ -240,10 +240,10 @@ def section() -> str:
     )
 
 
-def _hours(costs: dict[str, StepCost], phases: tuple[Phase, ...], gpus: int, gpu: str) -> list[str]:
+def _hours(costs: dict[str, StepCost], every: list[tuple[Phase, DatasetSpec]], gpus: int, gpu: str) -> list[str]:
     steps, compute, talk = 0, 0.0, 0.0
-    for phase in phases:
-        count = steps_in_pass(train_images(BY_NAME[phase.dataset]), phase.share, BATCH * gpus)
+    for phase, spec in every:
+        count = pass_steps(phase, spec, BATCH * gpus)
         cost = costs[label(phase)]
         steps += count
         compute += count * max(cost.seconds(gpu).values())

@@ -16,7 +16,7 @@ import argparse
 import statistics
 from collections.abc import Callable, Mapping
 
-from benchmarks.cycle import cycle_images, cycle_steps, equal_slots
+from benchmarks.cycle import cycle_images, equal_slots, passes
 from benchmarks.reference_style import ReferenceStyle
 from benchmarks.report import markdown_table
 from benchmarks.timing import ratios, spread, take_turns, wall_clock
@@ -63,12 +63,13 @@ def run(args: argparse.Namespace) -> str:
         ends |= {name: _call(candidate.end_pass) for name, candidate in ours.items()}
         updates = take_turns(ends, count, clock)
         cfg = first.trainer.cfg
-        specs, strategy = specs_of(cfg.DATASETS.TRAIN), cfg.SCHEDULE.STRATEGY
-        steps = {kind: number / args.batch for kind, number in cycle_images(specs, strategy).items()}
-        even = equal_slots(specs, strategy)
-        passes = sum(cycle_steps(specs, strategy, 10**9).values())
+        specs = specs_of(cfg.DATASETS.TRAIN)
+        images = cycle_images(specs, cfg.SCHEDULE, args.batch)
+        steps = {kind: number / args.batch for kind, number in images.items()}
+        even = equal_slots(specs, cfg.SCHEDULE)
+        ends_of_passes = sum(1 for _ in passes(specs, cfg.SCHEDULE))
     mixes = {"cycle, published images": steps, "cycle, equal datasets": even}
-    cycles = {name: _cycle(times, mix, updates, passes if mix is steps else 0) for name, mix in mixes.items()}
+    cycles = {name: _cycle(times, mix, updates, ends_of_passes if mix is steps else 0) for name, mix in mixes.items()}
     return report(times, cycles, args.batch)
 
 

@@ -20,7 +20,7 @@ from benchmarks.report import markdown_table
 from benchmarks.world import annotated_image, draw_datasets, make_cfg, three_task_dataset
 from fx_d2.data import build_train_data, cache_images, write_split
 from fx_d2.data.table import BY_NAME, PRETRAINING
-from fx_d2.engine.trainer import build_schedule
+from fx_d2.engine.schedule import build_schedule
 
 HELP = "how long a step waits for its images, with and without a cache"
 CACHE_SIZE = 256

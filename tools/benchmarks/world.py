@@ -40,10 +40,12 @@ _NOISE = 1.2  # gives files of ChestX-ray14's average size, as in benchmarks.dat
 def add_common_options(parser: argparse.ArgumentParser) -> None:
     """Options of every section."""
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    parser.add_argument("--threads", type=int, default=0, help="threads of torch (default 0: as torch chooses)")
+    parser.add_argument(
+        "--threads", type=int, default=0, help="threads of torch (default %(default)s; 0: as torch chooses)"
+    )
     parser.add_argument("--config-file", default="", help="default: the paper's recipe; --quick: the demo's")
     parser.add_argument("--size", type=int, default=0, help="side of the images (default 0: the config's)")
-    parser.add_argument("--batch", type=int, default=2, help="images a step (default 2)")
+    parser.add_argument("--batch", type=int, default=2, help="images a step (default %(default)s)")
     parser.add_argument("--repeat", type=int, default=0, help="repetitions that count (default 0: the section's own)")
     parser.add_argument("--quick", action="store_true", help="smallest model and one repetition: to see that it works")
     parser.add_argument("--output", default="", help="also write the report, .md or .json; pictures and traces beside")
@@ -206,7 +208,7 @@ class Ours:
         trainer = self.trainer
         where = {"start_iter": iteration, "num_iters": 1, "rank": 0, "world_size": 1, "seed": 0}
         trainer.iter = iteration
-        trainer._batches = itertools.repeat(next(iter(trainer.data.loader(trainer.schedule, **where))))
+        trainer.feed(itertools.repeat(next(iter(trainer.data.loader(trainer.schedule, **where)))))
         trainer.enter_phase(trainer.schedule.at(iteration))
 
     def step(self) -> None:

@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from torchvision.ops import MLP
 
 from fx_d2.layers.boxes import inverse_sigmoid
+from fx_d2.layers.checkpointing import run_layer
+from fx_d2.layers.constants import constant
 from fx_d2.layers.deformable_attention import DeformableAttention
 from fx_d2.layers.position_encoding import encode_boxes
+from fx_d2.layers.query_attention import QueryAttention
 from fx_d2.modeling.detr.denoising import NoisedQueries
 from fx_d2.modeling.detr.encoder import FeedForward, Memory, init_linear, token_centres
 
@@ -44,7 +47,7 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, *, dim: int, heads: int, levels: int, points: int, ffn_dim: int) -> None:
         super().__init__()
-        self.self_attention = nn.MultiheadAttention(dim, heads, batch_first=True)
+        self.self_attention = QueryAttention(dim=dim, heads=heads)
         self.self_norm = nn.LayerNorm(dim)
         self.cross_attention = DeformableAttention(dim=dim, heads=heads, levels=levels, points=points)
         self.cross_norm = nn.LayerNorm(dim)
@@ -54,10 +57,7 @@ class DecoderLayer(nn.Module):
         self, x: Tensor, positions: Tensor, references: Tensor, tokens: Tensor, memory: Memory, blocked: Tensor | None
     ) -> Tensor:
         """(B, Q, C) queries and positions, (B, Q, levels, 4) references, (B, N, C) tokens -> (B, Q, C)."""
-        query = x + positions
-        # need_weights=False lets torch use fused attention.
-        seen, _ = self.self_attention(query, query, x, attn_mask=blocked, need_weights=False)
-        x = self.self_norm(x + seen)
+        x = self.self_norm(x + self.self_attention(x + positions, x, blocked))
         seen = self.cross_attention(x + positions, references, tokens, memory.shapes, memory.padding)
         return self.ffn(self.cross_norm(x + seen))
 
@@ -105,6 +105,7 @@ class LocDecoder(nn.Module):
         rank_all_tokens: padding and border tokens compete for queries, too (the reference);
             False: they are taken only when nothing else is left.
         shared_stack: the layers come with the memory (`Memory.stack`); only queries and heads are the dataset's own.
+        grad_checkpointing: recompute the layers in the backward pass.
     """
 
     def __init__(
@@ -123,10 +124,12 @@ class LocDecoder(nn.Module):
         label_rows: int | None = None,
         rank_all_tokens: bool = False,
         shared_stack: bool = False,
+        grad_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.dim, self.num_classes, self.num_queries = dim, num_classes, num_queries
         self.box_temperature, self.rank_all_tokens = box_temperature, rank_all_tokens
+        self.grad_checkpointing = grad_checkpointing
         self.memory_proj = nn.Linear(dim, dim)
         self.proposal_proj = nn.Linear(dim, dim)
         self.proposal_norm = nn.LayerNorm(dim)
@@ -156,7 +159,7 @@ class LocDecoder(nn.Module):
             known = self.label_embed(noised.labels) * noised.real[..., None]
             content = torch.cat((known, content), dim=1)
             starts = torch.cat((noised.references, starts), dim=1)
-            blocked = noised.blocked
+            blocked = noised.blocked[: noised.labels.shape[1]]  # the learned queries' rows say what is known
         stack = self._refine(content, starts.sigmoid(), tokens, memory, blocked)
         return DecoderOutput(*stack, logits, boxes.sigmoid(), selected)
 
@@ -176,22 +179,29 @@ class LocDecoder(nn.Module):
     def _refine(
         self, x: Tensor, references: Tensor, tokens: Tensor, memory: Memory, blocked: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        ratios = memory.valid_ratios.repeat(1, 1, 2)[:, None]
         stack: Any = self if memory.stack is None else memory.stack
         logits, boxes = [], []
-        trail = references  # the references with their graph: each layer's box also trains the layer before it
-        for layer in stack.layers:
-            scaled = references[:, :, None] * ratios
+        # The references' logits with their graph: each layer's box also trains the layer before it.
+        trail = inverse_sigmoid(references)
+        for number, layer in enumerate(stack.layers, start=1):
+            scaled = _on_levels(references, memory)
             positions = stack.position_head(encode_boxes(scaled[:, :, 0], self.dim, self.box_temperature))
-            x = layer(x, positions, scaled, tokens, memory, blocked)
+            x = run_layer(layer, self.grad_checkpointing, x, positions, scaled, tokens, memory, blocked)
             normed = stack.norm(x)
             delta = self.box_head(normed)
             logits.append(self.class_head(normed))
-            boxes.append((delta + inverse_sigmoid(trail)).sigmoid())
-            step = delta if self.refine_head is None else self.refine_head(x)
-            trail = (step + inverse_sigmoid(references)).sigmoid()
-            references = trail.detach()
+            boxes.append((delta + trail).sigmoid())
+            if number < len(stack.layers):
+                step = delta if self.refine_head is None else self.refine_head(x)
+                refined = (step + trail.detach()).sigmoid()
+                references, trail = refined.detach(), inverse_sigmoid(refined)
         return torch.stack(logits), torch.stack(boxes)
+
+
+def _on_levels(references: Tensor, memory: Memory) -> Tensor:
+    """(B, Q, 4) boxes in parts of the images as (B, Q, levels, 4) in parts of each level's canvas."""
+    boxes = references[:, :, None].expand(-1, -1, len(memory.shapes), -1)
+    return boxes if memory.padding is None else boxes * memory.valid_ratios.repeat(1, 1, 2)[:, None]
 
 
 def _class_head(dim: int, num_classes: int) -> nn.Linear:
@@ -212,12 +222,27 @@ def _box_head(dim: int) -> MLP:
 def _anchors(memory: Memory) -> tuple[Tensor, Tensor]:
     """Initial box of every token before the sigmoid, (B, N, 4), and (B, N) bool which tokens may propose.
 
-    Sides are 0.05 * 2^level of the image; centres outside (0.01, 0.99) and padding cannot propose.
+    Sides are 0.05 * 2^level of the image; centres outside (0.01, 0.99) and padding cannot propose. Without padding both
+    are one image's, for all of the batch.
     """
-    centres = token_centres(memory.shapes, memory.valid_ratios)
-    sides = torch.cat([centres.new_full((h * w,), 0.05 * 2.0**level) for level, (h, w) in enumerate(memory.shapes)])
+    if memory.padding is None:
+        anchors, usable = _whole_anchors(memory.shapes, memory.valid_ratios.dtype, memory.valid_ratios.device)
+        return anchors.expand(memory.tokens.shape[0], -1, -1), usable
+    return _anchors_at(memory.shapes, memory.valid_ratios, ~memory.padding)
+
+
+@constant
+def _whole_anchors(
+    shapes: tuple[tuple[int, int], ...], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """`_anchors_at` of one image without padding."""
+    whole = torch.ones(1, sum(h * w for h, w in shapes), dtype=torch.bool, device=device)
+    return _anchors_at(shapes, torch.ones(1, len(shapes), 2, dtype=dtype, device=device), whole)
+
+
+def _anchors_at(shapes: tuple[tuple[int, int], ...], valid_ratios: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
+    centres = token_centres(shapes, valid_ratios)
+    sides = torch.cat([centres.new_full((h * w,), 0.05 * 2.0**level) for level, (h, w) in enumerate(shapes)])
     anchors = torch.cat((centres, sides[None, :, None].expand(centres.shape[0], -1, 2)), dim=-1)
-    usable = ((anchors > 0.01) & (anchors < 0.99)).all(-1)
-    if memory.padding is not None:
-        usable &= ~memory.padding
+    usable = ((anchors > 0.01) & (anchors < 0.99)).all(-1) & inside
     return torch.log(anchors / (1 - anchors)).masked_fill(~usable[..., None], torch.inf), usable

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fx_d2.layers.boxes import inverse_sigmoid, to_centre_size, to_corners
+from fx_d2.layers.constants import constant
 from fx_d2.losses.set_prediction import Match, Targets
 
 
@@ -49,14 +50,13 @@ def noise_targets(
         label_noise: half of it is the probability that a label is redrawn.
         box_noise: positives move each side by up to this part of half the box, negatives by one to two parts.
     """
-    device = targets.labels.device
-    batch, width = targets.labels.shape
+    device, width = targets.labels.device, targets.width
+    batch, image, slot = len(targets.counts), targets.image, targets.slot
     groups = max(pairs // width, 1) if pairs > 0 else 0
-    image, slot = _real_positions(targets)
-    layout = (groups, 2, len(image))
+    layout = (groups, 2, targets.total)
     redraw, other, sign, reach = _draw(layout, num_classes, label_noise * 0.5, device)
-    labels = torch.where(redraw, other, targets.labels[image, slot].expand(layout))
-    boxes = targets.boxes[image, slot].float()  # as the draws: a float64 model must get the reference's numbers
+    labels = torch.where(redraw, other, targets.labels)
+    boxes = targets.boxes.float()  # as the draws: a float64 model must get the reference's numbers
     half = (boxes[:, 2:] / 2).repeat(1, 2)
     reach[:, 1] += 1
     corners = (to_corners(boxes) + sign * reach * half * box_noise).clamp(0, 1)
@@ -67,7 +67,7 @@ def noise_targets(
     padded_labels[image, :, :, slot] = labels.permute(2, 0, 1)
     padded_boxes[image, :, :, slot] = inverse_sigmoid(to_centre_size(corners)).permute(2, 0, 1, 3)
     real[image, :, :, slot] = True
-    blocked = _attention_mask(groups, 2 * width, num_queries, device)
+    (blocked,) = _attention_mask(groups, 2 * width, num_queries, device)
     return NoisedQueries(padded_labels.flatten(1), padded_boxes.flatten(1, 3), real.flatten(1), blocked, groups)
 
 
@@ -90,28 +90,18 @@ def _draw(
 
 def denoising_match(targets: Targets, noised: NoisedQueries, layers: int) -> Match:
     """The known assignment: each positive answers for the box it came from, in every group and layer."""
-    image, slot = _real_positions(targets)
-    width = targets.labels.shape[1]
-    layer, group, box = torch.meshgrid(
-        torch.arange(layers, device=image.device),
-        torch.arange(noised.groups, device=image.device),
-        torch.arange(len(image), device=image.device),
-        indexing="ij",
-    )
-    layer, group, box = layer.flatten(), group.flatten(), box.flatten()
-    return Match(layer, image[box], group * 2 * width + slot[box], slot[box])
+    batch, queries = noised.labels.shape
+    device = targets.labels.device
+    layer = torch.arange(layers, device=device)[:, None, None] * (batch * queries)
+    group = torch.arange(noised.groups, device=device)[:, None] * (2 * targets.width)
+    query = layer + group + (targets.image * queries + targets.slot)
+    target = torch.arange(targets.total, device=device).expand_as(query)
+    return Match(query.flatten(), target.flatten())
 
 
-def _real_positions(targets: Targets) -> tuple[Tensor, Tensor]:
-    """Image and slot of every real box, image by image; from host-side counts, so without a synchronisation."""
-    image = [i for i, count in enumerate(targets.counts) for _ in range(count)]
-    slot = [k for count in targets.counts for k in range(count)]
-    pair = torch.tensor([image, slot], dtype=torch.int64).to(targets.labels.device, non_blocking=True)
-    return pair[0], pair[1]
-
-
-def _attention_mask(groups: int, size: int, num_queries: int, device: torch.device) -> Tensor:
+@constant
+def _attention_mask(groups: int, size: int, num_queries: int, device: torch.device) -> tuple[Tensor]:
     """Groups see themselves and the learned queries; learned queries see no group."""
     owner = torch.arange(groups * size, device=device) // size
     owner = torch.cat((owner, owner.new_full((num_queries,), -1)))
-    return (owner[:, None] != owner[None, :]) & (owner[None, :] >= 0)
+    return ((owner[:, None] != owner[None, :]) & (owner[None, :] >= 0),)

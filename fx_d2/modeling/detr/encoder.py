@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fx_d2.layers.checkpointing import run_layer
+from fx_d2.layers.constants import constant
 from fx_d2.layers.deformable_attention import DeformableAttention
 from fx_d2.layers.position_encoding import encode_positions
 from fx_d2.structures import FXError
@@ -84,6 +86,7 @@ class LocEncoder(nn.Module):
         layers: number of encoder layers.
         temperature: of the sine positions.
         decoder_stack: decoder layers that datasets share; they are handed on with the memory, not run.
+        grad_checkpointing: recompute the layers in the backward pass.
     """
 
     def __init__(
@@ -97,11 +100,12 @@ class LocEncoder(nn.Module):
         layers: int,
         temperature: float,
         decoder_stack: nn.Module | None = None,
+        grad_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if dim % _GROUPS:
             raise FXError(f"MODEL.LOC.HIDDEN_DIM {dim} must be a multiple of {_GROUPS}, the groups of its norms")
-        self.dim, self.temperature = dim, temperature
+        self.dim, self.temperature, self.grad_checkpointing = dim, temperature, grad_checkpointing
         self.num_levels = len(in_channels) + 1
         projections = [nn.Conv2d(c, dim, 1) for c in in_channels]
         projections.append(nn.Conv2d(in_channels[-1], dim, 3, stride=2, padding=1))
@@ -126,30 +130,46 @@ class LocEncoder(nn.Module):
         """
         levels = [proj(x) for proj, x in zip(self.input_proj, features, strict=False)]
         levels.append(self.input_proj[-1](features[-1]))
-        valid = [self._valid(x, padding) for x in levels]
         shapes = tuple((x.shape[2], x.shape[3]) for x in levels)
         tokens = torch.cat([x.flatten(2).transpose(1, 2) for x in levels], dim=1)
-        positions = torch.cat(
-            [
-                encode_positions(mask, self.dim, self.temperature, self.level_embed.dtype).flatten(1, 2) + embed
-                for mask, embed in zip(valid, self.level_embed, strict=True)
-            ],
-            dim=1,
-        )
-        ratios = torch.stack([_valid_ratio(mask) for mask in valid], dim=1)
-        flat = None if padding is None else torch.cat([~mask.flatten(1) for mask in valid], dim=1)
+        settings = (self.dim, self.temperature, self.level_embed.dtype)
+        if padding is None:
+            sines, ratios, references = (
+                x.expand(tokens.shape[0], *x.shape[1:]) for x in _whole_places(shapes, *settings, tokens.device)
+            )
+            flat = None
+        else:
+            valid = [~F.interpolate(padding[:, None].float(), size=size)[:, 0].bool() for size in shapes]
+            sines, ratios, references = _places(valid, *settings)
+            flat = torch.cat([~mask.flatten(1) for mask in valid], dim=1)
+        marks = [mark.expand(h * w, -1) for mark, (h, w) in zip(self.level_embed, shapes, strict=True)]
+        positions = sines + torch.cat(marks)
         memory = Memory(tokens, shapes, flat, ratios)
-        references = token_centres(shapes, ratios)[:, :, None] * ratios[:, None]
         for layer in self.layers:
-            tokens = layer(tokens, positions, references, memory)
+            tokens = run_layer(layer, self.grad_checkpointing, tokens, positions, references, memory)
         return Memory(tokens, shapes, flat, ratios, self.decoder_stack)
 
-    @staticmethod
-    def _valid(feature: Tensor, padding: Tensor | None) -> Tensor:
-        size = feature.shape[-2:]
-        if padding is None:
-            return torch.ones(feature.shape[0], *size, dtype=torch.bool, device=feature.device)
-        return ~F.interpolate(padding[:, None].float(), size=size)[:, 0].bool()
+
+def _places(valid: Sequence[Tensor], dim: int, temperature: float, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """What the encoder knows of places, from (B, H, W) bool of each level, False on padding.
+
+    Returns:
+        sines (B, N, dim) of the tokens' positions; ratios (B, levels, 2) as `Memory.valid_ratios`; references
+        (B, N, levels, 2), where each token is on each level.
+    """
+    sines = torch.cat([encode_positions(mask, dim, temperature, dtype).flatten(1, 2) for mask in valid], dim=1)
+    ratios = torch.stack([_valid_ratio(mask) for mask in valid], dim=1)
+    centres = token_centres([(mask.shape[1], mask.shape[2]) for mask in valid], ratios)
+    return sines, ratios, centres[:, :, None] * ratios[:, None]
+
+
+@constant
+def _whole_places(
+    shapes: tuple[tuple[int, int], ...], dim: int, temperature: float, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`_places` of one image without padding."""
+    valid = [torch.ones(1, *shape, dtype=torch.bool, device=device) for shape in shapes]
+    return _places(valid, dim, temperature, dtype)
 
 
 def _valid_ratio(valid: Tensor) -> Tensor:

@@ -13,12 +13,8 @@ WIDTH, QUERIES, CLASSES = 3, 5, 4
 
 def targets(counts: tuple[int, ...] = COUNTS) -> Targets:
     torch.manual_seed(0)
-    width = max(1, *counts)
-    labels, boxes = torch.zeros(len(counts), width, dtype=torch.int64), torch.zeros(len(counts), width, 4)
-    for i, n in enumerate(counts):
-        labels[i, :n] = torch.randint(0, CLASSES, (n,))
-        boxes[i, :n] = torch.cat((0.4 + 0.2 * torch.rand(n, 2), 0.1 + 0.1 * torch.rand(n, 2)), 1)
-    return Targets(labels, boxes, counts)
+    centres, sides = 0.4 + 0.2 * torch.rand(sum(counts), 2), 0.1 + 0.1 * torch.rand(sum(counts), 2)
+    return Targets.of_batch(torch.randint(0, CLASSES, (sum(counts),)), torch.cat((centres, sides), 1), counts)
 
 
 def noise(truth: Targets, pairs: int = 7, label: float = 0.0, box: float = 0.0) -> NoisedQueries:
@@ -38,8 +34,9 @@ def test_without_noise_every_copy_is_the_truth() -> None:
     for image, count in enumerate(COUNTS):
         assert real[image, ..., :count].all() and not real[image, ..., count:].any()
         for slot in range(count):
-            assert (grid(noised.labels, noised)[image, ..., slot] == truth.labels[image, slot]).all()
-            want = inverse_sigmoid(truth.boxes[image, slot]).expand(noised.groups, 2, 4)
+            box = sum(COUNTS[:image]) + slot
+            assert (grid(noised.labels, noised)[image, ..., slot] == truth.labels[box]).all()
+            want = inverse_sigmoid(truth.boxes[box]).expand(noised.groups, 2, 4)
             assert torch.allclose(grid(noised.references, noised)[image, :, :, slot], want, atol=1e-5)
 
 
@@ -48,8 +45,8 @@ def test_positives_stay_near_and_negatives_go_further(scale: float) -> None:
     truth = targets()
     noised = noise(truth, pairs=300, box=scale)
     boxes = grid(noised.references, noised)[2].sigmoid()  # groups, 2, T, 4
-    origin = to_corners(truth.boxes[2])
-    half = (truth.boxes[2, :, 2:] / 2).repeat(1, 2)
+    origin = to_corners(truth.boxes[-3:])
+    half = (truth.boxes[-3:, 2:] / 2).repeat(1, 2)
     moved = (to_corners(boxes) - origin).abs() / half / scale
     # A negative that turned inside out lost its size in the logit: its corners say nothing.
     whole = (boxes[..., 2:] > 2e-3).all(-1)
@@ -62,7 +59,7 @@ def test_positives_stay_near_and_negatives_go_further(scale: float) -> None:
 
 def test_queries_are_float32_whatever_the_truth_is() -> None:
     truth = targets()
-    wide = Targets(truth.labels, truth.boxes.double(), truth.counts)
+    wide = Targets.of_batch(truth.labels, truth.boxes.double(), truth.counts)
     found = []
     for boxes in (truth, wide):
         torch.manual_seed(3)
@@ -71,7 +68,7 @@ def test_queries_are_float32_whatever_the_truth_is() -> None:
 
 
 def test_boxes_stay_in_the_image() -> None:
-    truth = Targets(torch.zeros(1, 1, dtype=torch.int64), torch.tensor([[[0.05, 0.95, 0.1, 0.1]]]), (1,))
+    truth = Targets.of_batch(torch.zeros(1, dtype=torch.int64), torch.tensor([[0.05, 0.95, 0.1, 0.1]]), (1,))
     boxes = noise(truth, pairs=200, box=1.0).references
     assert boxes.isfinite().all()
     corners = to_corners(boxes.sigmoid())
@@ -80,7 +77,7 @@ def test_boxes_stay_in_the_image() -> None:
 
 
 def test_half_of_the_label_noise_redraws_over_all_classes() -> None:
-    truth = Targets(torch.full((1, 1), 2), torch.full((1, 1, 4), 0.5), (1,))
+    truth = Targets.of_batch(torch.tensor([2]), torch.full((1, 4), 0.5), (1,))
     labels = noise(truth, pairs=4000, label=0.5).labels.flatten()
     assert set(labels.tolist()) == set(range(CLASSES))
     # A quarter is redrawn, and a quarter of those hits the old class again.
@@ -111,7 +108,7 @@ def test_a_batch_without_boxes_gets_one_dummy_group() -> None:
     noised = noise(targets((0, 0)), pairs=1, label=0.5, box=1.0)
     assert noised.groups == 1 and noised.labels.shape == (2, 2) and not noised.real.any()
     assert noised.references.shape == (2, 2, 4) and noised.references.isfinite().all()
-    assert len(denoising_match(targets((0, 0)), noised, 3).layer) == 0
+    assert len(denoising_match(targets((0, 0)), noised, 3).query) == 0
 
 
 def test_no_pairs_means_no_query() -> None:
@@ -124,18 +121,17 @@ def test_positives_answer_for_their_own_box() -> None:
     truth = targets()
     noised = noise(truth)
     match = denoising_match(truth, noised, layers=2)
-    found = list(
-        zip(match.layer.tolist(), match.image.tolist(), match.query.tolist(), match.target.tolist(), strict=True)
-    )
+    queries = noised.labels.shape[1]
+    row, query = match.query // queries, match.query % queries
+    layer, image = row // len(COUNTS), row % len(COUNTS)
+    found = list(zip(layer.tolist(), image.tolist(), query.tolist(), match.target.tolist(), strict=True))
     want = {
-        (layer, image, group * 2 * WIDTH + slot, slot)
+        (layer, image, group * 2 * WIDTH + slot, sum(COUNTS[:image]) + slot)
         for layer in range(2)
         for image, count in enumerate(COUNTS)
         for group in range(noised.groups)
         for slot in range(count)
     }
     assert set(found) == want and len(found) == len(want)
-    assert noised.real[match.image, match.query].all()
-    assert torch.allclose(
-        noised.references[match.image, match.query].sigmoid(), truth.boxes[match.image, match.target], atol=1e-5
-    )
+    assert noised.real[image, query].all()
+    assert torch.allclose(noised.references[image, query].sigmoid(), truth.boxes[match.target], atol=1e-5)

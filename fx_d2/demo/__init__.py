@@ -1,0 +1,7 @@
+"""A trained model on anybody's films: folders of files, and a page in the browser."""
+
+from fx_d2.demo.document import document
+from fx_d2.demo.films import FoundFilms, find_films
+from fx_d2.demo.folder import Outcome, predict_files
+
+__all__ = ["FoundFilms", "Outcome", "document", "find_films", "predict_files"]

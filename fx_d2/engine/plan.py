@@ -1,0 +1,214 @@
+"""What a config will train, told beforehand: each pass of a cycle with its parameters, images, steps and share of work.
+
+No image is read, no weight is made, and no GPU is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import build_model
+from tabulate import tabulate  # type: ignore[import-untyped]
+
+from fx_d2.data import images_in_pass, register_rows
+from fx_d2.data.catalog import split_name
+from fx_d2.data.loaders import training_dicts
+from fx_d2.engine.lock import describe_parameters, parameters_of, short_count
+from fx_d2.engine.schedule import build_schedule
+from fx_d2.modeling import FoundationX
+from fx_d2.modeling.analysis import component_costs
+from fx_d2.structures import TASK_COMPONENTS, TASKS, DatasetSpec, FXError, Phase, spec_of, specs_of
+
+
+@dataclass(frozen=True)
+class PlannedPass:
+    """A pass of the cycle.
+
+    Attributes:
+        phase: what runs.
+        learning: parameters that learn, by component.
+        frozen: parameters that take part and do not learn.
+        images: different images.
+        steps: optimizer steps.
+        flops: of all its steps; see `phase_flops`.
+    """
+
+    phase: Phase
+    learning: Mapping[str, int]
+    frozen: Mapping[str, int]
+    images: int
+    steps: int
+    flops: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The first cycle of a run, and how many there are.
+
+    Attributes:
+        passes: in order.
+        cycles: their number.
+        published: datasets without an annotation file, whose images are the published number.
+        parameters: of the whole model.
+        remark: what to know of the order; may be empty.
+    """
+
+    passes: tuple[PlannedPass, ...]
+    cycles: int
+    published: tuple[str, ...]
+    parameters: int
+    remark: str
+
+    def table(self) -> str:
+        """For a terminal of 160 columns."""
+        whole = sum(one.flops for one in self.passes)
+        rows = [
+            [
+                str(number),
+                one.phase.dataset,
+                one.phase.task,
+                one.phase.mode,
+                describe_parameters(one.learning),
+                describe_parameters(one.frozen),
+                ("~" if one.phase.dataset in self.published else "") + f"{one.images:,}",
+                f"{one.steps:,}",
+                f"{100 * one.flops / whole:.1f} %",
+            ]
+            for number, one in enumerate(self.passes, 1)
+        ]
+        headers = ["pass", "dataset", "task", "mode", "learns", "frozen", "images", "steps", "time"]
+        align = ["right", "left", "left", "left", "left", "left", "right", "right", "right"]
+        return tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True, colalign=align)
+
+    def totals(self) -> str:
+        """Lines under the table."""
+        steps, slots = sum(one.steps for one in self.passes), {(p.phase.dataset, p.phase.task) for p in self.passes}
+        images, flops = sum(one.images for one in self.passes), sum(one.flops for one in self.passes)
+        lines = [
+            f"a cycle: {len(self.passes)} passes in {len(slots)} slots (dataset, task), {images:,} images, "
+            f"{steps:,} steps, {flops / 1e15:,.3g} PFLOP",
+            f"the run: {self.cycles:,} cycles, {steps * self.cycles:,} iterations; the model has "
+            f"{short_count(self.parameters)} parameters",
+            "time: share of the cycle's counted arithmetic, an estimate (docs/training.md, Schedule)",
+        ]
+        if self.published:
+            lines.append(
+                "~: no annotation file there; the published number of images (of all splits, where the release has "
+                "none), as if all were annotated"
+            )
+        return "\n".join([*lines, self.remark] if self.remark else lines)
+
+
+def build_plan(cfg: CfgNode) -> Plan:
+    """The plan of a config. Writes nothing.
+
+    Args:
+        cfg: of a training; registers its datasets.
+
+    Raises:
+        FXError: what the schedule, the rows or the annotation files have wrong.
+    """
+    register_rows(cfg)
+    sizes, published = count_images(cfg)
+    seed = max(cfg.SEED, 0)
+    schedule = build_schedule(cfg, sizes, seed)
+    model, costs = _model_without_memory(cfg), _costs(cfg)
+    passes = []
+    for phase, steps in zip(schedule.phases, schedule.steps, strict=True):
+        learning, frozen = parameters_of(model, phase)
+        drawn = steps * cfg.SCHEDULE.BATCH_SIZE[phase.task.upper()]
+        images = min(images_in_pass(sizes[phase.dataset, phase.task], phase.share), drawn)
+        guided = cfg.MODEL.SEG.REGION.WEIGHT > 0 and "loc" in model.specs[phase.dataset].tasks
+        flops = drawn * phase_flops(phase, costs, model.shared_components(phase), guided=guided)
+        passes.append(PlannedPass(phase, learning, frozen, images, steps, flops))
+    return Plan(
+        passes=tuple(passes),
+        cycles=schedule.cycles,
+        published=tuple(published),
+        parameters=sum(p.numel() for p in model.parameters()),
+        remark=_remark(cfg, seed),
+    )
+
+
+def _remark(cfg: CfgNode, seed: int) -> str:
+    if cfg.SCHEDULE.ORDER != "shuffled":
+        return ""
+    return f"SCHEDULE.ORDER shuffled: every cycle has its own order; this is the first's with SEED {seed}"
+
+
+def count_images(cfg: CfgNode) -> tuple[dict[tuple[str, str], int], list[str]]:
+    """Annotated training images by (dataset, task) of DATASETS.TRAIN, from the annotation files.
+
+    Returns:
+        The numbers, and the datasets for which they are the published ones because there is no file.
+
+    Raises:
+        FXError: no file and no published number; else as `training_dicts`.
+    """
+    sizes: dict[tuple[str, str], int] = {}
+    published = []
+    for registered in cfg.DATASETS.TRAIN:
+        spec, file = spec_of(registered), Path(MetadataCatalog.get(registered).json_file)
+        if file.is_file():
+            dicts = training_dicts(cfg, registered)
+            sizes |= {(spec.name, t): sum(bool(record["annotated"][t]) for record in dicts) for t in spec.tasks}
+            continue
+        expected = dict(spec.expected)
+        count = expected.get(split_name(registered)[1], expected.get("total", 0))
+        if not count:
+            raise FXError(
+                f"{registered}: annotation file {str(file)!r} not found, and no number of images is published"
+            )
+        published.append(spec.name)
+        sizes |= {(spec.name, task): min(count, cfg.DATASETS.LIMIT or count) for task in spec.tasks}
+    return sizes, published
+
+
+def phase_flops(phase: Phase, costs: Mapping[str, int], guides: Sequence[str], *, guided: bool = False) -> int:
+    """FLOPs of one image in a step of a phase: forward, backward, teacher.
+
+    The backward pass costs twice the forward one in a component that learns (gradients of inputs and of weights), once
+    in a frozen one through which a gradient must pass on, and nothing before the first that learns.
+
+    Args:
+        phase: what runs.
+        costs: FLOPs of one forward pass for one image, by component.
+        guides: components whose outputs the teacher gives; it runs up to the last of them.
+        guided: whether segmentation is guided by the dataset's boxes (MODEL.SEG.REGION).
+    """
+    parts = TASK_COMPONENTS[phase.task]
+    boxes = costs["loc_encoder"] + costs["loc_decoders"] if guided and phase.task == "seg" else 0
+    total = boxes + sum(costs[part] for part in parts)
+    reached = False
+    for part in parts:
+        if part in phase.trainable:
+            reached = True
+            total += costs[part]
+        if reached:
+            total += costs[part]
+    if guides:
+        last = max(parts.index(part) for part in guides)
+        total += sum(costs[part] for part in parts[: last + 1]) + (boxes if "seg_decoder" in guides else 0)
+    return total
+
+
+def _costs(cfg: CfgNode) -> dict[str, int]:
+    """FLOPs by component, of heads with as many classes as the largest of DATASETS.TRAIN has."""
+    specs = specs_of(cfg.DATASETS.TRAIN)
+    cls, loc, seg = (max((spec.classes(task) for spec in specs), key=len) or ("none",) for task in TASKS)
+    largest = DatasetSpec("largest", "largest", cls_classes=cls, loc_classes=loc, seg_classes=seg)
+    return {cost.component: cost.flops for cost in component_costs(cfg, largest, cfg.INPUT.SIZE)}
+
+
+def _model_without_memory(cfg: CfgNode) -> FoundationX:
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "meta"
+    cfg.MODEL.TIMM.KWARGS.pop("pretrained", None)
+    with torch.device("meta"):
+        return build_model(cfg)

@@ -1,0 +1,97 @@
+"""C++ files of plain functions, compiled on first use by the machine's own compiler.
+
+torch.utils.cpp_extension builds modules that include torch's headers. That takes half a minute and needs Ninja and
+Python's headers, and a process killed on the way leaves a lock behind. Functions of pointers and numbers need none of
+it: they compile in a few seconds and load with ctypes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from fx_d2.structures import FXError
+
+logger = logging.getLogger(__name__)
+
+# Reproducible arithmetic: products and sums are joined only where the source says so, nothing is reordered, and NaN and
+# infinities count. -march=native is safe because a library is only found again on a CPU with the same features.
+_FLAGS = (
+    *("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-fopenmp"),
+    *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
+)
+_TIMEOUT = 300.0
+
+
+def load_library(source: Path) -> tuple[ctypes.CDLL, Path]:
+    """Compile a C++ file, or find what an earlier process compiled, and load it.
+
+    Libraries are kept in $TORCH_EXTENSIONS_DIR, else in ~/.cache/torch_extensions as torch does, under a name that
+    follows from the source, the options and the CPU's features: computers of different kinds may share a home
+    directory. Processes may start at once; each builds aside, and a finished library takes its place whole.
+
+    Returns:
+        The library and its file.
+
+    Raises:
+        FXError: there is no compiler ($CXX, c++, g++ or clang++), it fails, or the library cannot be kept or loaded.
+    """
+    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or "~/.cache/torch_extensions").expanduser() / "fx_d2"
+    key = hashlib.sha256("\0".join((source.read_text(encoding="utf-8"), *_FLAGS, _cpu_features())).encode())
+    path = folder / f"{source.stem}_{key.hexdigest()[:16]}.so"
+    try:
+        if not path.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder) as scratch:
+                built = Path(scratch) / path.name
+                _compile(source, built)
+                built.replace(path)
+        return ctypes.CDLL(str(path)), path
+    except OSError as error:
+        raise FXError(
+            f"{source.name} has no usable library in {folder} ({error}): set TORCH_EXTENSIONS_DIR to a folder that "
+            "you can write to, or remove a damaged file"
+        ) from error
+
+
+def _compile(source: Path, target: Path) -> None:
+    command = [*_compiler(source), *_FLAGS, str(source), "-o", str(target)]
+    logger.info("compiling %s once for this kind of CPU: %s", source.name, shlex.join(command[: -len(_FLAGS)]))
+    start = time.perf_counter()
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise FXError(f"{command[0]} did not finish {source.name} in {_TIMEOUT:.0f} s") from error
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        reason = next((line for line in lines if "error" in line), lines[-1])
+        raise FXError(f"{command[0]} cannot compile {source.name}: {reason}")
+    logger.info("compiled %s in %.1f s", source.name, time.perf_counter() - start)
+
+
+def _compiler(source: Path) -> list[str]:
+    """The command of the first compiler that is there."""
+    for candidate in (os.environ.get("CXX", ""), "c++", "g++", "clang++"):
+        command = shlex.split(candidate)
+        if command and shutil.which(command[0]):
+            return command
+    raise FXError(f"{source.name} needs a C++ compiler: install g++ or set CXX, or choose a path that needs none")
+
+
+def _cpu_features() -> str:
+    """What -march=native depends on, as text."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = [platform.processor(), platform.node()]
+    told = {line for line in lines if line.split("\t")[0].strip() in ("flags", "Features", "model name", "CPU part")}
+    return "\n".join([platform.machine(), *sorted(told or lines)])

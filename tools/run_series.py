@@ -1,0 +1,249 @@
+#!/usr/bin/env python
+"""Train and test one config many times: over datasets, numbers of images, seeds, or any key; then mean and deviation.
+
+tools/run_series.py --config-file CONFIG --output DIR --grid DATASETS.FEW_SHOT.IMAGES=24,12,3 \\
+    --grid SEED,DATASETS.FEW_SHOT.SEED=0,1,2 [KEY VALUE ...]
+tools/run_series.py --config-file CONFIG --output DIR --datasets chexpert_val,nih_shenzhen_test
+
+A cell is one value of each --grid, and of --datasets: names of splits to test, whose datasets are trained on. Each
+cell is a run of tools/train_net.py in its own folder of DIR, begun or continued (--resume), and then, in its folder
+test, the evaluation of the splits that DATASETS.TEST names, with the best checkpoint of the first pattern of
+SOLVER.CHECKPOINT_BEST, or the last one where there is no pattern. A cell that has been tested is not run again. The
+first error ends the series (exit code 1); a run that a signal stopped ends it with 75: start it again.
+
+--dry-run prints a line of shell for each cell, for a cluster to run them in any order:
+    eval "$(tools/run_series.py ... --dry-run | sed -n "${SLURM_ARRAY_TASK_ID}p")"
+--collect only reads the results that are there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import re
+import shlex
+import signal
+import statistics
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import yaml
+from detectron2.config import CfgNode
+from tabulate import tabulate
+
+from fx_d2.data.catalog import split_name
+from fx_d2.data.loaders import STOP_SIGNALS
+from fx_d2.engine import build_cfg
+from fx_d2.engine.checkpoint_files import FINAL, best_name
+from fx_d2.engine.resume import FREE, differences
+from fx_d2.engine.signals import EXIT_CODE
+from fx_d2.evaluation.report import HEADLINES, LABELS
+from fx_d2.structures import FXError
+
+TRAIN_NET = Path(__file__).resolve().with_name("train_net.py")
+RESULTS = "results.json"
+TEST = "test"
+"""Folder of a cell's evaluation on test splits."""
+
+Opts = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the series.
+
+    Attributes:
+        labels: axis -> value, as folder and table show them; means are taken over the axis "seed".
+        cfg: of its training, with OUTPUT_DIR.
+        train: the training's command.
+        test: the command of the evaluation.
+    """
+
+    labels: Mapping[str, str]
+    cfg: CfgNode
+    train: Opts
+    test: Opts
+
+    @property
+    def folder(self) -> Path:
+        """OUTPUT_DIR of the training."""
+        return Path(self.cfg.OUTPUT_DIR)
+
+    @property
+    def trained(self) -> bool:
+        """Whether the training and its last evaluation are done."""
+        return (self.folder / FINAL).is_file() and (self.folder / RESULTS).is_file()
+
+    @property
+    def tested(self) -> bool:
+        """Whether nothing is left to do."""
+        return (self.folder / TEST / RESULTS).is_file()
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Command line; see --help."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", required=True)
+    parser.add_argument("--output", type=Path, required=True, help="folder of the cells' folders")
+    parser.add_argument("--datasets", default="", metavar="SPLIT,...", help="a cell each: test on it, train on its row")
+    parser.add_argument("--grid", action="append", default=[], metavar="KEY[,KEY]=VALUE,...", help="a cell a value")
+    parser.add_argument("--num-gpus", type=int, default=1, help="of each run, as of tools/train_net.py (default 1)")
+    parser.add_argument("--prune", action="store_true", help="of a tested cell keep only the checkpoint tested")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--dry-run", action="store_true", help="print the commands")
+    mode.add_argument("--collect", action="store_true", help="print the table of what is there")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs for every cell")
+    return parser.parse_args(argv)
+
+
+def axes_of(args: argparse.Namespace) -> list[list[tuple[str, str, Opts]]]:
+    """Per axis its values as (axis, value, KEY VALUE pairs); FXError for an axis that is not understood."""
+    axes = []
+    if args.datasets:
+        pairs = [(split_name(name)[0], name) for name in args.datasets.split(",")]
+        keys = ("DATASETS.TRAIN", "DATASETS.TEST")
+        axes.append(
+            [("DATASET", row, (keys[0], f"('{row}_train',)", keys[1], f"('{split}',)")) for row, split in pairs]
+        )
+    for text in args.grid:
+        left, _, right = text.partition("=")
+        keys, values = left.split(","), right.split(",")
+        if not all(keys) or not all(values):
+            raise FXError(f"--grid {text!r}: it must be KEY=VALUE,VALUE or KEY,KEY=VALUE,VALUE")
+        axes.append([(keys[0], value, tuple(w for key in keys for w in (key, value))) for value in values])
+    return axes
+
+
+def build_cells(args: argparse.Namespace) -> list[Cell]:
+    """Every combination of the axes' values; FXError for a key or value that the config does not know."""
+    cells = []
+    for combination in itertools.product(*axes_of(args)):
+        labels = {axis.rpartition(".")[2].lower(): re.sub(r"[^\w.-]", "", value) for axis, value, _ in combination}
+        name = "_".join(f"{axis}_{value}" for axis, value in labels.items()) or "run"
+        opts = (*args.opts, *(word for _, _, pairs in combination for word in pairs))
+        folder = args.output / name
+        cfg = build_cfg(args.config_file, [*opts, "OUTPUT_DIR", str(folder)])
+        patterns = cfg.SOLVER.CHECKPOINT_BEST
+        weights = folder / (best_name(patterns[0]) if patterns else FINAL)
+        base = (sys.executable, str(TRAIN_NET), "--config-file", args.config_file, "--num-gpus", str(args.num_gpus))
+        train = (*base, "--resume", *opts, "OUTPUT_DIR", str(folder))
+        test = (*base, "--eval-only", *opts, "MODEL.WEIGHTS", str(weights), "OUTPUT_DIR", str(folder / TEST))
+        if patterns and any(split_name(split)[1] == "val" for split in cfg.DATASETS.TEST):
+            raise FXError(
+                f"SOLVER.CHECKPOINT_BEST would choose the model on {', '.join(cfg.DATASETS.TEST)}, on which it is then "
+                'tested: test on another split, or take the last model: SOLVER.CHECKPOINT_BEST "[]"'
+            )
+        cells.append(Cell(labels, cfg, train, test))
+    folders = [cell.folder for cell in cells]
+    if len(set(folders)) < len(folders):
+        twice = next(folder for folder in folders if folders.count(folder) > 1)
+        raise FXError(f"--grid or --datasets: two cells would share the folder {twice}")
+    return cells
+
+
+def require_same_settings(cell: Cell) -> None:
+    """FXError when the cell's folder holds a run of other settings, initial weights among them."""
+    file = cell.folder / "config.yaml"
+    if not file.is_file():
+        return
+    free = tuple(key for key in FREE if key != "MODEL.WEIGHTS")
+    found = differences(yaml.safe_load(file.read_text(encoding="utf-8")), yaml.safe_load(cell.cfg.dump()))
+    changed = [f"{key} was {old} and is now {new}" for key, (old, new) in found.items() if not key.startswith(free)]
+    if changed:
+        raise FXError(f"{cell.folder} holds a run of other settings: {'; '.join(changed)}. Choose another --output")
+
+
+def call(command: Opts, folder: Path) -> None:
+    """Run a command, its output going to <folder>/console.txt; signals that stop a run are passed on.
+
+    Raises:
+        FXError: with the last line of its output.
+        SystemExit: `signals.EXIT_CODE`, when the run was stopped and saved.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    console = folder / "console.txt"
+    with console.open("a", encoding="utf-8") as stream:
+        child = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT)
+
+        def forward(number: int, frame: FrameType | None) -> None:
+            del frame
+            child.send_signal(number)
+
+        before = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
+        try:
+            code = child.wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    if code in (EXIT_CODE, *(-number for number in STOP_SIGNALS)):
+        sys.exit(EXIT_CODE)
+    if code:
+        lines = console.read_text(encoding="utf-8", errors="replace").split("\n")
+        last = next((line for line in reversed(lines) if line.strip()), f"exit code {code}")
+        raise FXError(f"{folder}: {last.removeprefix('error: ')} (see {console})")
+
+
+def run_cell(cell: Cell, *, prune: bool) -> str:
+    """Do what is left to do of a cell; returns what that was."""
+    require_same_settings(cell)
+    if cell.tested:
+        return "was done"
+    if not cell.trained:
+        call(cell.train, cell.folder)
+    call(cell.test, cell.folder / TEST)
+    if prune:
+        tested = Path(cell.test[cell.test.index("MODEL.WEIGHTS") + 1])
+        for file in cell.folder.glob("model_*.pth"):
+            if file != tested:
+                file.unlink()
+    return "done"
+
+
+def series_table(cells: Iterable[Cell]) -> str:
+    """Headline metrics of the tested cells in percent, over the seeds: mean, and deviation (n - 1) where n > 1."""
+    found: dict[tuple[str, ...], list[float]] = defaultdict(list)
+    axes: list[str] = []
+    for cell in cells:
+        if not cell.tested:
+            continue
+        axes = [axis for axis in cell.labels if axis != "seed"]
+        metrics = json.loads((cell.folder / TEST / RESULTS).read_text(encoding="utf-8"))["metrics"]
+        for key, value in metrics.items():
+            which, name, task, *metric = key.split("/")
+            if metric == [HEADLINES[task][0]] and value is not None:
+                labels = [cell.labels[axis] for axis in axes]
+                found[(*labels, which, name, LABELS[metric[0]])].append(100 * value)
+    rows = []
+    for labels, values in found.items():
+        spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+        rows.append([*labels, len(values), f"{statistics.fmean(values):.2f}{spread}"])
+    headers = [*axes, "model", "tested on", "metric", "runs", "percent"]
+    return tabulate(rows, headers=headers, tablefmt="pipe", disable_numparse=True)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command."""
+    args = parse_args(argv)
+    try:
+        cells = build_cells(args)
+        if args.dry_run:
+            for cell in cells:
+                sys.stdout.write(f"{shlex.join(cell.train)} && {shlex.join(cell.test)}\n")
+            return
+        for number, cell in enumerate(() if args.collect else cells, 1):
+            sys.stdout.write(f"{number}/{len(cells)} {cell.folder}: ")
+            sys.stdout.flush()
+            sys.stdout.write(f"{run_cell(cell, prune=args.prune)}\n")
+    except FXError as error:
+        sys.exit(f"error: {error}")
+    sys.stdout.write(f"\n{series_table(cells)}\n")
+
+
+if __name__ == "__main__":
+    main()
