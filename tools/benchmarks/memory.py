@@ -2,7 +2,7 @@
 
 "held" is what a run holds before its first step: weights of student and teacher. "peak" is the most it held during two
 steps: the same, gradients, the optimizer's moments, and what is kept for the backward pass. On a CPU both are resident
-pages of the process above those after the imports, on a GPU what torch has allocated.
+pages of the process above those after the imports, with the C library as it comes; on a GPU what torch has allocated.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import argparse
 import ctypes
 import gc
 import multiprocessing
+import os
 import platform
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -19,7 +20,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.reference_style import ReferenceStyle
-from benchmarks.report import markdown_table
+from benchmarks.report import ALLOCATOR, markdown_table
 from benchmarks.step import RECOMMENDED, REFERENCE, SAME
 from benchmarks.world import AS_RECOMMENDED, AS_REFERENCE, Ours, drawn_world, make_cfg, verdict
 from fx_d2.structures import FXError
@@ -56,10 +57,16 @@ def run(args: argparse.Namespace) -> str:
 
 
 def in_child(function: Callable, *arguments: object) -> tuple[float, float]:
-    """What a function gives in a fresh process."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
-        return pool.submit(function, *arguments).result()
+    """What a function gives in a fresh process, whose C library gives freed memory back: what is kept is not needed."""
+    context, settings = multiprocessing.get_context("spawn"), {}
+    for key in ALLOCATOR:
+        if key in os.environ:
+            settings[key] = os.environ.pop(key)
+    try:
+        with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
+            return pool.submit(function, *arguments).result()
+    finally:
+        os.environ.update(settings)
 
 
 def measure(args: argparse.Namespace, root: str, name: str, kind: str) -> tuple[float, float]:

@@ -66,7 +66,7 @@ def environment(device: str) -> dict[str, str]:
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "commit": described.stdout.strip() or "not a git checkout",
-        "machine": f"{_processor()}, {os.cpu_count()} cores",
+        "machine": f"{_processor()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}{_bfloat16()}",
         **gpu,
         "threads": f"{torch.get_num_threads()} of torch",
         "allocator": _allocator(),
@@ -99,6 +99,15 @@ def restart_with_allocator() -> None:
 def _allocator() -> str:
     settings = {key: value for key, value in os.environ.items() if key.startswith("MALLOC_")}
     return " ".join(f"{key}={value}" for key, value in sorted(settings.items())) or "default"
+
+
+def _bfloat16() -> str:
+    """Whether the processor computes in bfloat16 or only pretends to, if that can be told."""
+    info = Path("/proc/cpuinfo")
+    if not info.is_file():
+        return ""
+    known = {"avx512_bf16", "amx_bf16", "bf16"} & set(info.read_text(encoding="utf-8").split())
+    return f", {'with' if known else 'without'} instructions for bfloat16"
 
 
 def _processor() -> str:
