@@ -1,36 +1,109 @@
-"""Measure parts of fx_d2 side by side with what they replace.
+#!/usr/bin/env python
+"""Measure fx_d2 side by side with what it replaces.
 
-python tools/benchmark.py data
-python tools/benchmark.py attention
+tools/benchmark.py step
+tools/benchmark.py all --output output/benchmark.md
+tools/benchmark.py lock --device cuda --sizes 224 512 --repeat 20
+
+Ratios are what to read: candidates take turns in one process, and a ratio is given as the median over the repetitions
+with the smallest and the largest. The GNU C library is told to keep freed memory, for every candidate (--allocator
+default: it is not): the command starts itself again with these settings. What is measured and how: `SECTION --help`.
+What the model should cost by arithmetic: tools/benchmarks/scaling.py and docs/performance.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
-from benchmarks import attention, data
+import torch
+from benchmarks import (
+    attention,
+    checkpoint,
+    criterion,
+    data,
+    evaluation,
+    inference,
+    lock,
+    memory,
+    precision,
+    profiling,
+    startup,
+    step,
+    update,
+    wait,
+)
+from benchmarks.report import described, environment, restart_with_allocator, write_report
+from benchmarks.world import add_common_options
 
+from fx_d2.engine.setup import check_device
 from fx_d2.structures import FXError
 
-COMMANDS = {"data": data, "attention": attention}
-"""Sub-commands: modules with HELP, add_arguments(parser) and run(args), which returns the report."""
+SECTIONS = {
+    "step": step,
+    "lock": lock,
+    "memory": memory,
+    "inference": inference,
+    "attention": attention,
+    "criterion": criterion,
+    "update": update,
+    "data": data,
+    "wait": wait,
+    "evaluation": evaluation,
+    "startup": startup,
+    "checkpoint": checkpoint,
+    "precision": precision,
+    "profile": profiling,
+}
+"""Modules with HELP, add_arguments(parser) and run(args), which returns Markdown; in the report's order."""
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run one sub-command and print its report; the exit status."""
+def parse_args(argv: Sequence[str]) -> list[argparse.Namespace]:
+    """The options of the section asked for, or of all of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, module in COMMANDS.items():
-        module.add_arguments(commands.add_parser(name, help=module.HELP, description=module.__doc__))
+    commands = parser.add_subparsers(dest="section", required=True, metavar="SECTION")
+    for name, module in SECTIONS.items():
+        command = commands.add_parser(
+            name, help=module.HELP, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        add_common_options(command)
+        module.add_arguments(command)
+    every = commands.add_parser("all", help="all of them, with the options that all have")
+    add_common_options(every)
     args = parser.parse_args(argv)
+    if args.section != "all":
+        return [args]
+    rest = [*argv[: argv.index("all")], *argv[argv.index("all") + 1 :]]
+    return [parser.parse_args([name, *rest]) for name in SECTIONS]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run sections and print the report; the exit status."""
+    chosen = parse_args(sys.argv[1:] if argv is None else argv)
+    common = chosen[0]
+    logging.disable(logging.WARNING)  # of the trainers, which say what the report need not repeat
     try:
-        print(COMMANDS[args.command].run(args))
+        check_device(common.device)
+        facts, sections, threads = environment(common.device), {}, torch.get_num_threads()
+        print(described(facts), flush=True)
+        for args in chosen:
+            torch.set_num_threads(args.threads or threads)
+            sections[args.section] = SECTIONS[args.section].run(args)
+            print(f"\n### {args.section}\n\n{sections[args.section]}", flush=True)
+            if common.output:  # after each: what was measured is not lost with what fails later
+                write_report(Path(common.output), facts, sections)
     except FXError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    finally:
+        logging.disable(logging.NOTSET)
     return 0
 
 
 if __name__ == "__main__":
+    if all(args.allocator == "tuned" for args in parse_args(sys.argv[1:])):
+        restart_with_allocator()
     sys.exit(main())

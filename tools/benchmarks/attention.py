@@ -1,8 +1,8 @@
 """Deformable attention on CPUs: torch's operators beside the C++ library, for the model's sizes.
 
-Encoder layers have a query for each token, decoder layers one for each learned and denoising query. Set
-MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456 for the comparison of arithmetic alone:
-glibc otherwise returns large tensors to the system at each free, which costs the operators that make most of them.
+Encoder layers have a query for each token, decoder layers one for each learned and denoising query. Always on the CPU.
+With --allocator default, glibc returns large tensors to the system at each free, which costs the operators that make
+most of them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.timing import ratio_table, take_turns
+from benchmarks.world import repetitions
 from fx_d2.layers.deformable_attention import sample_and_sum
 from fx_d2.layers.deformable_cpu import library_digest, sample_and_sum_cpu
 from fx_d2.layers.deformable_op import Sampler
@@ -27,24 +28,21 @@ DECODER_QUERIES = 300 + 198
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The sub-command's options."""
-    parser.add_argument("--side", type=int, default=224, help="side of the images in pixels (default 224)")
-    parser.add_argument("--batch", type=int, default=2, help="images (default 2)")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repetitions", type=int, default=15)
+    """The section's options: none of its own, one thread."""
+    parser.set_defaults(threads=1)
 
 
 def run(args: argparse.Namespace) -> str:
     """Measure; the report."""
     library_digest()  # compiled before the clock runs
-    torch.set_num_threads(args.threads)
-    shapes = [(math.ceil(args.side / stride),) * 2 for stride in (8, 16, 32, 64)]
+    side = args.size or (64 if args.quick else 224)
+    shapes = [(math.ceil(side / stride),) * 2 for stride in (8, 16, 32, 64)]
     tokens = sum(h * w for h, w in shapes)
-    parts = [f"{args.batch} images of {args.side} pixels, {args.threads} threads; seconds are CPU seconds"]
+    parts = [f"{args.batch} images of {side} pixels, {torch.get_num_threads()} threads; seconds are CPU seconds"]
     for title, queries in (("encoder layer", tokens), ("decoder layer", DECODER_QUERIES)):
         for backward in (False, True):
             candidates = _candidates(shapes, args.batch, queries, backward)
-            times = take_turns(candidates, args.repetitions)
+            times = take_turns(candidates, repetitions(args, 15))
             kind = "forward and backward" if backward else "forward"
             parts.append(f"{title}, {queries} queries, {kind}\n{ratio_table(times, BASELINE, args.batch)}")
     return "\n\n".join(parts)

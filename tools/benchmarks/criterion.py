@@ -18,6 +18,7 @@ from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou, sigmoid_focal_loss
 
 from benchmarks.timing import ratio_table, take_turns
+from benchmarks.world import repetitions
 from fx_d2.losses import Match, SetLossWeights, Targets, match_queries, set_losses
 
 HELP = "the localization criterion and its matching, beside DETR's way of writing them"
@@ -49,17 +50,15 @@ class Problem:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The sub-command's options."""
-    parser.add_argument("--batch", type=int, default=24, help="images (default 24)")
+    """The section's options."""
+    parser.set_defaults(batch=24, threads=1)
     parser.add_argument("--boxes", type=int, default=3, help="boxes an image, at least 1 (default 3)")
     parser.add_argument("--queries", type=int, default=900, help="learned queries (default 900)")
     parser.add_argument("--pairs", type=int, default=100, help="denoising pairs an image (default 100)")
-    parser.add_argument("--repetitions", type=int, default=9)
 
 
 def run(args: argparse.Namespace) -> str:
     """Compare, then measure; the report."""
-    torch.set_num_threads(1)
     torch.manual_seed(0)
     problem = draw(args.batch, args.boxes, args.queries, args.pairs)
     ours, theirs = (float(make(problem).detach()) for make in (criterion, plain_criterion))
@@ -77,7 +76,7 @@ def run(args: argparse.Namespace) -> str:
         "fx_d2": lambda _: criterion(problem).backward(),
     }
     for title, candidates in (("matching", matching), ("criterion, forward and backward", whole)):
-        table = ratio_table(take_turns(candidates, args.repetitions), BASELINE, args.batch)
+        table = ratio_table(take_turns(candidates, repetitions(args, 9)), BASELINE, args.batch)
         parts.append(f"{title}\n{table}")
     return "\n\n".join(parts)
 

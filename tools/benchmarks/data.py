@@ -26,6 +26,7 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode, functional
 
 from benchmarks.timing import ratio_table, take_turns
+from benchmarks.world import repetitions
 from fx_d2.config import add_fx_config
 from fx_d2.data.cache import cache_images
 from fx_d2.data.image_io import image_size
@@ -48,16 +49,15 @@ NOISE = 1.2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The sub-command's options."""
+    """The section's options."""
+    parser.set_defaults(threads=1)
     parser.add_argument("--images", default="", help="folder of grey PNGs (default: drawn)")
     parser.add_argument("--num", type=int, default=8, help="images a repetition (default 8)")
     parser.add_argument("--side", type=int, default=1024, help="side of drawn images in pixels (default 1024)")
-    parser.add_argument("--repetitions", type=int, default=15)
 
 
 def run(args: argparse.Namespace) -> str:
     """Measure; the report."""
-    torch.set_num_threads(1)
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(args.images or folder)
@@ -75,8 +75,8 @@ def run(args: argparse.Namespace) -> str:
             ("whole image", _candidates(records, cached, 1.0)),
             (f"whole image with {MASKS} masks", _mask_candidates(records)),
         ):
-            times = take_turns(candidates, args.repetitions)
-            parts.append(f"{title}, to 224 x 224, two views\n{ratio_table(times, BASELINE, len(paths))}")
+            times = take_turns(candidates, repetitions(args, 15))
+            parts.append(f"{title}, to 224 x 224, two views\n\n{ratio_table(times, BASELINE, len(paths))}")
     return "\n\n".join(parts)
 
 

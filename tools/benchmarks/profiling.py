@@ -1,0 +1,59 @@
+"""A trace of a training step, for chrome://tracing or perfetto.dev, and its operators by the time they take.
+
+The trace lies beside the report (without --output: in output/benchmark). Times are of one step after a warm one.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.reference_style import ReferenceStyle
+from benchmarks.report import markdown_table
+from benchmarks.step import RECOMMENDED, REFERENCE, SAME
+from benchmarks.world import AS_RECOMMENDED, AS_REFERENCE, Ours, beside, drawn_world, make_cfg
+from fx_d2.structures import FXError
+
+HELP = "trace and operators of a training step"
+ARMS = {"fx_d2": RECOMMENDED, "fx_d2-fp32": SAME, "reference": REFERENCE}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The section's options."""
+    parser.add_argument("--kind", default="loc/release", help="kind of step (default loc/release)")
+    parser.add_argument("--arm", choices=list(ARMS), default="fx_d2", help="default fx_d2, as recommended")
+    parser.add_argument("--top", type=int, default=20, help="operators shown (default 20)")
+
+
+def run(args: argparse.Namespace) -> str:
+    """Measure; the report."""
+    folder, root = drawn_world(images=args.batch)
+    with folder:
+        cfg = make_cfg(args, root, AS_RECOMMENDED if args.arm == "fx_d2" else AS_REFERENCE)
+        ours = Ours(cfg)
+        if args.kind not in ours.phases:
+            raise FXError(f"--kind {args.kind}: there are {', '.join(ours.phases)}")
+        ours.enter(args.kind)
+        step = ours.step
+        if args.arm == "reference":
+            reference = ReferenceStyle(cfg)
+            reference.enter(ours.phases[args.kind].phase, ours.samples(args.kind))
+            step = reference.step
+        step()
+        gpu = args.device.startswith("cuda")
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
+        with profile(activities=activities) as found:
+            step()
+    trace = beside(args, f"trace_{args.arm}_{args.kind.replace('/', '_')}.json")
+    found.export_chrome_trace(str(trace))
+    key = "self_device_time_total" if gpu else "self_cpu_time_total"
+    events = sorted(found.key_averages(), key=lambda event: -getattr(event, key))
+    total = sum(getattr(event, key) for event in events)
+    rows = [
+        [f"`{e.key}`", str(e.count), f"{getattr(e, key) / 1e3:.2f}", f"{100 * getattr(e, key) / total:.1f} %"]
+        for e in events[: args.top]
+    ]
+    rows.append(["all", str(sum(event.count for event in events)), f"{total / 1e3:.2f}", "100 %"])
+    head = f"{args.kind}, {ARMS[args.arm]}; trace: {trace.name}"
+    return f"{head}\n\n{markdown_table(['operator', 'calls', 'self time, ms', 'share'], rows)}"

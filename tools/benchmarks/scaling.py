@@ -1,0 +1,271 @@
+#!/usr/bin/env python
+"""What the recipe costs by arithmetic: operations and bytes of a step, what bounds it, hours of a cycle, communication.
+
+tools/benchmarks/scaling.py            prints the section of docs/performance.md
+tools/benchmarks/scaling.py --write    puts it there
+
+Nothing is measured, and no weights are made: the model runs on tensors without memory, forward and backward, under
+bfloat16 autocast, and what passes is counted. The criterion (matching and losses) is not among it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+ROOT = Path(__file__).resolve().parents[2]
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT / "tools"))
+
+from benchmarks.cycle import label, pass_steps, passes  # noqa: E402
+from benchmarks.report import markdown_table  # noqa: E402
+from benchmarks.world import AS_RECOMMENDED, CONFIG  # noqa: E402
+from fx_d2.data.table import BY_NAME, PRETRAINING  # noqa: E402
+from fx_d2.engine import apply_phase, build_cfg, build_cycle  # noqa: E402
+from fx_d2.modeling import FoundationX  # noqa: E402
+from fx_d2.modeling.detr.denoising import NoisedQueries  # noqa: E402
+from fx_d2.structures import DatasetSpec, Phase  # noqa: E402
+
+DOCUMENT = ROOT / "docs" / "performance.md"
+BEGIN, END = "<!-- begin: tools/benchmarks/scaling.py -->", "<!-- end: tools/benchmarks/scaling.py -->"
+DATASET, BATCH, SIZE, KNOWN = "chestx_det", 24, 224, 198
+"""The heads that are counted; images a step of a GPU; pixels a side; denoising queries (three boxes an image)."""
+
+_COUNTED = ("MODEL.DEVICE", "cpu", "MODEL.LOC.SAMPLER", "torch")
+"""Own operators (C++, Triton) are one operator each, whose arithmetic torch does not know: torch's stand for them."""
+
+PEAK, REACHED = 990e12, 0.4
+"""Operations a second of an H100 or H200 in bfloat16, and the part of it that such models reach."""
+BANDWIDTH, MOVED = {"H100": 3.35e12, "H200": 4.8e12}, 0.7
+"""Bytes a second of its memory, and the part that is reached."""
+LAUNCH = 5e-6
+"""Seconds the host needs to start an operator."""
+PASSES = 4
+"""Times that a byte kept for the backward pass is moved: written, read by the next operator, read again, and its
+gradient."""
+OPTIMIZER_BYTES, WEIGHT_BYTES = 28, 12
+"""Bytes moved a step for each learning number (AdamW reads four and writes three float32), and for each number in use
+(float32 weights, read and turned into bfloat16 forward and backward)."""
+LINKS = {1: 0.0, 8: 450e9, 64: 50e9}
+"""GPUs -> bytes a second of a GPU's link: within a machine, and between machines (400 Gbit/s a GPU)."""
+
+
+@dataclass
+class StepCost:
+    """Of one kind of step, for BATCH images: FLOPs, bytes kept for the backward pass, operators; numbers in use and
+    learning."""
+
+    flops: int = 0
+    saved: int = 0
+    operators: int = 0
+    used: int = 0
+    learning: int = 0
+
+    def seconds(self, gpu: str) -> dict[str, float]:
+        """Seconds of a step if only this bounded it."""
+        moved = PASSES * self.saved + WEIGHT_BYTES * self.used + OPTIMIZER_BYTES * self.learning
+        return {
+            "arithmetic": self.flops / (PEAK * REACHED),
+            "memory": moved / (BANDWIDTH[gpu] * MOVED),
+            "launches": self.operators * LAUNCH,
+        }
+
+
+class _Operators(TorchDispatchMode):
+    """Counts operators that compute: those that give new tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        gives = [value for value in func._schema.returns if "Tensor" in str(value.type)]
+        self.count += bool(gives) and not any(value.alias_info and not value.alias_info.is_write for value in gives)
+        return func(*args, **(kwargs or {}))
+
+
+def config() -> CfgNode:
+    """The recipe as recommended, on operators that can be counted."""
+    cfg = build_cfg(str(CONFIG), [*AS_RECOMMENDED, *_COUNTED, "INPUT.SIZE", str([SIZE, SIZE])])
+    cfg.MODEL.TIMM.KWARGS.pop("pretrained", None)
+    return cfg
+
+
+def step_costs(cfg: CfgNode, kinds: Collection[str] = ()) -> dict[str, StepCost]:
+    """The costs of each kind of step of DATASET, in the order of the recipe; of some kinds alone if given."""
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with torch.device("meta"):
+        model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg, specs=[BY_NAME[DATASET]])
+    with fake:
+        model = model.to_empty(device="cpu")
+        phases = build_cycle([BY_NAME[DATASET]], cfg.SCHEDULE.STRATEGY)
+        return {label(p): _cost(model, p) for p in phases if not kinds or label(p) in kinds}
+
+
+def _cost(model: FoundationX, phase: Phase) -> StepCost:
+    apply_phase(model, phase)
+    model.zero_grad(set_to_none=True)
+    cost, images = StepCost(), torch.empty(BATCH, 1, SIZE, SIZE)
+    modules = [m for part in model.modules_of(phase.dataset, phase.task).values() for m in part]
+    parameters = {p for m in modules for p in m.parameters()}
+    cost.used, cost.learning = (
+        sum(p.numel() for p in ps) for ps in (parameters, [p for p in parameters if p.requires_grad])
+    )
+    weights = {p.untyped_storage()._cdata for p in parameters}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()._cdata
+        if storage not in weights:
+            kept[storage] = tensor
+        return tensor
+
+    def student() -> None:
+        with torch.autocast("cpu", dtype=torch.bfloat16), saved_tensors_hooks(keep, lambda tensor: tensor):
+            outputs = _outputs(model, phase, images)
+        loss = torch.stack([x.float().sum() for x in outputs]).sum()
+        cost.saved = sum(x.untyped_storage().nbytes() for x in kept.values())
+        loss.backward()
+
+    def teacher() -> None:
+        wanted = model.shared_components(phase)
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            _shared(model, phase.task, images, wanted)
+
+    for run in (student, teacher):
+        flops, operators = _count(run)
+        cost.flops, cost.operators = cost.flops + flops, cost.operators + operators
+    return cost
+
+
+def _shared(model: FoundationX, task: str, images: torch.Tensor, wanted: list[str]) -> None:
+    """What the teacher computes."""
+    if wanted:
+        features = model.backbone(images)
+        if "loc_encoder" in wanted:
+            model.loc_encoder(model.backbone.levels(features), None)
+        if "seg_decoder" in wanted:
+            model.seg_decoder(list(features.values()))
+
+
+def _outputs(model: FoundationX, phase: Phase, images: torch.Tensor) -> list[torch.Tensor]:
+    """What the losses read."""
+    features = model.backbone(images)
+    if phase.task == "cls":
+        return [model.cls_heads[phase.dataset](model.backbone.pooled(features))]
+    if phase.task == "seg":
+        return [model.seg_heads[phase.dataset](model.seg_decoder(list(features.values())))]
+    decoder = model.loc_decoders[phase.dataset]
+    known, total = KNOWN, KNOWN + decoder.num_queries
+    labels = torch.zeros(BATCH, known, dtype=torch.int64)
+    references, real = torch.zeros(BATCH, known, 4), torch.ones(BATCH, known, dtype=torch.bool)
+    noised = NoisedQueries(labels, references, real, torch.zeros(total, total, dtype=torch.bool), known // 6)
+    out = decoder(model.loc_encoder(model.backbone.levels(features), None), noised)
+    return [out.logits, out.boxes, out.proposal_logits, out.proposal_boxes]
+
+
+def _count(function: Callable[[], None]) -> tuple[int, int]:
+    """FLOPs and operators of a function."""
+
+    def samples(*shapes: Any, out_shape: Any, **others: Any) -> int:
+        return 10 * torch.Size(out_shape).numel()
+
+    def samples_back(gradient: Any, *shapes: Any, **others: Any) -> int:
+        return 20 * torch.Size(gradient).numel()
+
+    aten = torch.ops.aten
+    mapping: dict[Any, Any] = {aten.grid_sampler_2d: samples, aten.grid_sampler_2d_backward: samples_back}
+    with _Operators() as operators, FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+        function()
+    return counter.get_total_flops(), operators.count
+
+
+def cost_row(kind: str, cost: StepCost) -> list[str]:
+    """A row of the section's first table."""
+    row = [kind, f"{cost.flops / BATCH / 1e9:.1f}", f"{cost.saved / BATCH / 1e6:.0f}", f"{cost.operators:,}"]
+    return [*row, f"{cost.used / 1e6:.1f}", f"{cost.learning / 1e6:.2f}", f"{4 * cost.learning / 1e6:.1f}"]
+
+
+def section() -> str:
+    """The Markdown of docs/performance.md between its marks."""
+    cfg = config()
+    costs = step_costs(cfg)
+    every = list(passes(PRETRAINING, cfg.SCHEDULE))
+    kinds = [cost_row(kind, cost) for kind, cost in costs.items()]
+    bounds = []
+    for kind, cost in costs.items():
+        for gpu in BANDWIDTH:
+            parts = cost.seconds(gpu)
+            slowest = max(parts, key=lambda name: parts[name])
+            rate = BATCH / parts[slowest]
+            bounds.append([kind, gpu, *(f"{1000 * x:.1f}" for x in parts.values()), slowest, f"{rate:,.0f}"])
+    hours = [[str(gpus), gpu, *_hours(costs, every, gpus, gpu)] for gpus in LINKS for gpu in BANDWIDTH]
+    unsplit = [spec.title for spec in PRETRAINING if "train" not in dict(spec.expected)]
+    head = [
+        "kind of step",
+        "GFLOP/image",
+        "kept, MB/image",
+        "operators/step",
+        "used, M",
+        "learning, M",
+        "all-reduced, MB",
+    ]
+    return "\n\n".join(
+        [
+            f"Swin-B, {SIZE} pixels, {BATCH} images a GPU and step, bfloat16 autocast, 300 queries and {KNOWN} for "
+            "denoising, the teacher's forward pass included. "
+            "A locked step all-reduces the gradients of its head alone.",
+            markdown_table(head, kinds),
+            "Milliseconds of a step if only one thing bounded it, and images a second by the slowest:",
+            markdown_table(["kind of step", "GPU", "arithmetic", "memory", "launches", "bound", "images/s"], bounds),
+            "A cycle over the eleven datasets and the run of 150, in hours; every GPU takes "
+            f"{BATCH} images a step, so that the batch grows with the GPUs:",
+            markdown_table(["GPUs", "GPU", "steps/cycle", "h/cycle", "of it communication", "h/150 cycles"], hours),
+            f"Published numbers of training images; {', '.join(unsplit)} are published without a split, "
+            "and count whole.",
+        ]
+    )
+
+
+def _hours(costs: dict[str, StepCost], every: list[tuple[Phase, DatasetSpec]], gpus: int, gpu: str) -> list[str]:
+    steps, compute, talk = 0, 0.0, 0.0
+    for phase, spec in every:
+        count = pass_steps(phase, spec, BATCH * gpus)
+        cost = costs[label(phase)]
+        steps += count
+        compute += count * max(cost.seconds(gpu).values())
+        if gpus > 1:
+            talk += count * 2 * (gpus - 1) / gpus * 4 * cost.learning / LINKS[gpus]
+    cycle = (compute + talk) / 3600
+    return [f"{steps:,}", f"{cycle:.3f}", f"{100 * talk / (compute + talk):.0f} %", f"{150 * cycle:.1f}"]
+
+
+def main() -> int:
+    """Print the section, or write it; the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="put the section into docs/performance.md")
+    args = parser.parse_args()
+    text = section()
+    if not args.write:
+        print(text)
+        return 0
+    before, rest = DOCUMENT.read_text(encoding="utf-8").split(BEGIN)
+    DOCUMENT.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.split(END)[1]}", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""Seconds of a training step of every kind, and of a cycle, beside a step done as the public code does it.
+
+Three candidates with the model of all eleven datasets: `reference-style` (see benchmarks/reference_style.py), and
+fx_d2's own trainer with the same precision and queries (float32, 900) and with what we recommend (bfloat16 autocast,
+300). All three are alive in one process and take turns; their batches are the same images. What differs between
+datasets is small: the steps are those of the dataset that has all tasks and most masks.
+
+A cycle is the sum over its kinds of steps, weighted in two ways: by the published numbers of training images of the
+eleven datasets (most of them are for classification alone), to which the teacher's update is added once a pass, and
+with equally many images in every dataset.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Callable, Mapping
+
+from benchmarks.cycle import cycle_images, equal_slots, passes
+from benchmarks.reference_style import ReferenceStyle
+from benchmarks.report import markdown_table
+from benchmarks.timing import ratios, spread, take_turns, wall_clock
+from benchmarks.world import AS_RECOMMENDED, AS_REFERENCE, Ours, drawn_world, make_cfg, repetitions, verdict
+from fx_d2.structures import FXError, specs_of
+
+HELP = "a training step of every kind and a cycle, beside the public code's way"
+
+REFERENCE, SAME, RECOMMENDED = "reference-style", "fx_d2, float32, 900 queries", "fx_d2, bfloat16, 300 queries"
+TARGETS = {
+    SAME: {"loc/release": 2.2, "loc/lock": 3.0, "cycle": 1.8},
+    RECOMMENDED: {"loc/release": 6.0, "loc/lock": 6.0, "cycle": 4.0},
+}
+"""How many times as fast as the reference-style step we want to be, on two CPU cores, Swin-B, 224 pixels, batch 2."""
+
+Times = dict[str, dict[str, list[float]]]
+"""Kind of step -> candidate -> seconds."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The section's options."""
+    parser.add_argument("--kinds", nargs="+", default=[], help="kinds of step, such as loc/lock (default all)")
+    parser.add_argument(
+        "--without-recommended", action="store_true", help="leave out the candidate in bfloat16 with 300 queries"
+    )
+    parser.add_argument(
+        "--checkpointing", action="store_true",
+        help="the reference-style step recomputes the trunk's activations, as the public code's config does",
+    )  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> str:
+    """Measure; the report."""
+    folder, root = drawn_world(images=args.batch)
+    with folder:
+        wanted = {SAME: AS_REFERENCE} | ({} if args.without_recommended else {RECOMMENDED: AS_RECOMMENDED})
+        ours = {name: Ours(make_cfg(args, root, opts)) for name, opts in wanted.items()}
+        first = ours[SAME]
+        opts = [*AS_REFERENCE, "MODEL.TIMM.GRAD_CHECKPOINTING", str(args.checkpointing)]
+        reference = ReferenceStyle(make_cfg(args, root, opts), first.trainer.model.state_dict())
+        clock, times = wall_clock(args.device), Times()
+        count = repetitions(args, 7)
+        if strange := [kind for kind in args.kinds if kind not in first.phases]:
+            raise FXError(f"--kinds {strange[0]}: there are {', '.join(first.phases)}")
+        for kind in args.kinds or first.phases:
+            reference.enter(first.phases[kind].phase, first.samples(kind))
+            for candidate in ours.values():
+                candidate.enter(kind)
+            times[kind] = take_turns({REFERENCE: _call(reference.step)} | _steps(ours), count, clock)
+            middle = (f"{name} {statistics.median(seconds):.2f} s" for name, seconds in times[kind].items())
+            print(f"{kind}: {'; '.join(middle)}", file=sys.stderr, flush=True)
+        ends = {REFERENCE: _call(reference.end_pass)}
+        ends |= {name: _call(candidate.end_pass) for name, candidate in ours.items()}
+        updates = take_turns(ends, count, clock)
+        cfg = first.trainer.cfg
+        specs = specs_of(cfg.DATASETS.TRAIN)
+        images = cycle_images(specs, cfg.SCHEDULE, args.batch)
+        steps = {kind: number / args.batch for kind, number in images.items()}
+        even = equal_slots(specs, cfg.SCHEDULE)
+        ends_of_passes = sum(1 for _ in passes(specs, cfg.SCHEDULE))
+    mixes = {"cycle, published images": steps, "cycle, equal datasets": even}
+    cycles = {name: _cycle(times, mix, updates, ends_of_passes if mix is steps else 0) for name, mix in mixes.items()}
+    return report(times, {} if args.kinds else cycles, args.batch)
+
+
+def _call(function: Callable[[], object]) -> Callable[[int], object]:
+    return lambda repetition: function()
+
+
+def _steps(ours: Mapping[str, Ours]) -> dict[str, Callable[[int], object]]:
+    return {name: _call(candidate.step) for name, candidate in ours.items()}
+
+
+def _cycle(times: Times, weights: Mapping[str, float], updates: dict[str, list[float]], passes: int) -> dict:
+    """Seconds of a cycle in each repetition, by candidate."""
+    return {
+        name: [
+            sum(weights[kind] * times[kind][name][i] for kind in times) + passes * updates[name][i]
+            for i in range(len(updates[name]))
+        ]
+        for name in updates
+    }
+
+
+def report(times: Times, cycles: Times, images: int) -> str:
+    """Two tables: seconds, and ratios with the targets."""
+    names = list(next(iter(times.values())))
+    seconds = [[kind, *(spread(times[kind][name], 3) for name in names)] for kind in times]
+    updates = markdown_table(["kind of step, s", *names], seconds)
+    lines = []
+    for kind, found in (times | cycles).items():
+        row = [kind]
+        for name in names[1:]:
+            values = ratios(found, REFERENCE, name)
+            row += [spread(values), verdict(statistics.median(values), TARGETS[name].get(kind.partition(",")[0]))]
+        lines.append(row)
+    columns = ["times as fast", *(column for name in names[1:] for column in (name, "target"))]
+    return f"{images} images a step; median (smallest .. largest)\n\n{updates}\n\n{markdown_table(columns, lines)}"

@@ -1,0 +1,226 @@
+"""What the sections share: options, configs, drawn datasets, and our own training step as the trainer runs it."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils.events import EventStorage
+
+from fx_d2.data import TrainMapper, get_dicts, register_datasets, write_split
+from fx_d2.data.masks import encode_mask
+from fx_d2.data.table import BY_NAME
+from fx_d2.engine import FXTrainer, PhaseState, build_cfg
+from fx_d2.modeling import FoundationX
+from fx_d2.structures import TASKS, DatasetSpec, FXError
+
+CONFIGS = Path(__file__).resolve().parents[2] / "projects" / "FoundationX" / "configs"
+CONFIG, QUICK_CONFIG = CONFIGS / "pretrain" / "swin_b_cyclic.yaml", CONFIGS / "smoke" / "synthetic_cpu.yaml"
+
+AS_REFERENCE = ("SOLVER.AMP.ENABLED", "False", "MODEL.LOC.NUM_QUERIES", "900")
+"""What the reference trains with: float32 and 900 queries."""
+
+AS_RECOMMENDED = ("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "bfloat16", "MODEL.LOC.NUM_QUERIES", "300")
+"""What we recommend: bfloat16 autocast and 300 queries."""
+
+BOXES = 3
+"""Boxes of a drawn image; 100 denoising pairs are then 198 queries."""
+
+_NOISE = 1.2  # gives files of ChestX-ray14's average size, as in benchmarks.data
+
+
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """Options of every section."""
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument(
+        "--threads", type=int, default=0, help="threads of torch (default %(default)s; 0: as torch chooses)"
+    )
+    parser.add_argument("--config-file", default="", help="default: the paper's recipe; --quick: the demo's")
+    parser.add_argument("--size", type=int, default=0, help="side of the images (default 0: the config's)")
+    parser.add_argument("--batch", type=int, default=2, help="images a step (default %(default)s)")
+    parser.add_argument("--repeat", type=int, default=0, help="repetitions that count (default 0: the section's own)")
+    parser.add_argument("--quick", action="store_true", help="smallest model and one repetition: to see that it works")
+    parser.add_argument("--output", default="", help="also write the report, .md or .json; pictures and traces beside")
+    parser.add_argument(
+        "--allocator", choices=["tuned", "default"], default="tuned",
+        help="tuned (default): the C library keeps freed memory, for every candidate; default: as it comes",
+    )  # fmt: skip
+    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="config keys as KEY VALUE pairs, last")
+
+
+def repetitions(args: argparse.Namespace, usual: int) -> int:
+    """How often to measure."""
+    return args.repeat or (1 if args.quick else usual)
+
+
+def beside(args: argparse.Namespace, name: str) -> Path:
+    """Where a section puts a further file: beside the report."""
+    folder = Path(args.output).parent if args.output else Path("output") / "benchmark"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / name
+
+
+def verdict(value: float, target: float | None, *, at_least: bool = True) -> str:
+    """The cell of a target: what was wanted and whether it is met; empty without a target."""
+    if target is None:
+        return ""
+    met = value >= target if at_least else value <= target
+    return f"{'>=' if at_least else '<='} {target:g}: {'met' if met else 'missed'}"
+
+
+def make_cfg(args: argparse.Namespace, root: Path, opts: Sequence[str] = (), size: int = 0) -> CfgNode:
+    """The config of a section on drawn data, its datasets registered; no weights are downloaded.
+
+    Args:
+        args: with the common options.
+        root: of `draw_datasets`; output goes into its folder "run".
+        opts: KEY VALUE pairs of the candidate; those of the command line follow.
+        size: side of the images; 0 = the command's.
+
+    Raises:
+        FXError: a dataset that is not in the table, or a wrong key.
+    """
+    batch = [word for task in TASKS for word in (f"SCHEDULE.BATCH_SIZE.{task.upper()}", str(args.batch))]
+    own = ["MODEL.DEVICE", args.device, "SEED", "0", "DATASETS.ROOT", str(root), "OUTPUT_DIR", str(root / "run")]
+    own += ["DATALOADER.NUM_WORKERS", "0", "SCHEDULE.ITERS_PER_PASS", "1", *batch]
+    if size or args.size:
+        own += ["INPUT.SIZE", str([size or args.size] * 2)]
+    config = args.config_file or str(QUICK_CONFIG if args.quick else CONFIG)
+    cfg = build_cfg(config, [*own, *opts, *args.opts])
+    cfg.MODEL.TIMM.KWARGS.pop("pretrained", None)
+    cfg.DATASETS.TEST = ()
+    strange = [name for name in cfg.DATASETS.TRAIN if name.rpartition("_")[0] not in BY_NAME]
+    if strange:
+        raise FXError(f"{config}: {strange[0]} is no split of the table of datasets, and only such can be drawn")
+    register_datasets(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def draw_datasets(root: Path, *, images: int, side: int = 320, names: Iterable[str] = BY_NAME) -> Path:
+    """Write rows of the table with a few images, annotated for all of their tasks, split "train"; gives the root.
+
+    The rows share the pictures: smooth, with a film's noise, three boxes and discs as masks.
+    """
+    folder = root / "images"
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    for number in range(images):
+        smooth = cv2.resize(rng.uniform(20, 235, (12, 12)), (side, side), interpolation=cv2.INTER_CUBIC)
+        noisy = smooth + rng.normal(0, _NOISE, smooth.shape)
+        cv2.imwrite(str(folder / f"{number}.png"), np.clip(noisy, 0, 255).astype(np.uint8))
+    for spec in map(BY_NAME.__getitem__, names):
+        rows = [annotated_image(spec, rng, f"{number}.png", side) for number in range(images)]
+        write_split(root / spec.name / "train.json", spec=spec, split="train", image_root="../images", images=rows)
+    return root
+
+
+def annotated_image(spec: DatasetSpec, rng: np.random.Generator, name: str, side: int) -> dict[str, Any]:
+    """An image with random truth for all of a row's tasks, as `write_split` wants it."""
+    row: dict[str, Any] = {"file_name": name, "width": side, "height": side, "patient_id": name}
+    row |= {"labels": None, "boxes": None, "masks": None}
+    if spec.cls_classes:
+        count = len(spec.cls_classes)
+        one = np.eye(count, dtype=int)[rng.integers(count)]
+        row["labels"] = (one if spec.cls_kind == "softmax" else rng.integers(0, 2, count)).tolist()
+    if spec.loc_classes:
+        corners, sizes = rng.uniform(0, 0.6, (BOXES, 2)) * side, rng.uniform(0.1, 0.3, (BOXES, 2)) * side
+        classes = rng.choice(spec.loc_classes, BOXES)
+        row["boxes"] = [(str(c), [*map(float, (*a, *b))]) for c, a, b in zip(classes, corners, sizes, strict=True)]
+    if spec.seg_classes:
+        y, x = np.ogrid[:side, :side]
+        middles = rng.uniform(0.2, 0.8, (len(spec.seg_classes), 2)) * side
+        row["masks"] = [encode_mask((x - a) ** 2 + (y - b) ** 2 < (side / 6) ** 2) for a, b in middles]
+    return row
+
+
+def three_task_dataset(specs: Iterable[DatasetSpec]) -> str:
+    """Name of the dataset that has all three tasks, and of several the one with most masks.
+
+    Raises:
+        FXError: there is none.
+    """
+    found = [spec for spec in specs if spec.tasks == TASKS]
+    if not found:
+        raise FXError("no dataset of DATASETS.TRAIN has all three tasks, of which steps and results are measured")
+    return max(found, key=lambda spec: len(spec.seg_classes)).name
+
+
+def draw_batch(model: FoundationX, size: Sequence[int], count: int, original: int = 0) -> list[dict[str, Any]]:
+    """Random images as an evaluation loader gives them, of the dataset with all tasks.
+
+    Args:
+        model: with that dataset's heads.
+        size: (height, width) of the network's input.
+        count: number of images.
+        original: side in pixels of the originals, in which results are given; 0 = as the input.
+    """
+    generator = torch.Generator().manual_seed(0)
+    height, width = (original or side for side in size)
+    rest = {"dataset": three_task_dataset(model.specs.values()), "height": height, "width": width, "file_name": "drawn"}
+    images = torch.randint(0, 256, (count, 1, *size), dtype=torch.uint8, generator=generator)
+    return [rest | {"image": image, "image_id": number} for number, image in enumerate(images)]
+
+
+class Ours:
+    """Our training step: `FXTrainer.run_step` of a phase, again and again on one batch that was read before.
+
+    Attributes:
+        trainer: with the model, the teacher and the optimizer.
+        phases: label such as "loc/lock" -> state of the schedule, of the dataset that has all tasks and most masks.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        """cfg: of `make_cfg`."""
+        self.trainer = FXTrainer(cfg)
+        self.trainer.storage = EventStorage(0)
+        dataset = three_task_dataset(self.trainer.model.specs.values())
+        self._places: dict[str, int] = {}
+        self.phases: dict[str, PhaseState] = {}
+        for iteration in range(self.trainer.schedule.cycle_length):
+            state = self.trainer.schedule.at(iteration)
+            label = f"{state.phase.task}/{state.phase.mode}"
+            if state.phase.dataset == dataset and label not in self.phases:
+                self._places[label], self.phases[label] = iteration, state
+
+    def samples(self, label: str) -> list[dict[str, Any]]:
+        """Samples of a kind of step as the mapper gives them, for other candidates: the same images, drawn anew."""
+        cfg, phase = self.trainer.cfg, self.phases[label].phase
+        mapper = TrainMapper(cfg, self.trainer.model.specs[phase.dataset], phase.task)
+        records = get_dicts(f"{phase.dataset}_train")
+        count = cfg.SCHEDULE.BATCH_SIZE[phase.task.upper()]
+        return [mapper(records[number % len(records)], number) for number in range(count)]
+
+    def enter(self, label: str) -> None:
+        """Lock and release for a kind of step, and read a batch for its steps."""
+        self.enter_iteration(self._places[label])
+
+    def enter_iteration(self, iteration: int) -> None:
+        """The same for the phase of an iteration."""
+        trainer = self.trainer
+        where = {"start_iter": iteration, "num_iters": 1, "rank": 0, "world_size": 1, "seed": 0}
+        trainer.iter = iteration
+        trainer.feed(itertools.repeat(next(iter(trainer.data.loader(trainer.schedule, **where)))))
+        trainer.enter_phase(trainer.schedule.at(iteration))
+
+    def step(self) -> None:
+        """One step."""
+        self.trainer.run_step()
+
+    def end_pass(self) -> None:
+        """What happens once, after a pass: the teacher follows."""
+        self.trainer.leave_phase()
+
+
+def drawn_world(images: int, side: int = 320) -> tuple[tempfile.TemporaryDirectory[str], Path]:
+    """A temporary folder with `draw_datasets`; it goes when the first of the two values goes."""
+    folder: tempfile.TemporaryDirectory[str] = tempfile.TemporaryDirectory(prefix="fx_d2_benchmark_")
+    return folder, draw_datasets(Path(folder.name), images=images, side=side)
