@@ -178,11 +178,17 @@ def fake() -> FakeTensorMode:
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
+def default_cfg() -> CfgNode:
+    """The defaults."""
+    cfg = get_cfg()
+    add_fx_config(cfg)
+    return cfg
+
+
 @pytest.fixture(scope="module")
 def base(fake: FakeTensorMode) -> FoundationX:
     """The default model, at its full size."""
-    cfg = get_cfg()
-    add_fx_config(cfg)
+    cfg = default_cfg()
     cfg.MODEL.TEACHER.ENABLED = False
     with torch.device("meta"):
         model = FoundationX(cfg, specs=[SPEC])
@@ -292,4 +298,4 @@ def test_frozen_parts_keep_nothing(base: FoundationX, fake: FakeTensorMode, task
 
 def test_bytes_of_a_checkpoint(base: FoundationX) -> None:
     """Student, teacher and AdamW's moments of a model of one dataset with all three tasks."""
-    assert checkpoint_bytes(base, base) / MB <= 2060
+    assert checkpoint_bytes(default_cfg(), base, base) / MB <= 2060
