@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 
@@ -55,3 +57,23 @@ def test_ratios(benchmark: ModuleType) -> None:
     times = take_turns({name: lambda n, name=name: calls.append((name, n)) for name in "ab"}, 2)
     assert calls == [("a", 0), ("b", 0), ("a", 0), ("b", 0), ("a", 1), ("b", 1)]
     assert [len(seconds) for seconds in times.values()] == [2, 2]
+
+
+def test_criterion(benchmark: ModuleType) -> None:
+    """Both ways of writing the criterion find the same pairs, loss and gradients, and a small run prints two tables."""
+    from benchmarks import criterion
+
+    torch.manual_seed(0)
+    problem = criterion.draw(batch=3, boxes=2, queries=9, pairs=5, dtype=torch.float64)
+    assert problem.noised.groups == 2
+    out, found = problem.out, []
+    leaves = (out.logits, out.boxes, out.proposal_logits, out.proposal_boxes)
+    for make in (criterion.criterion, criterion.plain_criterion):
+        loss = make(problem)
+        found.append((loss.detach(), *torch.autograd.grad(loss, leaves)))
+    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-12)
+    assert all(x.abs().max() > 0 for x in found[0])
+    parser = argparse.ArgumentParser()
+    criterion.add_arguments(parser)
+    small = "--batch 2 --boxes 1 --queries 5 --pairs 2 --repetitions 1".split()
+    assert criterion.run(parser.parse_args(small)).count("\nfx_d2 ") == 2
