@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fx_d2.layers.constants import constant
 from fx_d2.layers.deformable_cpu import library_digest, sample_and_sum_cpu
 from fx_d2.layers.precision import at_least_float32
 from fx_d2.structures import FXError
@@ -127,6 +128,12 @@ def _sample(sampler: str, value: Tensor, shapes: Sequence[tuple[int, int]], plac
     return (sample_and_sum_cpu if way == "cpp" else sample_and_sum)(value, shapes, place, weights)
 
 
+@constant
+def _widths_and_heights(shapes: tuple[tuple[int, int], ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor]:
+    """(levels, 1, 2)."""
+    return (torch.tensor([(w, h) for h, w in shapes], dtype=dtype, device=device)[:, None],)
+
+
 class DeformableAttention(nn.Module):
     """Each query looks at a few learned points on every level around its reference.
 
@@ -196,7 +203,7 @@ class DeformableAttention(nn.Module):
         offsets = self.sampling_offsets(query).view(*layout, 2)
         weights = self.attention_weights(query).view(*layout[:3], -1).softmax(-1).view(layout)
         if references.shape[-1] == 2:
-            sizes = offsets.new_tensor([(w, h) for h, w in shapes])[None, None, None, :, None]
+            sizes = _widths_and_heights(tuple(shapes), offsets.dtype, offsets.device)[0]
             locations = references[:, :, None, :, None] + offsets / sizes
         else:
             reach = references[:, :, None, :, None, 2:] * (0.5 / self.points)
