@@ -15,6 +15,7 @@ from torch import nn
 from fx_d2.data import TrainData, check_test_split, evaluation_splits
 from fx_d2.engine.checkpoint_files import BEST, numbered
 from fx_d2.engine.distributed import on_first
+from fx_d2.engine.optimizer import moments_kept
 from fx_d2.engine.schedule import PhaseSchedule
 from fx_d2.modeling import FoundationX
 from fx_d2.structures import COMPONENTS, FXError, spec_of
@@ -98,10 +99,11 @@ def check_heads(model: FoundationX, schedule: PhaseSchedule) -> None:
         logger.warning("SCHEDULE.STRATEGY never trains the heads %s: their results mean nothing", names)
 
 
-def checkpoint_bytes(model: nn.Module, teacher: nn.Module | None) -> int:
-    """Size of a checkpoint of AdamW in full: student, teacher, and two moments for each parameter (SGD has one)."""
+def checkpoint_bytes(cfg: CfgNode, model: nn.Module, teacher: nn.Module | None) -> int:
+    """Size of a checkpoint in full: student, teacher, and what the optimizer keeps once all parameters have learned."""
     parameters = sum(p.numel() * p.element_size() for p in model.parameters())
-    return _state_bytes(model) + (_state_bytes(teacher) if teacher is not None else 0) + 2 * parameters
+    states = _state_bytes(model) + (_state_bytes(teacher) if teacher is not None else 0)
+    return states + moments_kept(cfg) * parameters
 
 
 def _state_bytes(module: nn.Module) -> int:
@@ -122,7 +124,7 @@ def check_disk(cfg: CfgNode, model: nn.Module, teacher: nn.Module | None) -> Non
         FXError: OUTPUT_DIR's disk has not enough free space.
     """
     folder = Path(cfg.OUTPUT_DIR)
-    size, count = checkpoint_bytes(model, teacher), checkpoints_kept(cfg)
+    size, count = checkpoint_bytes(cfg, model, teacher), checkpoints_kept(cfg)
     free = shutil.disk_usage(folder).free
     missing = count * size - _present_bytes([*numbered(folder).values(), *folder.glob(BEST)]) - free
     logger.info("a checkpoint is %.3f GB; up to %d of them are kept or being written", size / 2**30, count)

@@ -49,6 +49,13 @@ def build_optimizer(cfg: CfgNode, model: FoundationX) -> torch.optim.Optimizer:
     raise FXError(f"SOLVER.OPTIMIZER is {node.OPTIMIZER!r}: choose adamw or sgd")
 
 
+def moments_kept(cfg: CfgNode) -> int:
+    """Tensors of a parameter's size that the optimizer of `build_optimizer` keeps for it."""
+    if cfg.SOLVER.OPTIMIZER == "adamw":
+        return 2
+    return 1 if cfg.SOLVER.MOMENTUM else 0
+
+
 def parameter_groups(cfg: CfgNode, model: FoundationX) -> list[dict]:
     """The groups {"params", "lr", "weight_decay"}; those of equal numbers are one.
 

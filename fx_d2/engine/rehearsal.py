@@ -163,7 +163,7 @@ def durations(schedule: PhaseSchedule, measured: Mapping[Hashable, Measured], wo
 
 def disk_line(trainer: FXTrainer) -> str:
     """What checkpoints take and what the disk has."""
-    size, count = checkpoint_bytes(trainer.model, trainer.teacher), checkpoints_kept(trainer.cfg)
+    size, count = checkpoint_bytes(trainer.cfg, trainer.model, trainer.teacher), checkpoints_kept(trainer.cfg)
     free = shutil.disk_usage(trainer.cfg.OUTPUT_DIR).free
     return (
         f"a checkpoint takes {size / 2**30:.3f} GB, up to {count} of them {count * size / 2**30:.2f} GB; "

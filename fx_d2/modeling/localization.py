@@ -15,7 +15,7 @@ from fx_d2.layers.deformable_attention import use_sampler
 from fx_d2.layers.precision import at_least_float32
 from fx_d2.losses.set_prediction import SetLossWeights, Targets, match_queries, set_losses
 from fx_d2.modeling.detr.decoder import DecoderOutput, DecoderStack, LocDecoder
-from fx_d2.modeling.detr.denoising import denoising_match, noise_targets
+from fx_d2.modeling.detr.denoising import NoisedQueries, denoising_match, noise_targets
 from fx_d2.modeling.detr.encoder import LocEncoder, Memory
 from fx_d2.structures import FXError
 
@@ -140,8 +140,22 @@ def localization_losses(
         label_noise=settings.dn_label_noise,
         box_noise=settings.dn_box_noise,
     )
-    out = decoder(memory, noised)
-    weights, norm = settings.weights, targets.normalizer()
+    return criterion(decoder(memory, noised), targets, noised, settings.weights, settings.proposal_weight)
+
+
+def criterion(
+    out: DecoderOutput, targets: Targets, noised: NoisedQueries, weights: SetLossWeights, proposal_weight: float
+) -> dict[str, Tensor]:
+    """What `localization_losses` makes of a decoder's answers.
+
+    Args:
+        out: the decoder's, the denoising queries' answers in front.
+        targets: the truth, in columns of the logits.
+        noised: the denoising queries.
+        weights: of losses and matching costs.
+        proposal_weight: of the proposals' losses.
+    """
+    norm = targets.normalizer()
     extra = noised.labels.shape[1]
     (known_logits, logits), (known_boxes, boxes) = (
         x.split([extra, x.shape[2] - extra], dim=2) for x in (out.logits, out.boxes)
@@ -155,7 +169,7 @@ def localization_losses(
         match = denoising_match(targets, noised, len(known_logits))
         known = set_losses(known_logits, known_boxes, targets, match, norm * noised.groups, weights)
         losses |= {f"dn_{key}": value.sum() for key, value in known.items()}
-    return losses | {f"enc_{key}": settings.proposal_weight * value[-1] for key, value in terms.items()}
+    return losses | {f"enc_{key}": proposal_weight * value[-1] for key, value in terms.items()}
 
 
 def best_pairs(out: DecoderOutput, num_select: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -14,7 +13,6 @@ from torch.nn import functional as F
 
 from fx_d2.batch import TARGETS as BATCH_TARGETS
 from fx_d2.batch import Batch
-from fx_d2.layers.precision import at_least_float32
 from fx_d2.losses import Targets, classification_loss, consistency_loss, dice_loss
 from fx_d2.modeling.backbone import TimmBackbone, normalize_images
 from fx_d2.modeling.detr.decoder import LocDecoder
@@ -23,6 +21,7 @@ from fx_d2.modeling.heads import build_head, build_shared
 from fx_d2.modeling.localization import LocSettings, build_settings, localization_losses, select_boxes
 from fx_d2.modeling.region_guidance import Regions, RegionSettings, build_regions, find_regions, guide_features
 from fx_d2.modeling.segmentation import SegDecoder, original_masks
+from fx_d2.modeling.shared import SharedPass
 from fx_d2.structures import (
     HEAD_COMPONENTS,
     SHARED_COMPONENTS,
@@ -35,9 +34,6 @@ from fx_d2.structures import (
 
 Samples = Batch | Sequence[dict[str, Any]]
 """What a model takes: a loader's Batch, or samples that become one."""
-
-Shared = Mapping[str, Callable[[], Tensor]]
-"""Of each shared component what consistency compares, made when it is asked for."""
 
 
 @META_ARCH_REGISTRY.register()
@@ -147,61 +143,42 @@ class FoundationX(nn.Module):
         if not self.training:
             return self.inference(batch)
         batch = self._on_device(batch)
-        dataset, task = batch.one("dataset"), batch.one("task")
-        losses, shared = self._task_losses(batch, dataset, task)
-        losses = {f"loss_{task}_{key}": value for key, value in losses.items()}
+        task = batch.one("task")
+        shared = SharedPass(self, batch, task)
+        losses = {f"loss_{task}_{key}": value for key, value in self._task_losses(batch, shared).items()}
         if self.consistency:
             losses = {key: (1 - self.consistency) * value for key, value in losses.items()}
         if guide:
             weight = self.consistency / len(guide)
             for component, target in guide.items():
                 name = f"loss_{task}_consistency_{component}"
-                losses[name] = weight * consistency_loss(shared[component](), target)
+                losses[name] = weight * consistency_loss(shared.compared(component), target)
         return losses
 
-    def _task_losses(self, batch: Batch, dataset: str, task: str) -> tuple[dict[str, Tensor], Shared]:
-        """Unweighted losses of the task, and what the shared parts gave, for consistency."""
-        features, padding = self._features(batch, "image")
-        if task == "cls":
-            pooled = self.backbone.pooled(features)
-            loss = classification_loss(self.cls_heads[dataset](pooled), batch.tensors["labels"])
-            return {"bce": loss}, {"backbone": lambda: pooled}
-        if task == "loc":
-            levels, memory = self._encode(features, padding)
+    def _task_losses(self, batch: Batch, shared: SharedPass) -> dict[str, Tensor]:
+        """Unweighted losses of the task."""
+        if shared.task == "cls":
+            logits = self.cls_heads[shared.dataset](shared.pooled)
+            return {"bce": classification_loss(logits, batch.tensors["labels"])}
+        if shared.task == "loc":
             targets = Targets.of_batch(batch.tensors["classes"], batch.tensors["boxes"], batch.counts)
-            losses = localization_losses(cast(LocDecoder, self.loc_decoders[dataset]), memory, targets, self.loc)
-            return losses, {"backbone": partial(_flat, levels), "loc_encoder": lambda: memory.tokens}
-        fused = self._fuse(features, self._regions(dataset, features, padding))
+            decoder = cast(LocDecoder, self.loc_decoders[shared.dataset])
+            return localization_losses(decoder, shared.memory, targets, self.loc)
         masks, known, valid = (batch.tensors[key] for key in BATCH_TARGETS["seg"])
-        logits = self._upsample(self.seg_heads[dataset](fused), masks.shape[-2:])
-        loss = dice_loss(logits, masks, known, valid, self.dice_per_class)
-        return {"dice": loss}, {"backbone": partial(_unit, self._last(features)), "seg_decoder": partial(_unit, fused)}
+        logits = self._upsample(self.seg_heads[shared.dataset](shared.fused), masks.shape[-2:])
+        return {"dice": dice_loss(logits, masks, known, valid, self.dice_per_class)}
 
     def shared_outputs(self, batch: Samples, task: str, wanted: Iterable[str], view: str) -> dict[str, Tensor]:
         """What the shared components give for a batch: the teacher's side of the consistency losses.
 
         Args:
             batch: as in `forward`.
-            task: decides which tensor stands for a component, as in `_task_losses`.
+            task: decides which tensor stands for a component, see `SharedPass.compared`.
             wanted: components; nothing beyond the last one runs.
             view: key of the images to read; falls back to "image" where the samples have no own view.
         """
-        batch = self._on_device(batch)
-        features, padding = self._features(batch, view)
-        shared: dict[str, Callable[[], Tensor]]
-        if task == "cls":
-            shared = {"backbone": partial(self.backbone.pooled, features)}
-        elif task == "loc":
-            levels = self.backbone.levels(features)
-            encode = cast(LocEncoder, self.loc_encoder)
-            shared = {"backbone": partial(_flat, levels), "loc_encoder": lambda: encode(levels, padding).tokens}
-        else:
-            dataset = batch.one("dataset")
-            shared = {
-                "backbone": lambda: _unit(self._last(features)),
-                "seg_decoder": lambda: _unit(self._fuse(features, self._regions(dataset, features, padding))),
-            }
-        return {key: shared[key]() for key in wanted}
+        shared = SharedPass(self, self._on_device(batch), task, view)
+        return {component: shared.compared(component) for component in wanted}
 
     @torch.no_grad()
     def inference(self, batch: Samples) -> list[dict[str, Any]]:
@@ -225,7 +202,7 @@ class FoundationX(nn.Module):
             Per image {dataset: what `forward` returns for it in evaluation}.
         """
         batch = self._on_device(batch)
-        features, padding = self._features(batch, "image")
+        features, padding = self.features(batch, "image")
         sizes = [(x["height"], x["width"]) for x in batch.samples]
         results: list[dict[str, dict[str, Any]]] = [{name: {} for name in wanted} for _ in sizes]
         for name, outputs in self.run_heads(features, padding, wanted).items():
@@ -259,17 +236,17 @@ class FoundationX(nn.Module):
             logits = self.cls_heads[name](pooled).float()
             found[name]["cls"] = logits.softmax(-1) if self.specs[name].cls_kind == "softmax" else logits.sigmoid()
         guided = [name for name in tasks["seg"] if self._is_guided(name)]
-        memory = self._encode(features, padding)[1] if tasks["loc"] or guided else None
+        memory = self._encode(features, padding) if tasks["loc"] or guided else None
         boxes = {name: self.loc_decoders[name](memory) for name in dict.fromkeys((*tasks["loc"], *guided))}
         for name in tasks["loc"]:
             found[name]["loc"] = boxes[name]
-        plain = self._fuse(features, None) if set(tasks["seg"]) - set(guided) else None
+        plain = self.fuse(features, None) if set(tasks["seg"]) - set(guided) else None
         for name in tasks["seg"]:
             fused = plain
             if name in guided:
                 ratios = cast(Memory, memory).valid_ratios
                 regions = find_regions(boxes[name], self.box_columns(name), ratios, self.regions)
-                fused = self._fuse(features, regions)
+                fused = self.fuse(features, regions)
             found[name]["seg"] = self.seg_heads[name](fused)
         return found
 
@@ -280,7 +257,7 @@ class FoundationX(nn.Module):
     @torch.no_grad()
     def embed(self, batch: Samples) -> Tensor:
         """The trunk's feature of each image, (B, C): what the classification heads read."""
-        return self.backbone.pooled(self._features(self._on_device(batch), "image")[0])
+        return self.backbone.pooled(self.features(self._on_device(batch), "image")[0])
 
     def modules_of(self, dataset: str, task: str) -> dict[str, list[nn.Module]]:
         """The modules each component contributes to one dataset's task; nothing else runs in such a step."""
@@ -303,47 +280,34 @@ class FoundationX(nn.Module):
     def _on_device(self, batch: Samples) -> Batch:
         return (batch if isinstance(batch, Batch) else Batch.collate(batch)).to(self.device)
 
-    def _features(self, batch: Batch, view: str) -> tuple[dict[str, Tensor], Tensor | None]:
+    def features(self, batch: Batch, view: str) -> tuple[dict[str, Tensor], Tensor | None]:
+        """The trunk's stages for a batch on the device, and its padding (B, H, W); see `SharedPass` for the view."""
         images, padding = batch.tensors.get(view, batch.tensors["image"]), batch.tensors.get("padding")
         images = normalize_images(images, self.pixel_mean, self.pixel_std)
         if padding is not None:
             images = images.masked_fill(padding[:, None], 0)
         return self.backbone(images), padding
 
-    def _encode(self, features: dict[str, Tensor], padding: Tensor | None) -> tuple[list[Tensor], Memory]:
-        levels = self.backbone.levels(features)
-        return levels, cast(LocEncoder, self.loc_encoder)(levels, padding)
+    def _encode(self, features: dict[str, Tensor], padding: Tensor | None) -> Memory:
+        return cast(LocEncoder, self.loc_encoder)(self.backbone.levels(features), padding)
 
     def _is_guided(self, dataset: str) -> bool:
         return self.regions.weight > 0 and dataset in self.loc_decoders
 
     @torch.no_grad()
-    def _regions(self, dataset: str, features: dict[str, Tensor], padding: Tensor | None) -> Regions | None:
+    def find_own_regions(self, dataset: str, features: dict[str, Tensor], padding: Tensor | None) -> Regions | None:
         """Where the dataset's own boxes are, as constants; None without guidance. Frozen parts alone run here."""
         if not self._is_guided(dataset):
             return None
-        memory = self._encode(features, padding)[1]
+        memory = self._encode(features, padding)
         out = self.loc_decoders[dataset](memory)
         return find_regions(out, self.box_columns(dataset), memory.valid_ratios, self.regions)
 
-    def _fuse(self, features: dict[str, Tensor], regions: Regions | None) -> Tensor:
+    def fuse(self, features: dict[str, Tensor], regions: Regions | None) -> Tensor:
+        """What the segmentation decoder makes of the trunk's stages, guided by regions if there are any."""
         guided = features if regions is None else guide_features(features, regions, self.regions.weight)
         return cast(SegDecoder, self.seg_decoder)(list(guided.values()))
 
     @staticmethod
-    def _last(features: dict[str, Tensor]) -> Tensor:
-        return features[f"stage{len(features) - 1}"]
-
-    @staticmethod
     def _upsample(logits: Tensor, size: Sequence[int]) -> Tensor:
         return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
-
-
-def _flat(levels: Sequence[Tensor]) -> Tensor:
-    """Maps (B, C_i, H_i, W_i) as one (B, sum of C_i * H_i * W_i): positions and channels in a fixed order."""
-    return torch.cat([x.flatten(1) for x in levels], dim=1)
-
-
-def _unit(x: Tensor) -> Tensor:
-    """Each position's channel vector scaled to length 1, so that the maps' magnitude does not matter."""
-    return F.normalize(at_least_float32(x), dim=1)

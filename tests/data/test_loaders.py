@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.reduction import ForkingPickler
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from detectron2.config import CfgNode
+from torch import Tensor
 
 from fx_d2.batch import Batch
 from fx_d2.data.annotations import load_spec, write_split
@@ -63,6 +65,33 @@ def test_workers_and_resume_do_not_change_samples(registered: CfgNode) -> None:
         for batch, other in zip(batches, wanted, strict=True):
             assert batch.samples == other.samples and batch.counts == other.counts
             torch.testing.assert_close(batch.tensors, other.tensors, rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_thread_pins_what_workers_hand_over(registered: CfgNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a GPU, which is played here: each tensor of a batch is pinned once, and pictures and masks are bytes."""
+    plain, pinned = _run(registered), []
+
+    def pin(x: Tensor) -> Tensor:
+        assert x.is_shared() and threading.current_thread() is not threading.main_thread()
+        pinned.append(x.clone())
+        return pinned[-1]
+
+    for name, value in (
+        ("is_available", True),
+        ("current_accelerator", torch.device("cuda")),
+        ("current_device_index", 0),
+        ("set_device_index", None),
+    ):
+        monkeypatch.setattr(torch.accelerator, name, lambda *_, value=value: value)
+    monkeypatch.setattr(Tensor, "pin_memory", pin)
+    registered.DATALOADER.NUM_WORKERS, registered.MODEL.DEVICE = 2, "cuda"
+    batches = _run(registered)
+    found = [x for batch in batches for x in batch.tensors.values()]
+    assert len(found) == len(pinned) and {id(x) for x in found} == {id(x) for x in pinned}  # as workers came
+    for batch, other in zip(batches, plain, strict=True):
+        assert batch.samples == other.samples
+        torch.testing.assert_close(batch.tensors, other.tensors, rtol=0, atol=0, equal_nan=True)
+    assert {x.element_size() for x in batches[2].tensors.values()} == {1} and "masks" in batches[2].tensors
 
 
 def test_workers_share_the_records(registered: CfgNode, images: list[dict[str, Any]], tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ def test_a_peak_is_seen_after_it_has_gone_and_forgotten_at_reset() -> None:
     _touch(200)
     assert peak.read() - before > 150 * MB
     peak.reset()
-    assert "since" in peak.source or peak.read() - before < 100 * MB
+    # Beside what is held now: an allocator may keep what was given back.
+    assert "since" in peak.source or peak.read() - memory_used(CPU) < 100 * MB
 
 
 @linux

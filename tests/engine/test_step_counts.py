@@ -55,6 +55,10 @@ class Launches(TorchDispatchMode):
         self.waits[name] += name.startswith(self.WAITING)
         return func(*args, **(kwargs or {}))
 
+    def hidden_waits(self) -> dict[str, int]:
+        """Waits by operator, without the ways of a scalar to the host, which `Waits` sees too."""
+        return {name: n for name, n in self.waits.items() if n and "_local_scalar_dense" not in name}
+
 
 class Waits(TorchFunctionMode):
     """Counts where Python would wait for a GPU, if the tensors were there: the CPU alone would not tell.
@@ -114,9 +118,7 @@ def counted() -> Iterator[tuple[Launches, Waits]]:
 def test_waits_are_found(cause: Callable[[Tensor], object], want: int) -> None:
     with counted() as (launches, waits):
         cause(torch.ones(2))
-    # A scalar's way to the host is one wait, seen by both counters.
-    seen = launches.waits - Counter({"aten._local_scalar_dense.default": launches.waits.total()})
-    assert waits.count.total() + seen.total() == want
+    assert waits.count.total() + sum(launches.hidden_waits().values()) == want
 
 
 def test_launches_are_found() -> None:
@@ -135,31 +137,52 @@ NARROW = """
 MODEL.TIMM.NAME swin_base_patch4_window7_224|MODEL.TIMM.KWARGS.depths [2, 2, 18, 2]
 MODEL.TIMM.KWARGS.num_heads [1, 2, 4, 8]|MODEL.TIMM.IN_CHANS 3|MODEL.LOC.NUM_HEADS 8
 MODEL.LOC.ENC_LAYERS 6|MODEL.LOC.DEC_LAYERS 6|MODEL.LOC.NUM_QUERIES 900
-MODEL.LOC.DN_NUMBER 100|INPUT.SIZE [224, 224]|MODEL.TEACHER.ENABLED False|DATASETS.TRAIN ["alpha_train"]
+MODEL.LOC.DN_NUMBER 100|INPUT.SIZE [224, 224]|DATASETS.TRAIN ["alpha_train"]
 SCHEDULE.BATCH_SIZE.LOC 2|SCHEDULE.ITERS_PER_PASS 2
-SCHEDULE.STRATEGY [{"task": "loc", "share": 1.0, "train": ["backbone", "loc_encoder", "loc_decoders"]}]
 """
+RELEASED = """[{"task": "loc", "share": 1.0, "train": ["backbone", "loc_encoder", "loc_decoders"]}]"""
 
 
-def test_launches_and_waits_of_a_released_localization_step(make_cfg: MakeCfg) -> None:
-    """From a batch to the new weights; the public implementation: 7,916 launches and 94 waits before the optimizer."""
-    options = [word for line in NARROW.strip().replace("\n", "|").split("|") for word in line.split(" ", 1)]
-    trainer = FXTrainer(make_cfg(*options))
-    run_step, seen = trainer.run_step, []
+def counts_of_steps(cfg: CfgNode) -> dict[tuple[str, bool], tuple[Launches, Waits]]:
+    """Counts of the second step of each pass of the first cycle, by (task, released): from a batch to new weights."""
+    trainer = FXTrainer(cfg)
+    run_step, seen = trainer.run_step, {}
 
     def counting() -> None:
+        phase = trainer.schedule.at(trainer.iter).phase
         trainer._batches = chain([next(trainer._batches)], trainer._batches)  # read by a worker, as it were
         with counted() as both:
             run_step()
-        seen.append(both)
+        seen[phase.task, "backbone" in phase.trainable] = both  # the first step also makes the optimizer's state
 
     trainer.run_step = counting  # type: ignore[method-assign]
     trainer.train()
-    launches, waits = seen[-1]  # the first step also makes the optimizer's state
+    return seen
+
+
+def test_launches_and_waits_of_a_released_localization_step(make_cfg: MakeCfg) -> None:
+    """The public implementation: 7,916 launches and 94 waits before the optimizer."""
+    options = (*words(NARROW), "MODEL.TEACHER.ENABLED", "False", "SCHEDULE.STRATEGY", RELEASED)
+    ((launches, waits),) = counts_of_steps(make_cfg(*options)).values()
     assert launches.count["aten._fused_adamw_.default"] > 0 and launches.count["aten.convolution_backward.default"] > 0
     assert launches.count.total() <= 4200, launches.count.most_common(20)
     assert waits.count.total() <= 4, +waits.count
-    assert not [name for name, n in launches.waits.items() if n and "_local_scalar_dense" not in name], launches.waits
+    assert launches.hidden_waits() == {}
+
+
+def test_launches_and_waits_of_each_phase_with_a_teacher(make_cfg: MakeCfg) -> None:
+    """A released phase pays the teacher's forward pass without the decoder, a locked one nothing; none waits for it."""
+    bounds = {("cls", True): 2150, ("loc", False): 2050, ("loc", True): 4050, ("seg", False): 540, ("seg", True): 2350}
+    seen = counts_of_steps(make_cfg(*words(NARROW), "SCHEDULE.BATCH_SIZE.SEG", "2", "SCHEDULE.BATCH_SIZE.CLS", "2"))
+    found = {key: (launches.count.total(), waits.count.total()) for key, (launches, waits) in seen.items()}
+    assert found.keys() == bounds.keys() and all(launches <= bounds[key] for key, (launches, _) in found.items()), found
+    assert all(waits <= 4 for _, waits in found.values()), found
+    assert all(launches.hidden_waits() == {} for launches, _ in seen.values())
+
+
+def words(lines: str) -> list[str]:
+    """KEY VALUE pairs, one a line or between bars."""
+    return [word for line in lines.strip().replace("\n", "|").split("|") for word in line.split(" ", 1)]
 
 
 SPEC = DatasetSpec(
@@ -178,11 +201,17 @@ def fake() -> FakeTensorMode:
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
+def default_cfg() -> CfgNode:
+    """The defaults."""
+    cfg = get_cfg()
+    add_fx_config(cfg)
+    return cfg
+
+
 @pytest.fixture(scope="module")
 def base(fake: FakeTensorMode) -> FoundationX:
     """The default model, at its full size."""
-    cfg = get_cfg()
-    add_fx_config(cfg)
+    cfg = default_cfg()
     cfg.MODEL.TEACHER.ENABLED = False
     with torch.device("meta"):
         model = FoundationX(cfg, specs=[SPEC])
@@ -292,4 +321,4 @@ def test_frozen_parts_keep_nothing(base: FoundationX, fake: FakeTensorMode, task
 
 def test_bytes_of_a_checkpoint(base: FoundationX) -> None:
     """Student, teacher and AdamW's moments of a model of one dataset with all three tasks."""
-    assert checkpoint_bytes(base, base) / MB <= 2060
+    assert checkpoint_bytes(default_cfg(), base, base) / MB <= 2060

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from detectron2.config import get_cfg
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
@@ -130,3 +131,22 @@ def test_cycle_weights(benchmark: ModuleType) -> None:
     assert equal_slots(PRETRAINING, schedule) == dict(zip(KINDS, (13, 4, 8, 2.5, 5), strict=True))
     schedule.STRATEGY = [{"task": "cls", "share": 1.0, "train": ["cls_heads"], "steps": 5}]
     assert cycle_images(PRETRAINING, schedule, 2) == {"cls/lock": 13 * 5 * 2}
+
+
+def test_criterion(benchmark: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both ways of writing the criterion find the same pairs, loss and gradients, and a small run prints two tables."""
+    from benchmarks import criterion
+
+    torch.manual_seed(0)
+    problem = criterion.draw(batch=3, boxes=2, queries=9, pairs=5, dtype=torch.float64)
+    assert problem.noised.groups == 2
+    out, found = problem.out, []
+    leaves = (out.logits, out.boxes, out.proposal_logits, out.proposal_boxes)
+    for make in (criterion.criterion, criterion.plain_criterion):
+        loss = make(problem)
+        found.append((loss.detach(), *torch.autograd.grad(loss, leaves)))
+    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-12)
+    assert all(x.abs().max() > 0 for x in found[0])
+    small = "criterion --batch 2 --boxes 1 --queries 5 --pairs 2 --repeat 1".split()
+    assert benchmark.main(small) == 0
+    assert capsys.readouterr().out.count("\n| fx_d2 ") == 2
