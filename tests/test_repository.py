@@ -25,6 +25,7 @@ DIRECTION = (
     ("engine",),
     ("evaluation",),
     ("visualization",),
+    ("reporting",),
     ("predictor",),
 )
 RANK = {part: rank for rank, parts in enumerate(DIRECTION) for part in parts}

@@ -8,7 +8,7 @@ from fx_d2.evaluation.localization import LocalizationEvaluator
 from fx_d2.evaluation.operating_points import build_thresholds, read_points, write_points
 from fx_d2.evaluation.options import MetricOptions
 from fx_d2.evaluation.paired import Paired, paired_differences
-from fx_d2.evaluation.predictions import prediction_record, read_predictions
+from fx_d2.evaluation.predictions import prediction_record, read_all_predictions, read_predictions
 from fx_d2.evaluation.ranking import auroc, average_precision
 from fx_d2.evaluation.report import per_class_table, results_table, write_results
 from fx_d2.evaluation.segmentation import SegmentationEvaluator, dice
@@ -29,6 +29,7 @@ __all__ = [
     "paired_differences",
     "per_class_table",
     "prediction_record",
+    "read_all_predictions",
     "read_points",
     "read_predictions",
     "read_scores",

@@ -35,6 +35,11 @@ class Paired(NamedTuple):
         """How far the second is above the first."""
         return self.second - self.first
 
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The interval of the difference, or None where too few draws define it."""
+        return None if np.isnan(self.low) else (self.low, self.high)
+
 
 def paired_differences(
     first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray], *, draws: int, seed: int
