@@ -18,6 +18,11 @@ def title_of(dataset: str) -> str:
     return BY_NAME[dataset].title if dataset in BY_NAME else dataset
 
 
+def row_title(row: PaperRow) -> str:
+    """How tables write a row: the dataset, and the classes that it is about."""
+    return title_of(row.dataset) + (f": {', '.join(row.classes)}" if row.classes else "")
+
+
 def methods(runs: Sequence[Run]) -> list[list[Run]]:
     """Runs by method, repetitions of one with other seeds together."""
     found: dict[str, list[Run]] = {}
@@ -134,8 +139,7 @@ def _line(
     numbers: list[Cell] = [Number(value=row.numbers[name]) if name in row.numbers else "" for name in published]
     if len(published) == 2:
         numbers.append(difference(numbers[0], numbers[1]))
-    dataset = " ".join((title_of(row.dataset), *(f"({name})" for name in row.classes)))
-    label = LABELS[row.metric]
+    dataset, label = row_title(row), LABELS[row.metric]
     kind = split.rpartition("_")[2]
     return (dataset, label, kind, images, first, *ours, difference(first, ours[0], interval), *numbers)
 

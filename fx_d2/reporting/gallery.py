@@ -21,6 +21,7 @@ from fx_d2.evaluation import read_all_predictions, read_scores
 from fx_d2.evaluation.matching import HIT, MISS
 from fx_d2.reporting.baselines import title_of
 from fx_d2.reporting.document import Figure, Section, slug
+from fx_d2.reporting.recipe import at
 from fx_d2.reporting.runs import Results
 from fx_d2.structures import FXError, spec_of
 from fx_d2.visualization import draw_comparison, predicted_findings, truth_findings
@@ -142,7 +143,7 @@ def galleries(results: Results, run: str, root: str, number: int, *, threshold: 
     Args:
         results: an evaluation with files of scores and predictions.
         run: the run's name.
-        root: folder of prepared datasets, as DATASETS.ROOT.
+        root: folder of prepared datasets; empty: as the evaluation's config says.
         number: pictures of each kind and task.
         threshold: boxes with this score or more are drawn and counted.
     """
@@ -245,7 +246,11 @@ class _Gallery:
 
 def _samples(results: Results, split: str, root: str) -> dict[int, dict[str, Any]]:
     """The split's dicts by image id; FXError when it is not at hand, or is not what was evaluated."""
-    register_datasets(build_cfg("", ["DATASETS.ROOT", root, "DATASETS.TEST", f"('{split}',)"]))
+    known = at(results.settings, "DATASETS") or {}
+    options = ["DATASETS.ROOT", root or known.get("ROOT") or "", "DATASETS.TEST", f"('{split}',)"]
+    # What limits the rows of the datasets: predictions have the classes that were in use.
+    options += [word for key in ("TASKS", "CLASSES") if key in known for word in (f"DATASETS.{key}", str(known[key]))]
+    register_datasets(build_cfg("", options))
     file = MetadataCatalog.get(split).json_file
     if file_content_hash(file) != results.hashes.get(split):
         raise FXError(f"{file} is not the annotation file that was evaluated")

@@ -60,13 +60,16 @@ class Recipe:
             tasks_of: tasks of datasets that are not in the table of datasets.
         """
         strategy = at(settings, "SCHEDULE", "STRATEGY") or []
-        trained = {row["task"] for row in strategy}
         datasets = [name.rpartition("_")[0] for name in at(settings, "DATASETS", "TRAIN") or []]
-        slots = tuple(
-            (name, task) for name in datasets for task in TASKS if task in trained and task in _tasks(name, tasks_of)
-        )
-        tasks = {task for _, task in slots}
-        learning = {part for row in strategy if row["task"] in tasks for part in row["train"]}
+        used = at(settings, "DATASETS", "TASKS") or TASKS
+        passes = [
+            (name, row)
+            for name in datasets
+            for row in strategy
+            if row["task"] in used and row["task"] in _tasks(name, tasks_of) and name in row.get("datasets", [name])
+        ]
+        slots = tuple(dict.fromkeys((name, row["task"]) for name, row in passes))
+        learning = {part for _, row in passes for part in row["train"]}
         teacher = bool(at(settings, "MODEL", "TEACHER", "ENABLED")) and at(settings, "MODEL", "TEACHER", "CONSISTENCY")
         few = at(settings, "DATASETS", "FEW_SHOT") or {}
         images = int(few.get("IMAGES") or 0)
@@ -120,7 +123,9 @@ def _start(settings: Mapping[str, Any]) -> str:
         return "ImageNet" if at(settings, "MODEL", "TIMM", "KWARGS", "pretrained") else "random"
     path = Path(weights)
     # model_final.pth and its like say nothing; the run's folder does.
-    return path.parent.name if path.stem.startswith("model_") and path.parent.name else path.stem
+    name = path.parent.name if path.stem.startswith("model_") and path.parent.name else path.stem
+    which = at(settings, "MODEL", "WEIGHTS_FROM")
+    return f"{name} ({which})" if which else name
 
 
 def _method(settings: Mapping[str, Any]) -> str:

@@ -11,7 +11,6 @@ from fx_d2.reporting.comparison import Comparer, comparison_table, find_side
 from fx_d2.reporting.document import Document, Section, slug
 from fx_d2.reporting.gallery import galleries
 from fx_d2.reporting.paper import PaperTable
-from fx_d2.reporting.recipe import at
 from fx_d2.reporting.run_sections import (
     classes_section,
     curves_section,
@@ -88,8 +87,7 @@ def _run_section(run: Run, options: ReportOptions) -> Section:
         makers = (classes_section, curves_section, groups_section, heads_section)
         parts += [make(run, run.results) for make in makers]
         if options.pictures:
-            root = options.root or at(run.settings, "DATASETS", "ROOT") or ""
-            parts.append(galleries(run.results, run.name, root, options.pictures))
+            parts.append(galleries(run.results, run.name, options.root, options.pictures))
     parts.append(protocol_section(run))
     kept = tuple(_without_empty(part) for part in parts if not part.empty)
     return Section(key=slug(f"run-{run.name}"), title=run.name, text=(run.recipe.describe() + ".",), parts=kept)

@@ -46,23 +46,26 @@ def training_section(run: Run) -> Section:
 
 
 def _time_table(run: Run) -> Table:
-    """Seconds of a step by dataset and task, from lines of metrics.json that hold both a slot's loss and a time."""
-    found: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
+    """Seconds of a step by dataset and task, from lines of metrics.json that hold a time of the two."""
+    found: dict[tuple[str, str], list[tuple[float, float | None]]] = defaultdict(list)
     for line in run.steps:
-        slots = [slot for slot in run.recipe.slots if f"{slot[0]}/{slot[1]}/total_loss" in line]
-        if len(slots) == 1 and isinstance(line.get("time"), int | float):
-            found[slots[0]].append((line["time"], line.get("data_time") or 0.0))
+        for dataset, task in run.recipe.slots:
+            slot = f"{dataset}/{task}"
+            value = line.get(f"{slot}/step_time", line.get("time") if f"{slot}/total_loss" in line else None)
+            if isinstance(value, int | float):
+                found[dataset, task].append((value, line.get("data_time")))
     rows = []
     for dataset, task in sorted(found, key=lambda slot: TASKS.index(slot[1])):
-        times, waits = zip(*found[dataset, task], strict=True)
-        cells = Number(value=median(times), digits=3), Number(value=median(waits), digits=3)
-        rows.append((title_of(dataset), task, count(len(times)), *cells))
+        times = [value for value, _ in found[dataset, task]]
+        waits = [wait for _, wait in found[dataset, task] if wait is not None]
+        wait: Cell = Number(value=median(waits), digits=3) if waits else ""
+        rows.append((title_of(dataset), task, count(len(times)), Number(value=median(times), digits=3), wait))
     return Table(
         key=slug(f"time-{run.name}"),
         title="Time of a step",
         columns=("dataset", "task", "samples", "seconds a step", "of these waiting for data"),
         rows=tuple(rows),
-        notes=("medians of what metrics.json holds, which is itself a median of the last 20 steps",),
+        notes=("medians over the samples that metrics.json holds",),
     )
 
 

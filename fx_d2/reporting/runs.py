@@ -53,6 +53,11 @@ class Results:
         return {split: dataset_of(split) if count[dataset_of(split)] == 1 else split for split in splits}
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """The evaluation's config as plain data."""
+        return yaml.safe_load(self.meta["config"]) or {}
+
+    @property
     def models(self) -> list[str]:
         """ "student", "teacher", or both."""
         return list(dict.fromkeys(key.split("/", 1)[0] for key in self.metrics))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fx_d2.evaluation.report import LABELS
-from fx_d2.reporting.baselines import methods, split_single, title_of
+from fx_d2.reporting.baselines import methods, row_title, split_single
 from fx_d2.reporting.comparison import same_split
 from fx_d2.reporting.paper import PaperRow, PaperTable, row_of
 from fx_d2.reporting.runs import Run
@@ -109,8 +109,7 @@ def _heads(paper: PaperTable, start: str, heads: Sequence[Run], runs: Sequence[R
 
 def _facts(row: PaperRow, runs: Sequence[Run]) -> tuple[str, ...]:
     split = same_split(runs, row.dataset) or ""
-    dataset = " ".join((title_of(row.dataset), *(f"({name})" for name in row.classes)))
-    return dataset, row.task, LABELS[row.metric], split.rpartition("_")[2]
+    return row_title(row), row.task, LABELS[row.metric], split.rpartition("_")[2]
 
 
 def _value(runs: Sequence[Run], row: PaperRow, beside: Sequence[Run]) -> Cell:

@@ -95,7 +95,7 @@ def test_baselines_of_two_configs_are_not_mixed(make_run: MakeRun, joint: Path) 
 def test_organs_have_a_row_a_class(make_run: MakeRun) -> None:
     organs = make_run("organs", ("vindr_organs",), ("loc", "seg"), {"student/vindr_organs/loc/AP40/Heart": 0.88})
     (table,) = tables_of(organs)
-    row = row_of(table, "VinDr-CXR organs (CheXmask) (Heart)", "AP40")
+    row = row_of(table, "VinDr-CXR organs (CheXmask): Heart", "AP40")
     assert table.key == "organs" and len(table.rows) == 6
     assert (row["student"], row["paper: Foundation X"]) == ("88.00", "88.41")
 

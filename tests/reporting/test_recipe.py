@@ -26,6 +26,15 @@ def test_slots_are_tasks_that_the_strategy_and_the_dataset_have() -> None:
     assert own.slots == (("own", "seg"),) and own.single
 
 
+def test_a_config_may_use_some_tasks_and_rows_some_datasets() -> None:
+    some = settings(["siim_acr_train", "node21_train"])
+    some["DATASETS"]["TASKS"] = ["cls", "loc"]
+    some["SCHEDULE"]["STRATEGY"] = [
+        row | {"datasets": ["node21"]} if row["task"] == "loc" else row for row in PAPER_STRATEGY
+    ]
+    assert Recipe.from_settings(some, {}).slots == (("siim_acr", "cls"), ("node21", "cls"), ("node21", "loc"))
+
+
 def test_heads_only_and_few_images() -> None:
     heads = Recipe.from_settings(settings(["vindr_local_train"], LOC_HEAD), {})
     assert heads.heads_only and not heads.single and heads.images == 0 and heads.seed == 3
@@ -42,6 +51,7 @@ def test_heads_only_and_few_images() -> None:
         ({"TIMM": {"KWARGS": {"pretrained": True}}}, "ImageNet"),
         ({"WEIGHTS": "weights/ark6_swin_base.pth"}, "ark6_swin_base"),
         ({"WEIGHTS": "output/fx/model_final.pth"}, "fx"),
+        ({"WEIGHTS": "output/fx/model_final.pth", "WEIGHTS_FROM": "teacher"}, "fx (teacher)"),
     ],
 )
 def test_where_a_run_started(model: dict[str, Any], start: str) -> None:

@@ -35,6 +35,7 @@ def test_what_is_said_about_a_run(make_run: MakeRun) -> None:
     more = {"details": details, "subgroups": {"student/films": {"sex=F": group}}}
     steps = [{"iteration": i, "films/cls/total_loss": 1.0, "time": 0.1 * i, "data_time": 0.01} for i in (1, 2, 3)]
     steps.append({"iteration": 4, "films/cls/total_loss": 1.0})
+    steps.append({"iteration": 5, "films/cls/total_loss": 1.0, "time": 9.0, "films/cls/step_time": 0.2})
     (run,) = read_runs([str(make_run("run", ("films",), ("cls",), metrics, more=more, steps=steps))])
 
     (table,) = classes_section(run, run.results).tables
@@ -49,7 +50,7 @@ def test_what_is_said_about_a_run(make_run: MakeRun) -> None:
     assert list(map(str, heads_section(run, run.results).tables[0].rows[0])) == [
         "films", "test", "student", "a", "10", "70.00", "CheXpert", "55.00", "1", "2", "3", "4"]  # fmt: skip
     times = training_section(run).parts[1].tables[0]
-    assert list(map(str, times.rows[0])) == ["films", "cls", "3", "0.200", "0.010"]
+    assert list(map(str, times.rows[0])) == ["films", "cls", "4", "0.200", "0.010"]
     facts = protocol(run)
     assert facts["dataset_hash"] == {"films_test": "sha256:films_test"} and facts["splits"] == "films_test"
     assert "BASE_LR: 0.0001" in protocol_section(run).parts[0].code

@@ -35,7 +35,7 @@ def test_fine_tuning_has_a_column_a_start(make_run: MakeRun) -> None:
     ]
     (table,) = tables_of(folders)
     heart = rows_of(table)[0]
-    assert heart["dataset"] == "JSRT (SCR) (Heart)" and len(table.rows) == 3
+    assert heart["dataset"] == "JSRT (SCR): Heart" and len(table.rows) == 3
     assert (heart["from ark"], heart["from fx"], heart["from random"]) == ("94.00", "95.00", "80.00")
     assert (heart["paper: Ark"], heart["paper: POPAR"], heart["paper: Foundation X"]) == ("94.62", "94.64", "95.42")
 
@@ -52,7 +52,7 @@ def test_few_shot_has_mean_deviation_and_count_of_seeds(make_run: MakeRun) -> No
     assert list(rows) == ["24", "20", "15", "12", "6", "5", "3"]  # the paper's and ours, largest first
     assert rows["6"]["from ark"] == "83.00 ± 3.00 (3)" and rows["6"]["paper: Foundation X"] == "83.03"
     assert rows["3"]["from ark"] == "70.00" and rows["24"]["from ark"] == "" and rows["5"]["paper: Ark"] == ""
-    assert rows["5"]["from ark"] == "75.00 ± 0.00 (2)" and rows["5"]["dataset"] == "JSRT (SCR) (Clavicles)"
+    assert rows["5"]["from ark"] == "75.00 ± 0.00 (2)" and rows["5"]["dataset"] == "JSRT (SCR): Clavicles"
     cell = table.rows[4][table.columns.index("from ark")]
     assert cell.deviation == pytest.approx(math.sqrt((9 + 0 + 9) / 2)) and cell.runs == 3
 
