@@ -67,7 +67,7 @@ demo: install
 			--predictions $(DEMO)/test/inference/predictions_student.json --which student \
 			--dataset $$name --num 8 --output $(DEMO)/pictures/$$name || exit 1; \
 	done
-	$(PY) tools/report.py $(DEMO)/test --output $(DEMO)/report --gallery 1
+	$(PY) tools/report.py synthetic=$(DEMO)/test --output $(DEMO)/report --gallery 1
 	@sed '/^## Per class/,$$d' $(DEMO)/test/results.md
 	@echo "checkpoint  $(DEMO)/run/model_final.pth"
 	@echo "results     $(DEMO)/test/results.md"

@@ -14,9 +14,6 @@ from fx_d2.structures import TASKS, FXError
 
 KINDS = ("baselines", "starts", "few_shot", "heads")
 
-Key = tuple[str, str, tuple[str, ...], int]
-"""Dataset, task, classes (empty = the dataset's mean), training images (0 = all)."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class PaperRow:
@@ -37,11 +34,6 @@ class PaperRow:
     classes: tuple[str, ...] = ()
     images: int = 0
     numbers: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def key(self) -> Key:
-        """By what our numbers are found."""
-        return self.dataset, self.task, self.classes, self.images
 
 
 @dataclass(frozen=True, kw_only=True)

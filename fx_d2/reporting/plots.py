@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -120,14 +120,14 @@ def _lines(curves: Mapping[str, tuple[list[int], list[float]]], title: str, key:
     if not curves:
         return []
     with matplotlib.rc_context(_STYLE):
-        fig = figure.Figure(figsize=(3.5, 2.5), layout="constrained")
+        fig = _figure(2.3, curves)
         axes = fig.add_subplot(xlabel="iteration", title=title)
         for i, (name, (x, y)) in enumerate(curves.items()):
             axes.plot(x, y, color=_color(i), linestyle=("-", "--")[i // 10 % 2], label=name)
         if log and all(v > 0 for _, y in curves.values() for v in y):
             axes.set_yscale("log")
         if len(curves) > 1:
-            fig.legend(loc="outside lower center", ncols=3, fontsize=6)
+            fig.legend(loc="outside lower center", ncols=_legend_columns(curves), fontsize=6)
         ends = "; ".join(f"{name} from {y[0]:.3g} to {y[-1]:.3g}" for name, (_, y) in curves.items())
         return [_embed(fig, key, f"{title} over iterations: {ends}.", (), sum(len(x) for x, _ in curves.values()))]
 
@@ -135,7 +135,7 @@ def _lines(curves: Mapping[str, tuple[list[int], list[float]]], title: str, key:
 def froc_plot(curves: Mapping[str, Mapping[str, Sequence[float]]], dataset: str, key: str) -> Figure:
     """Sensitivity over false positives an image, a line a class; `curves` as in the details of results.json."""
     with matplotlib.rc_context(_STYLE):
-        fig = figure.Figure(figsize=(3.5, 2.7), layout="constrained")
+        fig = _figure(2.3, curves)
         axes = fig.add_subplot(xlabel="false positives per image", ylabel="sensitivity", title=f"{dataset}: FROC")
         for i, (name, curve) in enumerate(curves.items()):
             x, y = list(curve["false_positives"]), list(curve["sensitivity"])
@@ -145,7 +145,7 @@ def froc_plot(curves: Mapping[str, Mapping[str, Sequence[float]]], dataset: str,
         axes.set_xlim(FALSE_POSITIVES[0], FALSE_POSITIVES[-1])
         axes.set_xticks(FALSE_POSITIVES, [f"{rate:g}" for rate in FALSE_POSITIVES])
         axes.set_ylim(-0.02, 1.02)
-        fig.legend(loc="outside lower center", ncols=3, fontsize=6)
+        fig.legend(loc="outside lower center", ncols=_legend_columns(curves), fontsize=6)
         ends = "; ".join(f"{name} up to {max(curve['sensitivity']):.2f}" for name, curve in curves.items())
         points = sum(len(curve["sensitivity"]) for curve in curves.values())
         return _embed(fig, key, f"Free-response curves of {dataset}, sensitivity of {ends}.", (), points)
@@ -154,7 +154,7 @@ def froc_plot(curves: Mapping[str, Mapping[str, Sequence[float]]], dataset: str,
 def reliability_plot(diagrams: Mapping[str, Mapping[str, Sequence[float | None]]], dataset: str, key: str) -> Figure:
     """Share of present over mean probability in bins, a line a class, as in the details of results.json."""
     with matplotlib.rc_context(_STYLE):
-        fig = figure.Figure(figsize=(3.5, 2.9), layout="constrained")
+        fig = _figure(2.5, diagrams)
         axes = fig.add_subplot(xlabel="mean probability", ylabel="share present", title=f"{dataset}: reliability")
         axes.plot([0, 1], [0, 1], color="#999", linestyle=":", linewidth=1)
         for i, (name, bins) in enumerate(diagrams.items()):
@@ -165,9 +165,19 @@ def reliability_plot(diagrams: Mapping[str, Mapping[str, Sequence[float | None]]
             axes.scatter(x, y, s=[4 + 40 * v / sum(n) for v in n], color=_color(i))
         axes.set_xlim(-0.02, 1.02)
         axes.set_ylim(-0.02, 1.02)
-        fig.legend(loc="outside lower center", ncols=3, fontsize=6)
+        fig.legend(loc="outside lower center", ncols=_legend_columns(diagrams), fontsize=6)
         alt = f"Reliability diagrams of {dataset}: {', '.join(diagrams)}; the table of classes has calibration errors."
         return _embed(fig, key, alt, (), sum(len(bins["images"]) for bins in diagrams.values()))
+
+
+def _figure(height: float, names: Collection[str]) -> figure.Figure:
+    """A figure whose axes keep their height, in inches, above a legend of these names."""
+    rows = math.ceil(len(names) / _legend_columns(names))
+    return figure.Figure(figsize=(3.5, height + 0.12 * rows), layout="constrained")
+
+
+def _legend_columns(names: Collection[str]) -> int:
+    return 3 if max(map(len, names)) <= 16 else 2
 
 
 def _color(i: int) -> Any:

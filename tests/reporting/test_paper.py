@@ -31,7 +31,7 @@ def test_the_readme_tells_the_same_numbers() -> None:
 
 def test_rows_of_our_own() -> None:
     row = row_of("own", "loc", 6)
-    assert row.key == ("own", "loc", (), 6) and row.metric == "AP40" and not row.numbers
+    assert (row.dataset, row.task, row.images) == ("own", "loc", 6) and row.metric == "AP40" and not row.numbers
 
 
 @pytest.mark.parametrize(
