@@ -123,7 +123,7 @@ def _lines(curves: Mapping[str, tuple[list[int], list[float]]], title: str, key:
         fig = _figure(2.3, curves)
         axes = fig.add_subplot(xlabel="iteration", title=title)
         for i, (name, (x, y)) in enumerate(curves.items()):
-            axes.plot(x, y, color=_color(i), linestyle=("-", "--")[i // 10 % 2], label=name)
+            axes.plot(x, y, **_line(i), label=name)
         if log and all(v > 0 for _, y in curves.values() for v in y):
             axes.set_yscale("log")
         if len(curves) > 1:
@@ -140,7 +140,8 @@ def froc_plot(curves: Mapping[str, Mapping[str, Sequence[float]]], dataset: str,
         for i, (name, curve) in enumerate(curves.items()):
             x, y = list(curve["false_positives"]), list(curve["sensitivity"])
             # A step begins where the rate is reached; the last sensitivity holds from there on.
-            axes.step([*x, FALSE_POSITIVES[-1]], [*y, y[-1]], where="post", color=_color(i), label=name)
+            end = max(x[-1], FALSE_POSITIVES[-1])
+            axes.step([*x, end], [*y, y[-1]], where="post", **_line(i), label=name)
         axes.set_xscale("log", base=2)
         axes.set_xlim(FALSE_POSITIVES[0], FALSE_POSITIVES[-1])
         axes.set_xticks(FALSE_POSITIVES, [f"{rate:g}" for rate in FALSE_POSITIVES])
@@ -160,9 +161,9 @@ def reliability_plot(diagrams: Mapping[str, Mapping[str, Sequence[float | None]]
         for i, (name, bins) in enumerate(diagrams.items()):
             rows = zip(bins["score"], bins["positive"], bins["images"], strict=True)
             x, y, n = zip(*[(s, p, n) for s, p, n in rows if s is not None], strict=True)
-            axes.plot(x, y, color=_color(i), linewidth=0.8, label=name)
+            axes.plot(x, y, **_line(i), linewidth=0.8, label=name)
             # The area of a point is the number of images behind it.
-            axes.scatter(x, y, s=[4 + 40 * v / sum(n) for v in n], color=_color(i))
+            axes.scatter(x, y, s=[4 + 40 * v / sum(n) for v in n], color=_line(i)["color"])
         axes.set_xlim(-0.02, 1.02)
         axes.set_ylim(-0.02, 1.02)
         fig.legend(loc="outside lower center", ncols=_legend_columns(diagrams), fontsize=6)
@@ -180,8 +181,9 @@ def _legend_columns(names: Collection[str]) -> int:
     return 3 if max(map(len, names)) <= 16 else 2
 
 
-def _color(i: int) -> Any:
-    return matplotlib.colormaps["tab10"](i % 10)
+def _line(i: int) -> dict[str, Any]:
+    """Colour and dashes of the i-th of up to twenty lines."""
+    return {"color": matplotlib.colormaps["tab10"](i % 10), "linestyle": ("-", "--")[i // 10 % 2]}
 
 
 def _embed(fig: figure.Figure, key: str, alt: str, caption: tuple[str, ...], points: int) -> Figure:
