@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """The paper's tables with ours beside, comparisons, curves and pictures of errors, from what runs left on disk.
 
-tools/report.py output/fx output/baselines/* --output output/report
+tools/report.py output/fx output/baseline_*/*/ --output output/report
 tools/report.py all=output/fx half=output/fx_half --compare all half --output output/report
 
 RUN is the OUTPUT_DIR of a training or of an evaluation, or a folder of such folders. Of a training, its folder `test`

@@ -45,7 +45,7 @@ def read_film(source: Source | bytes, *, dtype: str = "uint8", name: str | None 
         name: of the film; needed with a content, by default a file's own path.
 
     Raises:
-        FXError: naming the file and what is wrong with it, more than MAX_PIXELS too; or an array or image whose black and white nobody stated.
+        FXError: naming the file and what is wrong with it; or an array or image whose black and white nobody stated.
     """
     if isinstance(source, Film):
         return source

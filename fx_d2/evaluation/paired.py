@@ -57,7 +57,7 @@ def paired_differences(
         files hold.
 
     Raises:
-        FXError: the files are not of the same images and classes.
+        FXError: the files are not of the same images, or a task that both hold not of the same classes.
     """
     _check_same(first, second)
     spec = scores_spec(first)
@@ -99,7 +99,9 @@ def _interval(gains: np.ndarray) -> tuple[float, float, float]:
 
 def _check_same(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> None:
     names = [str(arrays["dataset"]) for arrays in (first, second)]
-    for key in ("dataset", "image_id", "patient_id", *(f"{task}_classes" for task in TASKS)):
+    # A model of one task has no classes of the others.
+    shared = [f"{task}_classes" for task in TASKS if all(_HOLDS[task] in arrays for arrays in (first, second))]
+    for key in ("dataset", "image_id", "patient_id", *shared):
         if not np.array_equal(first[key], second[key]):
             raise FXError(
                 f"the scores of {names[0]} and {names[1]} cannot be compared: their {key} differ; evaluate both on the "

@@ -70,14 +70,19 @@ def baseline_tables(runs: Sequence[Run], paper: Sequence[PaperTable], comparer: 
         for table in used:
             own = {row.dataset for row in table.rows}
             # A run of all datasets shows what the paper had and it lacks as blanks.
-            tables.append(_table(table, table.rows, group, baselines, comparer, len(tables)))
+            tables.append(_table(table, table.rows, group, baselines, comparer, _like(table, tables)))
             trained = {slot for slot in trained if slot[0] not in own}
         if trained:
             order = dict.fromkeys(slot for run in group or baselines for slot in run.recipe.slots)
             rows = tuple(row_of(*slot) for slot in sorted(order, key=_by_task) if slot in trained)
             rest = PaperTable(key="joint", title="Several datasets and tasks", kind="baselines")
-            tables.append(_table(rest, rows, group, baselines, comparer, len(tables)))
+            tables.append(_table(rest, rows, group, baselines, comparer, _like(rest, tables)))
     return tables
+
+
+def _like(paper: PaperTable, tables: Sequence[Table]) -> int:
+    """How many of the tables are of this one of the paper."""
+    return sum(table.title.startswith(f"{paper.title}: ") for table in tables)
 
 
 def _by_task(slot: tuple[str, str]) -> int:
@@ -128,8 +133,8 @@ def _line(
     what = (split, row.task, row.metric, row.classes)
     first = pooled(baseline, "student", *what)
     ours = [pooled(group, which, *what) for which in models]
-    results = [run.results for run in (*group, *baseline) if run.results is not None]
-    images = count(results[0].value(models[0], split, row.task, "images")) if results else ""
+    results = [run.results for run in (*group, *baseline) if run.results and split in run.results.splits]
+    images = count(results[0].value(results[0].models[0], split, row.task, "images")) if results else ""
     interval = None
     if len(group) == 1 and len(baseline) == 1 and first and ours[0] and len(row.classes) < 2:
         sides = (baseline[0], "student"), (group[0], models[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -94,9 +95,8 @@ def _scores_file(results: Results | None, which: str, split: str) -> str | None:
 
 
 def same_split(runs: Sequence[Run], dataset: str) -> str | None:
-    """The split of a dataset by which runs are compared: the first run's that was evaluated on one, test first."""
-    for run in runs:
-        found = [split for split in (run.results.splits if run.results else ()) if dataset_of(split) == dataset]
-        if found:
-            return sorted(found, key=lambda split: not split.endswith("_test"))[0]
-    return None
+    """The split of a dataset on which most of these runs were evaluated, the test split of as many; None: of none."""
+    found = Counter(
+        split for run in runs if run.results for split in run.results.splits if dataset_of(split) == dataset
+    )
+    return max(found, key=lambda split: (found[split], split.endswith("_test")), default=None)

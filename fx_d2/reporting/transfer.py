@@ -48,6 +48,8 @@ def _by_start(paper: PaperTable, runs: Sequence[Run]) -> Table:
     lines, others = [], []
     for row in _rows(paper, runs):
         mine = [run for run in runs if (row.dataset, row.task) in run.recipe.slots and run.recipe.images == row.images]
+        # A series over classes has a run for each: those that know nothing of a row are no rivals in it.
+        mine = [run for run in mine if _knows(run, row)]
         cells: list[Cell] = []
         for label in labels:
             kinds = methods([run for run in mine if _label(run) == label])
@@ -105,6 +107,13 @@ def _heads(paper: PaperTable, start: str, heads: Sequence[Run], runs: Sequence[R
         rows=tuple(lines),
         notes=(_NOTE,),
     )
+
+
+def _knows(run: Run, row: PaperRow) -> bool:
+    """Whether a run was evaluated for the classes of a row."""
+    keys = [f"/{row.dataset}/{row.task}/{row.metric}/{name}" for name in row.classes]
+    found = run.results.metrics if run.results is not None else {}
+    return all(any(key.endswith(end) for key in found) for end in keys)
 
 
 def _facts(row: PaperRow, runs: Sequence[Run]) -> tuple[str, ...]:

@@ -103,7 +103,7 @@ def test_organs_have_a_row_a_class(make_run: MakeRun) -> None:
 def test_datasets_of_ones_own_and_no_paper(make_run: MakeRun, joint: Path) -> None:
     own = make_run("own", ("films",), ("cls", "seg"), {"student/films/cls/auroc": 0.6, "student/films/seg/dice": 0.7})
     tables = tables_of(joint, own)
-    assert [table.key for table in tables] == ["pretraining", "joint_2"]
+    assert [table.key for table in tables] == ["pretraining", "joint"]
     assert row_of(tables[1], "films", "Dice")["student"] == "70.00" and "paper: Baseline" not in tables[1].columns
     assert [len(table.rows) for table in tables_of(joint, paper=())] == [5]
 

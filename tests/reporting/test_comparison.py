@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from fx_d2.evaluation import paired_differences, read_scores
+from fx_d2.evaluation.paired import _check_same
 from fx_d2.reporting.comparison import Comparer, comparison_table, find_side, same_split
 from fx_d2.reporting.runs import Run, read_runs
 from fx_d2.structures import FXError
@@ -48,6 +50,12 @@ def test_sides_and_splits(runs: tuple[Run, ...], make_run: MakeRun) -> None:
             find_side(text, runs)
     both = {"student/films_val/cls/auroc": 0.1, "student/films_test/cls/auroc": 0.2}
     folder = make_run("both", ("films",), ("cls",), both)
+    validated = [
+        read_runs([str(make_run(f"v{i}", ("films",), ("cls",), {"student/films/cls/auroc": 0.1}, split="val"))])[0]
+        for i in (1, 2)
+    ]
+    assert same_split([validated[0], *runs[:1]], "films") == "films_test"  # the first one has not been tested yet
+    assert same_split([*validated, *runs[:1]], "films") == "films_val"
     assert same_split(runs, "films") == "films_test" and same_split(read_runs([str(folder)]), "other") is None
 
 
@@ -57,3 +65,13 @@ def test_runs_with_nothing_in_common(runs: tuple[Run, ...], make_run: MakeRun) -
         comparison_table("x", (runs[0], "student"), (other, "student"), Comparer())
     with pytest.raises(FXError, match="no files of scores"):
         comparison_table("x", (runs[0], "teacher"), (runs[1], "teacher"), Comparer())
+
+
+def test_a_model_of_one_task_is_compared_in_it() -> None:
+    """A baseline of one task has no classes of the others (DATASETS.TASKS)."""
+    first = {"dataset": np.array("films"), "image_id": np.arange(2), "patient_id": np.array(["a", "b"])}
+    first |= {f"{task}_classes": np.array(["x"]) for task in ("cls", "loc", "seg")} | {"seg_dice": np.zeros((2, 1))}
+    second = first | {"cls_classes": np.array([], str)}
+    _check_same(first, second)
+    with pytest.raises(FXError, match="their seg_classes differ"):
+        _check_same(first, second | {"seg_classes": np.array(["y"])})

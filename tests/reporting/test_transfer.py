@@ -40,6 +40,17 @@ def test_fine_tuning_has_a_column_a_start(make_run: MakeRun) -> None:
     assert (heart["paper: Ark"], heart["paper: POPAR"], heart["paper: Foundation X"]) == ("94.62", "94.64", "95.42")
 
 
+def test_a_run_for_each_class_fills_the_row_of_its_class(make_run: MakeRun) -> None:
+    """As tools/run_series.py --grid DATASETS.CLASSES leaves them."""
+    folders = [
+        make_run(name, ("jsrt",), ("seg",), {f"student/jsrt/seg/network_dice/{name}": value}, lr=1e-4 + i)
+        for i, (name, value) in enumerate({"Heart": 0.9, "Lungs": 0.8, "Clavicles": 0.7}.items())
+    ]
+    (table,) = tables_of(folders)
+    assert [row["from random"] for row in rows_of(table)] == ["90.00", "80.00", "70.00"]
+    assert not any("left out" in note for note in table.notes)
+
+
 def test_few_shot_has_mean_deviation_and_count_of_seeds(make_run: MakeRun) -> None:
     values = {6: (0.80, 0.83, 0.86), 3: (0.70,), 5: (0.75, 0.75)}
     folders = [
