@@ -67,9 +67,11 @@ demo: install
 			--predictions $(DEMO)/test/inference/predictions_student.json --which student \
 			--dataset $$name --num 8 --output $(DEMO)/pictures/$$name || exit 1; \
 	done
+	$(PY) tools/report.py synthetic=$(DEMO)/test --output $(DEMO)/report --gallery 1
 	@sed '/^## Per class/,$$d' $(DEMO)/test/results.md
 	@echo "checkpoint  $(DEMO)/run/model_final.pth"
-	@echo "report      $(DEMO)/test/results.md"
+	@echo "results     $(DEMO)/test/results.md"
+	@echo "report      $(DEMO)/report/report.html"
 	@echo "pictures    $(DEMO)/pictures"
 
 clean:

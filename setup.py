@@ -25,7 +25,8 @@ INSTALL_REQUIRES = [
     "kornia-rs>=0.2,<0.3",  # decodes grey PNGs twice as fast as cv2's libpng; half of a loader's time is decoding
     "pycocotools>=2.0.11",  # run-length masks and average precision; the C++ evaluator of detectron2 is not needed
     "PyYAML>=6",  # a dataset's own row, dataset.yaml
-    "matplotlib>=3.11",  # detectron2's Visualizer
+    "matplotlib>=3.11",  # detectron2's Visualizer; plots of reports
+    "Jinja2>=3.1",  # pages of reports, escaped; torch needs it as well
     "tensorboard>=2.21",  # detectron2's TensorboardXWriter
     "fvcore>=0.1.5.post20221221",  # detectron2: config nodes, checkpointer, schedulers (absent from its metadata)
     "iopath>=0.1.10",  # detectron2: PathManager (absent from its metadata)
@@ -104,7 +105,8 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["fx_d2", "fx_d2.*"]),
-    package_data={"fx_d2.layers": ["*.cpp"], "fx_d2.demo": ["page/*"]},  # compiled on first use; served by --web
+    # compiled on first use; the report's page; the page of --web
+    package_data={"fx_d2.layers": ["*.cpp"], "fx_d2.reporting": ["templates/*"], "fx_d2.demo": ["page/*"]},
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
 )

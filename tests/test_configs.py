@@ -1,4 +1,4 @@
-"""Every yaml under projects/: it loads, says only what it must, and gives the model it promises."""
+"""Every config under projects/: it loads, says only what it must, and gives the model it promises."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from fx_d2.engine.schedule import build_cycle
 from fx_d2.structures import COMPONENTS, DatasetSpec, specs_of
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = sorted((ROOT / "projects").rglob("*.yaml"))
+CONFIGS = sorted((ROOT / "projects").glob("*/configs/**/*.yaml"))
 FOUNDATION_X = ROOT / "projects" / "FoundationX" / "configs"
 OWN_CLASSES = ("a", "b")
 

@@ -110,6 +110,20 @@ def test_predictions_are_drawn(trained: Path) -> None:
     assert len(list((trained / "pictures").rglob("*.png"))) == 2
 
 
+def test_a_report_is_made(trained: Path) -> None:
+    done = run("tools/report.py", f"fx={trained / 'test'}", "--compare", "fx", "fx:teacher", "--draws", "20",
+               "--no-pictures", "--output", str(trained / "report"))  # fmt: skip
+    assert done.stdout.startswith(f"report: {trained / 'report' / 'report.html'}")
+    tables = json.loads((trained / "report" / "report.json").read_text())["tables"]
+    rows = tables["pretraining"]["rows"]
+    student = tables["pretraining"]["columns"].index("student")
+    assert len(rows) == 20 and any(isinstance(row[student], dict) for row in rows)
+    assert tables["compared_1"]["title"] == "fx (teacher) against fx (student)"
+    page = (trained / "report" / "report.html").read_text(encoding="utf-8")
+    # The training was found by its weights.
+    assert "Research use only" in page and "learning rate over iterations" in page
+
+
 def test_an_error_is_one_line_and_a_non_zero_exit(trained: Path) -> None:
     done = run("tools/train_net.py", "--config-file", CONFIG, "--eval-only", *options(trained, "none"), code=1)
     lines = [line for line in done.stderr.splitlines() if line.strip()]

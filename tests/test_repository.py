@@ -26,6 +26,7 @@ DIRECTION = (
     ("engine",),
     ("evaluation",),
     ("visualization",),
+    ("reporting",),
     ("predictor",),
     ("demo",),
 )

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from PIL.Image import Image as PILImage
 
-from fx_d2.data.image_io import decode_image, read_image
+from fx_d2.data.image_io import check_pixels, decode_image, image_size, read_image
 from fx_d2.structures import FXError
 
 
@@ -52,6 +52,7 @@ def read_film(source: Source | bytes, *, dtype: str = "uint8", name: str | None 
     if isinstance(source, bytes):
         return Film(name, _scaled(decode_image(source, name or "image", dtype=dtype)))
     if isinstance(source, str | Path):
+        check_pixels(image_size(source), str(source))
         return Film(name or str(source), _scaled(read_image(source, dtype=dtype)))
     if isinstance(source, PILImage) and source.mode not in ("L", "RGB"):
         raise FXError(f"a PIL image of mode {source.mode}: give the path of its file, or an image of mode L or RGB")

@@ -38,6 +38,8 @@ _JSRT_INTENSITY: Intensity = (4095, 0)
 MAX_PIXELS = 2**26
 """Of a content to decode: twice the largest films in use, and far from what fills a machine's memory."""
 
+_TOO_LARGE = f"more than the {MAX_PIXELS:,} pixels that are taken"
+
 _DARK = 2**14
 """A 16-bit file that stays below holds data of at most 14 bits: over its full range it would come out dark."""
 
@@ -89,14 +91,22 @@ def decode_image(data: bytes, name: str, *, dtype: str = "uint8") -> np.ndarray:
         height, width = dicom_size(path, data) if dicom else _picture_size(io.BytesIO(data))
     except FXError:
         raise
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError):
+    except Image.DecompressionBombError:
+        raise FXError(f"{name}: {_TOO_LARGE}") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
         raise FXError(f"{name}: {_CORRUPT}") from None
-    if height * width > MAX_PIXELS:
-        raise FXError(f"{name}: {width} x {height} pixels; at most {MAX_PIXELS:,} are taken")
+    check_pixels((height, width), name)
     decoded: np.ndarray | str = read_dicom(data, name) if dicom else _decode(data)
     if isinstance(decoded, str):
         raise FXError(f"{name}: {decoded}")
     return _shown(decoded, _STATED if dicom else _FULL_RANGE[decoded.dtype.name], path, None, dtype)
+
+
+def check_pixels(size: tuple[int, int], name: str) -> None:
+    """FXError when an image of (height, width) has more than MAX_PIXELS."""
+    height, width = size
+    if height * width > MAX_PIXELS:
+        raise FXError(f"{name}: {width} x {height} pixels; at most {MAX_PIXELS:,} are taken")
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -115,6 +125,8 @@ def image_size(path: str | Path) -> tuple[int, int]:
         return _picture_size(path)
     except FXError:
         raise
+    except Image.DecompressionBombError:
+        raise FXError(f"{path}: {_TOO_LARGE}") from None
     except (UnidentifiedImageError, SyntaxError, ValueError):
         raise FXError(f"{path}: {_strange(head)}") from None
     except OSError as error:

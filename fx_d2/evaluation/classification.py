@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from fx_d2.evaluation.bootstrap import intervals, mean_of_defined
+from fx_d2.evaluation.bootstrap import mean_of_defined
 from fx_d2.evaluation.calibration import calibration_error, reliability
-from fx_d2.evaluation.common import TaskEvaluator, log_undefined, nan_mean
+from fx_d2.evaluation.common import Drawn, TaskEvaluator, log_undefined, nan_mean
 from fx_d2.evaluation.options import MetricOptions
 from fx_d2.evaluation.ranking import RankedClass, operating_point, rates
 from fx_d2.structures import DatasetSpec, FXError
@@ -91,8 +91,8 @@ class ClassificationEvaluator(TaskEvaluator[Row]):
         defined = sum(not np.isnan(found["auroc"][name]) for name in self.reporting)
         return result | {"auroc_defined": float(defined), "images": float(len(rows))}
 
-    def intervals(self, rows: Mapping[int, Row], patients: Sequence[str]) -> dict[str, tuple[float, float]]:
-        """Bootstrap intervals of "auroc", "ap" and "auroc_published", mean and per class; patients in order of rows."""
+    def drawn(self, rows: Mapping[int, Row]) -> Drawn:
+        """ "auroc", "ap" and "auroc_published", mean and per class."""
         scores, labels = self._arrays(rows)
         ranked = {c: RankedClass(scores[:, i], labels[:, i]) for i, c in enumerate(self.spec.cls_classes)}
 
@@ -106,7 +106,7 @@ class ClassificationEvaluator(TaskEvaluator[Row]):
                 found["auroc_published"] = mean_of_defined([pairs[name][0] for name in self.spec.published])
             return found
 
-        return intervals(patients, self.options.bootstrap, self.options.seed, values)
+        return values
 
     def details(self, rows: Mapping[int, Row]) -> dict[str, Any]:
         """Per class: its reliability diagram, and its operating point on these images with what it gives here."""
@@ -123,6 +123,11 @@ class ClassificationEvaluator(TaskEvaluator[Row]):
         unknown = np.full(len(self.spec.cls_classes), np.nan, np.float32)
         scores, labels = self._arrays({i: rows.get(i, (unknown, unknown)) for i in images})
         return {"cls_scores": scores, "cls_labels": labels}
+
+    def restored(self, arrays: Mapping[str, np.ndarray]) -> dict[int, Row]:
+        """The inverse of `arrays`; an image without any known label counts for no metric and has no row."""
+        rows = zip(arrays["image_id"].tolist(), arrays["cls_scores"], arrays["cls_labels"], strict=True)
+        return {image: (scores, labels) for image, scores, labels in rows if not np.isnan(labels).all()}
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         """Metrics over all processes, {"cls": `metrics`}, on the main process; None on the others."""

@@ -7,7 +7,7 @@ import logging
 import os
 import tempfile
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -17,10 +17,14 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
 
+from fx_d2.evaluation.bootstrap import intervals
 from fx_d2.evaluation.options import MetricOptions
 from fx_d2.structures import DatasetSpec
 
 Row = TypeVar("Row")
+
+Drawn = Callable[[np.ndarray], Mapping[str, np.ndarray]]
+"""Weights (D, N) of N images in D draws -> values (D,) of each metric, NaN where a draw leaves it undefined."""
 
 
 class TaskEvaluator(DatasetEvaluator, Generic[Row]):
@@ -71,8 +75,15 @@ class TaskEvaluator(DatasetEvaluator, Generic[Row]):
         """Numbers of some images, headline first; "<metric>/<class>" per class, NaN = undefined."""
 
     @abstractmethod
+    def drawn(self, rows: Mapping[int, Row]) -> Drawn:
+        """The metrics that have intervals, as a function of how often each image counts; images in order of the rows.
+
+        With weights of one it gives the values of `metrics`.
+        """
+
     def intervals(self, rows: Mapping[int, Row], patients: Sequence[str]) -> dict[str, tuple[float, float]]:
-        """Bootstrap intervals (low, high) of some of the metrics; `patients` in the order of the rows."""
+        """Bootstrap intervals of the metrics of `drawn`; patients in the order of the rows."""
+        return intervals(patients, self.options.bootstrap, self.options.seed, self.drawn(rows))
 
     @abstractmethod
     def details(self, rows: Mapping[int, Row]) -> dict[str, Any]:
@@ -81,6 +92,10 @@ class TaskEvaluator(DatasetEvaluator, Generic[Row]):
     @abstractmethod
     def arrays(self, rows: Mapping[int, Row], images: Sequence[int]) -> dict[str, np.ndarray]:
         """The rows as arrays over the images of the split, for the file of scores."""
+
+    @abstractmethod
+    def restored(self, arrays: Mapping[str, np.ndarray]) -> dict[int, Row]:
+        """The rows, by image id, behind the arrays of a file of scores; images that do not count have none."""
 
 
 def gather_by_image(rows: dict[int, Row]) -> dict[int, Row] | None:

@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 from detectron2.structures import BoxMode
 
-from fx_d2.evaluation.bootstrap import intervals, mean_of_defined
-from fx_d2.evaluation.common import TaskEvaluator, log_undefined, nan_mean
+from fx_d2.evaluation.bootstrap import mean_of_defined
+from fx_d2.evaluation.common import Drawn, TaskEvaluator, log_undefined, nan_mean
 from fx_d2.evaluation.matching import (
     FALSE_POSITIVES,
     HIT,
     average_precisions,
     froc,
     match_boxes,
+    rank_in_class,
     sensitivities,
 )
 from fx_d2.structures import FXError
@@ -146,8 +147,8 @@ class LocalizationEvaluator(TaskEvaluator[BoxRow]):
         values = [curve[0], curve[2], curve[7], float(np.mean(curve[2:])), *recalls, float(rates.mean()), *rates]
         return {key: float(value) for key, value in zip(keys, values, strict=True)}
 
-    def intervals(self, rows: Mapping[int, BoxRow], patients: Sequence[str]) -> dict[str, tuple[float, float]]:
-        """Bootstrap intervals of "AP40", mean and per class; patients in the order of the rows."""
+    def drawn(self, rows: Mapping[int, BoxRow]) -> Drawn:
+        """ "AP40", mean and per class."""
         boxes = self._stack(rows)
 
         def values(weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -159,7 +160,7 @@ class LocalizationEvaluator(TaskEvaluator[BoxRow]):
             mean = mean_of_defined(list(columns.values()))
             return {"AP40": mean} | {f"AP40/{name}": column for name, column in columns.items()}
 
-        return intervals(patients, self.options.bootstrap, self.options.seed, values)
+        return values
 
     def details(self, rows: Mapping[int, BoxRow]) -> dict[str, Any]:
         """Per class with a truth box its FROC curve, {"false_positives" per image, "sensitivity"}, thinned out."""
@@ -190,6 +191,19 @@ class LocalizationEvaluator(TaskEvaluator[BoxRow]):
             "loc_score": boxes.scores,
             "loc_hits": boxes.hits,
         }
+
+    def restored(self, arrays: Mapping[str, np.ndarray]) -> dict[int, BoxRow]:
+        """The inverse of `arrays`."""
+        order = np.argsort(arrays["loc_image"], kind="stable")  # best first within each image
+        ends = np.searchsorted(arrays["loc_image"][order], np.arange(len(arrays["image_id"]) + 1))
+        rows = {}
+        for i, (image, truth) in enumerate(zip(arrays["image_id"].tolist(), arrays["loc_truth"], strict=True)):
+            if (truth >= 0).all():
+                mine = order[ends[i] : ends[i + 1]]
+                scores, classes, hits = (arrays[f"loc_{key}"][mine] for key in ("score", "class", "hits"))
+                rank = rank_in_class(classes).astype(np.int16)
+                rows[image] = BoxRow(scores=scores, classes=classes, rank=rank, hits=hits, truth=truth)
+        return rows
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         """Metrics over all processes, {"loc": `metrics`}, on the main process; None on the others."""

@@ -68,7 +68,7 @@ def match_boxes(
         crowd: (G,) bool: regions in which a box that hits nothing else is ignored. None = there are none.
     """
     kept = np.argsort(-scores, kind="stable")
-    rank = _rank_in_class(classes[kept])
+    rank = rank_in_class(classes[kept])
     kept, rank = kept[rank < max_boxes], rank[rank < max_boxes]
     crowd = np.zeros(len(truth), bool) if crowd is None else crowd
     # COCO lets a box that fits exactly pass a threshold of 1 in spite of rounding.
@@ -95,7 +95,7 @@ def match_boxes(
     return Matches(kept, rank, hits)
 
 
-def _rank_in_class(classes: np.ndarray) -> np.ndarray:
+def rank_in_class(classes: np.ndarray) -> np.ndarray:
     """For each entry how many of the entries before it have its class."""
     order = np.argsort(classes, kind="stable")
     ordered = classes[order]

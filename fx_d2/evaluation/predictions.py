@@ -57,6 +57,14 @@ def read_predictions(path: str | Path, split: str) -> tuple[str, dict[int, dict[
 
     Raises FXError when the file is absent, is something else, or lacks the split.
     """
+    which, splits = read_all_predictions(path)
+    if split not in splits:
+        raise FXError(f"{path} holds no split {split!r}, only {sorted(splits)}: put it in DATASETS.TEST")
+    return which, splits[split]
+
+
+def read_all_predictions(path: str | Path) -> tuple[str, dict[str, dict[int, dict[str, Any]]]]:
+    """Name of the model, and by registered split its records by image id; FXError as of `read_predictions`."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -65,6 +73,5 @@ def read_predictions(path: str | Path, split: str) -> tuple[str, dict[int, dict[
         raise FXError(f"predictions file {path} is not json: evaluate again to write it") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise FXError(f"{path} is not a predictions file of fx_d2: give a predictions_student.json of an evaluation")
-    if split not in content["splits"]:
-        raise FXError(f"{path} holds no split {split!r}, only {sorted(content['splits'])}: put it in DATASETS.TEST")
-    return content["which"], {record["image_id"]: record for record in content["splits"][split]}
+    splits = content["splits"].items()
+    return content["which"], {split: {record["image_id"]: record for record in rows} for split, rows in splits}

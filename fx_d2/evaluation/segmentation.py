@@ -11,8 +11,8 @@ from detectron2.data.transforms import ResizeTransform
 from pycocotools import mask as mask_utils
 from scipy import ndimage
 
-from fx_d2.evaluation.bootstrap import intervals, mean_of_defined, weighted_means
-from fx_d2.evaluation.common import TaskEvaluator, log_undefined, nan_mean
+from fx_d2.evaluation.bootstrap import mean_of_defined, weighted_means
+from fx_d2.evaluation.common import Drawn, TaskEvaluator, log_undefined, nan_mean
 from fx_d2.structures import FXError
 
 logger = logging.getLogger(__name__)
@@ -124,8 +124,8 @@ class SegmentationEvaluator(TaskEvaluator[np.ndarray]):
         defined = sum(not np.isnan(value) for value in columns["dice"])
         return result | {"seg_defined": float(defined), "images": float(len(rows))}
 
-    def intervals(self, rows: Mapping[int, np.ndarray], patients: Sequence[str]) -> dict[str, tuple[float, float]]:
-        """Bootstrap intervals of all metrics of overlap, mean and per class; patients in the order of the rows."""
+    def drawn(self, rows: Mapping[int, np.ndarray]) -> Drawn:
+        """All metrics of overlap, mean and per class."""
         columns = self._values(rows)
 
         def values(weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -136,7 +136,7 @@ class SegmentationEvaluator(TaskEvaluator[np.ndarray]):
                 found |= {f"{key}/{name}": means[:, i] for i, name in enumerate(self.spec.seg_classes)}
             return found
 
-        return intervals(patients, self.options.bootstrap, self.options.seed, values)
+        return values
 
     def details(self, rows: Mapping[int, np.ndarray]) -> dict[str, Any]:
         """Per class how many images know it, and how many of these are positive."""
@@ -151,6 +151,12 @@ class SegmentationEvaluator(TaskEvaluator[np.ndarray]):
         unknown = np.full((len(FIELDS), len(self.spec.seg_classes)), np.nan)
         table = self._table({i: rows.get(i, unknown) for i in images})
         return {f"seg_{field}": table[:, k] for k, field in enumerate(FIELDS)}
+
+    def restored(self, arrays: Mapping[str, np.ndarray]) -> dict[int, np.ndarray]:
+        """The inverse of `arrays`; an image without any known mask counts for no metric and has no row."""
+        table = np.stack([arrays[f"seg_{field}"] for field in FIELDS], axis=1)
+        known = ~np.isnan(arrays["seg_dice"]).all(axis=1)
+        return {image: table[i] for i, image in enumerate(arrays["image_id"].tolist()) if known[i]}
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         """Metrics over all processes, {"seg": `metrics`}, on the main process; None on the others."""

@@ -34,5 +34,5 @@ def test_wrong_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(FXError, match="scores.npz"):
         read_scores(path)
     np.savez(path, version=np.array(99))
-    with pytest.raises(FXError, match="version 1"):
+    with pytest.raises(FXError, match="version 2"):
         read_scores(path)

@@ -1,0 +1,161 @@
+"""Many datasets and tasks in one model against a model for each: the table of pretraining, the table of organs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fx_d2.data.table import BY_NAME
+from fx_d2.evaluation.report import LABELS, WHICH
+from fx_d2.reporting.comparison import Comparer, same_split
+from fx_d2.reporting.paper import PaperRow, PaperTable, row_of
+from fx_d2.reporting.runs import Run
+from fx_d2.reporting.tables import Cell, Number, Table, count, difference, pooled
+from fx_d2.structures import TASKS
+
+
+def title_of(dataset: str) -> str:
+    """How tables write a dataset."""
+    return BY_NAME[dataset].title if dataset in BY_NAME else dataset
+
+
+def row_title(row: PaperRow) -> str:
+    """How tables write a row: the dataset, and the classes that it is about."""
+    return title_of(row.dataset) + (f": {', '.join(row.classes)}" if row.classes else "")
+
+
+def methods(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs by method, repetitions of one with other seeds together."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(run.recipe.method, []).append(run)
+    return list(found.values())
+
+
+def is_joint(run: Run) -> bool:
+    """Whether a run trained several datasets or tasks, all of the model, on all images."""
+    return len(run.recipe.slots) > 1 and not (run.recipe.heads_only or run.recipe.images)
+
+
+def split_single(runs: Sequence[Run], paper: Sequence[PaperTable]) -> tuple[list[Run], list[Run]]:
+    """Runs of one dataset and task, as (baselines, fine-tunings).
+
+    The config of a fine-tuning looks like a baseline's but for its initial weights. A baseline has no teacher and
+    starts from where a joint run started, or from no checkpoint of a training. Where a slot was fine-tuned, or a
+    published table compares initial weights on it, all its runs are fine-tunings, unless a joint run has the slot.
+    """
+    joint = [run for run in runs if is_joint(run)]
+    starts = {run.recipe.start for run in joint} | {"random", "ImageNet"}
+    shared = {slot for run in joint for slot in run.recipe.slots}
+    single = [run for run in runs if run.recipe.single]
+    tuned = {run.recipe.slots[0] for run in single if run.recipe.start not in starts}
+    tuned |= {(row.dataset, row.task) for table in paper if table.kind == "starts" for row in table.rows}
+
+    def is_baseline(run: Run) -> bool:
+        slot, recipe = run.recipe.slots[0], run.recipe
+        return not recipe.teacher and recipe.start in starts and (slot in shared or slot not in tuned)
+
+    baselines = [run for run in single if is_baseline(run)]
+    return baselines, [run for run in single if run not in baselines]
+
+
+def baseline_tables(runs: Sequence[Run], paper: Sequence[PaperTable], comparer: Comparer) -> list[Table]:
+    """A table for each joint method; one without, if there are only baselines of a published table."""
+    joint = methods([run for run in runs if is_joint(run)])
+    baselines, _ = split_single(runs, paper)
+    published = [table for table in paper if table.kind == "baselines"]
+    tables: list[Table] = []
+    for group in joint or [[]]:
+        trained = set(group[0].recipe.slots) if group else {slot for run in baselines for slot in run.recipe.slots}
+        used = [table for table in published if any((row.dataset, row.task) in trained for row in table.rows)]
+        for table in used:
+            own = {row.dataset for row in table.rows}
+            # A run of all datasets shows what the paper had and it lacks as blanks.
+            tables.append(_table(table, table.rows, group, baselines, comparer, _like(table, tables)))
+            trained = {slot for slot in trained if slot[0] not in own}
+        if trained:
+            order = dict.fromkeys(slot for run in group or baselines for slot in run.recipe.slots)
+            rows = tuple(row_of(*slot) for slot in sorted(order, key=_by_task) if slot in trained)
+            rest = PaperTable(key="joint", title="Several datasets and tasks", kind="baselines")
+            tables.append(_table(rest, rows, group, baselines, comparer, _like(rest, tables)))
+    return tables
+
+
+def _like(paper: PaperTable, tables: Sequence[Table]) -> int:
+    """How many of the tables are of this one of the paper."""
+    return sum(table.title.startswith(f"{paper.title}: ") for table in tables)
+
+
+def _by_task(slot: tuple[str, str]) -> int:
+    return TASKS.index(slot[1])
+
+
+def _table(
+    paper: PaperTable,
+    rows: Sequence[PaperRow],
+    group: Sequence[Run],
+    baselines: Sequence[Run],
+    comparer: Comparer,
+    number: int,
+) -> Table:
+    found = [run.results for run in group if run.results is not None]
+    models = [which for which in WHICH if any(which in results.models for results in found)] or ["student"]
+    columns = ["dataset", "metric", "split", "images", "baseline", *models, "difference"]
+    published = list(paper.columns)
+    columns += [f"paper: {paper.columns[name]}" for name in published]
+    columns += ["paper: difference"] * (len(published) == 2)
+    lines, others = [], []
+    for row in rows:
+        mine = [run for run in baselines if run.recipe.slots == ((row.dataset, row.task),)]
+        kinds = methods(mine)
+        if len(kinds) > 1:
+            others += [run.name for kind in kinds[1:] for run in kind]
+        lines.append(_line(row, group, kinds[0] if kinds else [], models, published, comparer))
+    notes = [f"baselines of another config are left out: {', '.join(dict.fromkeys(others))}"] if others else []
+    name = " and ".join(run.name for run in group) or "baselines only"
+    return Table(
+        key=paper.key if not number else f"{paper.key}_{number + 1}",
+        title=f"{paper.title}: {name}",
+        columns=tuple(columns),
+        rows=tuple(lines),
+        notes=(*_notes(group, baselines, published), *notes),
+    )
+
+
+def _line(
+    row: PaperRow,
+    group: Sequence[Run],
+    baseline: Sequence[Run],
+    models: Sequence[str],
+    published: Sequence[str],
+    comparer: Comparer,
+) -> tuple[Cell, ...]:
+    split = same_split([*group, *baseline], row.dataset) or ""
+    what = (split, row.task, row.metric, row.classes)
+    first = pooled(baseline, "student", *what)
+    ours = [pooled(group, which, *what) for which in models]
+    results = [run.results for run in (*group, *baseline) if run.results and split in run.results.splits]
+    images = count(results[0].value(results[0].models[0], split, row.task, "images")) if results else ""
+    interval = None
+    if len(group) == 1 and len(baseline) == 1 and first and ours[0] and len(row.classes) < 2:
+        sides = (baseline[0], "student"), (group[0], models[0])
+        name = "/".join((row.task, row.metric, *row.classes))
+        pair = comparer.on_split(*sides, split).get(name)
+        interval = pair.interval if pair is not None else None
+    numbers: list[Cell] = [Number(value=row.numbers[name]) if name in row.numbers else "" for name in published]
+    if len(published) == 2:
+        numbers.append(difference(numbers[0], numbers[1]))
+    dataset, label = row_title(row), LABELS[row.metric]
+    kind = split.rpartition("_")[2]
+    return (dataset, label, kind, images, first, *ours, difference(first, ours[0], interval), *numbers)
+
+
+def _notes(group: Sequence[Run], baselines: Sequence[Run], published: Sequence[str]) -> list[str]:
+    notes = [
+        "in percent, [95 % interval by patient]; blank: not trained, not evaluated, or undefined",
+        "difference: the first model after the baseline, minus the baseline",
+    ]
+    if len(group) == 1 and baselines:
+        notes.append("an interval of a difference comes from the same draws of patients for both models")
+    if published:
+        notes.append("the paper's numbers are the authors', on their test splits; ours stand on the split named")
+    return notes

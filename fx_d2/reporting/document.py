@@ -1,0 +1,149 @@
+"""A report as data: sections with tables, plots and pictures; and its files."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from fx_d2.evaluation.common import write_atomic
+from fx_d2.reporting.tables import Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A plot or a picture, embedded.
+
+    Attributes:
+        key: unique in a report; letters, digits, "-" and "_".
+        uri: "data:image/...;base64,...".
+        alt: what it shows, for who does not see it.
+        caption: lines below it.
+        width, height: pixels of the page, or of the picture.
+    """
+
+    key: str
+    uri: str
+    alt: str
+    caption: tuple[str, ...]
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A part of a report.
+
+    Attributes:
+        key: unique in a report, as of `Figure`.
+        title: its heading.
+        text: paragraphs.
+        tables: shown first.
+        plots: shown in a grid.
+        pictures: shown in a grid, each enlarged on a click.
+        code: preformatted text, such as a config.
+        parts: sections inside.
+        folded: whether a page shows it closed at first.
+    """
+
+    key: str
+    title: str
+    text: tuple[str, ...] = ()
+    tables: tuple[Table, ...] = ()
+    plots: tuple[Figure, ...] = ()
+    pictures: tuple[Figure, ...] = ()
+    code: str = ""
+    parts: tuple[Section, ...] = ()
+    folded: bool = False
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing in it."""
+        own = (self.text, self.tables, self.plots, self.pictures, self.code)
+        return not any(own) and all(part.empty for part in self.parts)
+
+    def walk(self) -> Iterator[Section]:
+        """It and all sections inside."""
+        yield self
+        for part in self.parts:
+            yield from part.walk()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """A whole report.
+
+    Attributes:
+        title: its heading.
+        notice: the sentence that every page bears.
+        sections: its parts.
+        facts: what else programs may want to know, as plain data.
+    """
+
+    title: str
+    notice: str
+    sections: tuple[Section, ...]
+    facts: dict[str, Any]
+
+    def tables(self) -> list[Table]:
+        """All tables, in order."""
+        return [table for section in self.sections for part in section.walk() for table in part.tables]
+
+
+def slug(text: str) -> str:
+    """Text as a key: letters, digits, "-" and "_"."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-") or "x"
+
+
+def write_document(folder: str | Path, document: Document) -> list[Path]:
+    """Write report.html (all of it), report.md and report.json (without figures), and tables/<key>.csv.
+
+    Returns:
+        The files, the page first.
+    """
+    folder = Path(folder)
+    environment = Environment(
+        loader=PackageLoader("fx_d2.reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("page.html").render(document=document)
+    tables = {table.key: table.data() for table in document.tables()}
+    facts = {"notice": document.notice, **document.facts, "tables": tables}
+    files = {
+        "report.html": page,
+        "report.md": _markdown(document),
+        "report.json": json.dumps(facts, indent=1, allow_nan=False, default=str) + "\n",
+        **{f"tables/{table.key}.csv": table.csv() for table in document.tables()},
+    }
+    for name, content in files.items():
+        write_atomic(folder / name, content)
+    return [folder / name for name in files]
+
+
+def _markdown(document: Document) -> str:
+    parts = [f"# {document.title}", document.notice]
+    for section in document.sections:
+        parts += _section(section, 2)
+    return "\n\n".join(parts) + "\n"
+
+
+def _section(section: Section, level: int) -> list[str]:
+    parts = [f"{'#' * min(level, 6)} {section.title}", *section.text]
+    for table in section.tables:
+        parts += [f"**{table.title}**", table.markdown()]
+    if section.plots or section.pictures:
+        parts.append(f"{len(section.plots) + len(section.pictures)} figures: in report.html.")
+    if section.code:
+        parts.append("\n".join(f"    {line}" for line in section.code.splitlines()))
+    for part in section.parts:
+        if not part.empty:
+            parts += _section(part, level + 1)
+    return parts

@@ -1,0 +1,128 @@
+"""One dataset from several initial weights: fine-tuning, few-shot, heads only against all of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fx_d2.evaluation.report import LABELS
+from fx_d2.reporting.baselines import methods, row_title, split_single
+from fx_d2.reporting.comparison import same_split
+from fx_d2.reporting.paper import PaperRow, PaperTable, row_of
+from fx_d2.reporting.runs import Run
+from fx_d2.reporting.tables import Cell, Number, Table, difference, pooled
+
+_NOTE = (
+    "in percent; several runs: mean \N{PLUS-MINUS SIGN} standard deviation (n - 1) over seeds (number of runs); one "
+    "run: its 95 % interval by patient; of the student where there are two models"
+)
+
+
+def transfer_tables(runs: Sequence[Run], paper: Sequence[PaperTable]) -> list[Table]:
+    """The tables of the kinds "starts", "few_shot" and "heads" that the runs give."""
+    _, tuned = split_single(runs, paper)
+    heads = [run for run in runs if run.recipe.heads_only and not run.recipe.images]
+    few = [run for run in runs if run.recipe.images and len(run.recipe.datasets) == 1]
+    found = []
+    if tuned:
+        found.append(_by_start(_published(paper, "starts", "fine_tuning", "Fine-tuning"), tuned))
+    if few:
+        found.append(_by_start(_published(paper, "few_shot", "few_shot", "Few-shot"), few))
+    for number, start in enumerate(dict.fromkeys(run.recipe.start for run in heads)):
+        table = _published(paper, "heads", "heads_only", "Heads only against full fine-tuning")
+        found.append(_heads(table, start, heads, runs, number))
+    return found
+
+
+def _published(paper: Sequence[PaperTable], kind: str, key: str, title: str) -> PaperTable:
+    return next((table for table in paper if table.kind == kind), PaperTable(key=key, title=title, kind=kind))
+
+
+def _label(run: Run) -> str:
+    return f"from {run.recipe.start}" + ", heads only" * run.recipe.heads_only + ", teacher" * run.recipe.teacher
+
+
+def _by_start(paper: PaperTable, runs: Sequence[Run]) -> Table:
+    """A column for each initial weights; of few-shot runs a row for each number of images."""
+    labels = list(dict.fromkeys(_label(run) for run in runs))
+    published = list(paper.columns)
+    lines, others = [], []
+    for row in _rows(paper, runs):
+        mine = [run for run in runs if (row.dataset, row.task) in run.recipe.slots and run.recipe.images == row.images]
+        # A series over classes has a run for each: those that know nothing of a row are no rivals in it.
+        mine = [run for run in mine if _knows(run, row)]
+        cells: list[Cell] = []
+        for label in labels:
+            kinds = methods([run for run in mine if _label(run) == label])
+            cells.append(_value(kinds[0] if kinds else [], row, mine))
+            others += [run.name for kind in kinds[1:] for run in kind]
+        numbers = [Number(value=row.numbers[name]) if name in row.numbers else "" for name in published]
+        lines.append((*_facts(row, mine), *([str(row.images)] if row.images else []), *cells, *numbers))
+    notes = [_NOTE] + [f"of another config, left out: {', '.join(dict.fromkeys(others))}"] * bool(others)
+    few = ("training images",) if any(run.recipe.images for run in runs) else ()
+    columns = ("dataset", "task", "metric", "split", *few, *labels, *(f"paper: {paper.columns[n]}" for n in published))
+    return Table(key=paper.key, title=paper.title, columns=columns, rows=tuple(lines), notes=tuple(notes))
+
+
+def _rows(paper: PaperTable, runs: Sequence[Run]) -> list[PaperRow]:
+    """The paper's rows of the slots that the runs have, and rows for what else they have."""
+    there = dict.fromkeys((*slot, run.recipe.images) for run in runs for slot in run.recipe.slots)
+    slots = {key[:2] for key in there}
+    rows = [row for row in paper.rows if (row.dataset, row.task) in slots]
+    for dataset, task, images in there:
+        like = [row for row in rows if (row.dataset, row.task) == (dataset, task)]
+        if all(row.images != images for row in like):
+            kinds = dict.fromkeys((row.metric, row.classes) for row in like)
+            fresh = row_of(dataset, task, images)
+            rows += [
+                PaperRow(dataset=dataset, task=task, metric=metric, classes=classes, images=images)
+                for metric, classes in kinds or [(fresh.metric, fresh.classes)]
+            ]
+    return sorted(rows, key=lambda row: (list(slots).index((row.dataset, row.task)), -row.images))
+
+
+def _heads(paper: PaperTable, start: str, heads: Sequence[Run], runs: Sequence[Run], number: int) -> Table:
+    """From one start: a row for each slot, what the heads alone reach and what all of the model reaches."""
+    mine = [run for run in heads if run.recipe.start == start]
+    single = [run for run in runs if run.recipe.single]
+    published = list(paper.columns)
+    lines = []
+    for row in _rows(paper, mine):
+        slot = (row.dataset, row.task)
+        here = [run for run in mine if slot in run.recipe.slots]
+        full = [run for run in single if run.recipe.slots == (slot,) and run.recipe.start == start]
+        fresh = [
+            run
+            for run in single
+            if run.recipe.slots == (slot,) and run.recipe.start != start and not run.recipe.teacher
+        ]
+        groups = [(methods(group) or [[]])[0] for group in (fresh, here, full)]
+        cells = [_value(group, row, [*here, *full]) for group in groups]
+        numbers = [Number(value=row.numbers[name]) if name in row.numbers else "" for name in published]
+        lines.append((*_facts(row, [*here, *full]), *cells, difference(cells[1], cells[2]), *numbers))
+    columns = ("dataset", "task", "metric", "split", "baseline", "heads only", "full", "full - heads only")
+    return Table(
+        key=paper.key if not number else f"{paper.key}_{number + 1}",
+        title=f"{paper.title}, from {start}",
+        columns=(*columns, *(f"paper: {paper.columns[name]}" for name in published)),
+        rows=tuple(lines),
+        notes=(_NOTE,),
+    )
+
+
+def _knows(run: Run, row: PaperRow) -> bool:
+    """Whether a run was evaluated for the classes of a row."""
+    keys = [f"/{row.dataset}/{row.task}/{row.metric}/{name}" for name in row.classes]
+    found = run.results.metrics if run.results is not None else {}
+    return all(any(key.endswith(end) for key in found) for end in keys)
+
+
+def _facts(row: PaperRow, runs: Sequence[Run]) -> tuple[str, ...]:
+    split = same_split(runs, row.dataset) or ""
+    return row_title(row), row.task, LABELS[row.metric], split.rpartition("_")[2]
+
+
+def _value(runs: Sequence[Run], row: PaperRow, beside: Sequence[Run]) -> Cell:
+    """The cell of repetitions of one method, on the split by which all runs of the row are compared."""
+    split = same_split(beside, row.dataset)
+    models = [run.results.models[0] for run in runs if run.results is not None]
+    return pooled(runs, models[0], split, row.task, row.metric, row.classes) if split and models else ""

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fx_d2.reporting.baselines import baseline_tables, methods, split_single
+from fx_d2.reporting.comparison import Comparer
+from fx_d2.reporting.paper import PaperTable, read_paper
+from fx_d2.reporting.runs import read_runs
+from fx_d2.reporting.tables import Table
+
+from .conftest import MakeRun, film_arrays
+
+PAPER = read_paper(Path(__file__).resolve().parents[2] / "projects" / "FoundationX" / "paper.yaml")
+ALL = ("cls", "loc", "seg")
+
+
+def tables_of(*folders: Path, paper: tuple[PaperTable, ...] = PAPER) -> list[Table]:
+    return baseline_tables(read_runs([str(folder) for folder in folders]), paper, Comparer(draws=50))
+
+
+def row_of(table: Table, dataset: str, metric: str) -> dict[str, str]:
+    rows = [dict(zip(table.columns, map(str, row), strict=True)) for row in table.rows]
+    return next(row for row in rows if row["dataset"] == dataset and row["metric"] == metric)
+
+
+@pytest.fixture
+def joint(make_run: MakeRun) -> Path:
+    metrics = {"student/siim_acr/cls/auroc": 0.9644, "teacher/siim_acr/cls/auroc": 0.97, "teacher/node21/loc/AP40": 0.3}
+    metrics |= {"student/node21/loc/AP40": 0.25, "student/siim_acr/cls/images": 1372.0}
+    intervals = {"student/siim_acr/cls/auroc": [0.95, 0.975]}
+    return make_run("fx", ("node21", "siim_acr"), ALL, metrics, intervals=intervals, teacher=True)
+
+
+def test_ours_beside_the_papers(make_run: MakeRun, joint: Path) -> None:
+    single = make_run("one", ("siim_acr",), ("cls",), {"student/siim_acr/cls/auroc": 0.95})
+    (table,) = tables_of(joint, single)
+    assert table.title == "Pretraining: fx" and table.key == "pretraining" and len(table.rows) == 20
+    row = row_of(table, "SIIM-ACR", "AUROC")
+    assert row["baseline"] == "95.00" and row["student"] == "96.44 [95.0, 97.5]" and row["teacher"] == "97.00"
+    assert row["difference"] == "+1.44 ↑" and row["images"] == "1372" and row["split"] == "test"
+    assert row["paper: Baseline"] == "95.01" and row["paper: Foundation X"] == "96.44"
+    assert row["paper: difference"] == "+1.43 ↑"
+    assert (
+        row_of(table, "MIMIC-II (MIMIC-CXR)", "AUROC, classes of the published number")["paper: difference"]
+        == "-0.18 ↓"
+    )
+
+
+def test_missing_cells_are_blank(joint: Path) -> None:
+    (table,) = tables_of(joint)
+    row = row_of(table, "NODE21", "AP40")
+    assert (row["baseline"], row["student"], row["teacher"], row["difference"]) == ("", "25.00", "30.00", "")
+    nothing = row_of(table, "CheXpert", "AUROC")
+    assert not any(nothing[column] for column in ("split", "images", "baseline", "student", "teacher", "difference"))
+
+
+def test_only_a_run_of_one_task_without_teacher_from_the_same_start_is_a_baseline(make_run: MakeRun) -> None:
+    metrics = {"student/siim_acr/cls/auroc": 0.95}
+    names = {"plain": {}, "ark": {"weights": "w/ark.pth"}, "taught": {"teacher": True}, "tuned": {"weights": "w/x.pth"}}
+    folders = [make_run(name, ("siim_acr",), ("cls",), metrics, **facts) for name, facts in names.items()]
+    folders.append(make_run("fx", ("siim_acr", "node21"), ALL, metrics, teacher=True, weights="w/ark.pth"))
+    folders.append(make_run("heads", ("siim_acr",), ("cls",), metrics, heads=True))
+    folders.append(make_run("few", ("siim_acr",), ("cls",), metrics, images=3))
+    baselines, tuned = split_single(read_runs([str(folder) for folder in folders]), PAPER)
+    assert [run.name for run in baselines] == ["plain", "ark"] and [run.name for run in tuned] == ["taught", "tuned"]
+
+
+def test_a_published_table_of_starts_takes_all_runs_of_its_slot(make_run: MakeRun) -> None:
+    run = make_run("plain", ("jsrt",), ("seg",), {"student/jsrt/seg/dice": 0.9})
+    assert split_single(read_runs([str(run)]), PAPER)[0] == [] != split_single(read_runs([str(run)]), ())[0]
+
+
+def test_repetitions_have_a_mean_and_other_methods_a_table(make_run: MakeRun) -> None:
+    folders = []
+    for name, seed, value, lr in (("a", 0, 0.8, 1e-4), ("b", 1, 0.9, 1e-4), ("c", 0, 0.7, 1e-3)):
+        metrics = {"student/siim_acr/cls/auroc": value}
+        folders.append(make_run(name, ("siim_acr", "node21"), ALL, metrics, seed=seed, lr=lr))
+    tables = tables_of(*folders)
+    assert [table.title for table in tables] == ["Pretraining: a and b", "Pretraining: c"]
+    assert [table.key for table in tables] == ["pretraining", "pretraining_2"]
+    assert row_of(tables[0], "SIIM-ACR", "AUROC")["student"] == "85.00 ± 7.07 (2)"
+    assert [len(group) for group in methods(read_runs([str(folder) for folder in folders]))] == [2, 1]
+
+
+def test_baselines_of_two_configs_are_not_mixed(make_run: MakeRun, joint: Path) -> None:
+    metrics = {"student/siim_acr/cls/auroc": 0.95}
+    singles = [make_run(f"s{lr}", ("siim_acr",), ("cls",), metrics, lr=lr) for lr in (1e-4, 1e-3)]
+    (table,) = tables_of(joint, *singles)
+    assert row_of(table, "SIIM-ACR", "AUROC")["baseline"] == "95.00"
+    assert table.notes[-1] == "baselines of another config are left out: s0.001"
+
+
+def test_organs_have_a_row_a_class(make_run: MakeRun) -> None:
+    organs = make_run("organs", ("vindr_organs",), ("loc", "seg"), {"student/vindr_organs/loc/AP40/Heart": 0.88})
+    (table,) = tables_of(organs)
+    row = row_of(table, "VinDr-CXR organs (CheXmask): Heart", "AP40")
+    assert table.key == "organs" and len(table.rows) == 6
+    assert (row["student"], row["paper: Foundation X"]) == ("88.00", "88.41")
+
+
+def test_datasets_of_ones_own_and_no_paper(make_run: MakeRun, joint: Path) -> None:
+    own = make_run("own", ("films",), ("cls", "seg"), {"student/films/cls/auroc": 0.6, "student/films/seg/dice": 0.7})
+    tables = tables_of(joint, own)
+    assert [table.key for table in tables] == ["pretraining", "joint"]
+    assert row_of(tables[1], "films", "Dice")["student"] == "70.00" and "paper: Baseline" not in tables[1].columns
+    assert [len(table.rows) for table in tables_of(joint, paper=())] == [5]
+
+
+def test_the_interval_of_a_difference_is_paired(make_run: MakeRun) -> None:
+    folders = [
+        make_run(
+            f"r{i}",
+            ("films",),
+            tasks,
+            {"student/films/cls/auroc": 0.5, "student/films/seg/dice": 0.5},
+            scores={"student/films": film_arrays(i)},
+        )
+        for i, tasks in ((1, ("cls",)), (2, ("cls", "seg")))
+    ]
+    (table,) = tables_of(*folders, paper=())
+    runs = read_runs([str(folder) for folder in folders])
+    pair = Comparer(draws=50).on_split((runs[0], "student"), (runs[1], "student"), "films_test")["cls/auroc"]
+    cell = table.rows[0][table.columns.index("difference")]
+    assert cell.interval == pytest.approx((100 * pair.low, 100 * pair.high))
+    assert table.rows[1][table.columns.index("difference")] == ""
+
+
+def test_a_baseline_on_another_split_is_not_compared(make_run: MakeRun, joint: Path) -> None:
+    single = make_run("one", ("siim_acr",), ("cls",), {"student/siim_acr/cls/auroc": 0.95}, split="val")
+    assert row_of(tables_of(joint, single)[0], "SIIM-ACR", "AUROC")["baseline"] == ""

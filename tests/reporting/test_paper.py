@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fx_d2.data.table import BY_NAME, PRETRAINING
+from fx_d2.evaluation.report import LABELS
+from fx_d2.reporting.paper import read_paper, row_of
+from fx_d2.structures import FXError
+
+PAPER = Path(__file__).resolve().parents[2] / "projects" / "FoundationX" / "paper.yaml"
+
+
+def test_the_paper_names_slots_classes_and_metrics_that_there_are() -> None:
+    tables = read_paper(PAPER)
+    assert [table.kind for table in tables] == ["baselines", "baselines", "starts", "few_shot", "heads"]
+    for row in (row for table in tables for row in table.rows):
+        spec = BY_NAME[row.dataset]
+        assert row.task in spec.tasks and row.metric in LABELS and row.numbers
+        assert set(row.classes) <= set(spec.classes(row.task))
+    slots = [(row.dataset, row.task) for row in tables[0].rows]
+    assert sorted(slots) == sorted((spec.name, task) for spec in PRETRAINING for task in spec.tasks)
+
+
+def test_the_readme_tells_the_same_numbers() -> None:
+    readme = (PAPER.parent / "README.md").read_text(encoding="utf-8").split("### Eleven datasets")[1]
+    for row in read_paper(PAPER)[0].rows:
+        assert f"{row.numbers['baseline']:.2f} -> {row.numbers['foundation_x']:.2f}" in readme
+
+
+def test_rows_of_our_own() -> None:
+    row = row_of("own", "loc", 6)
+    assert (row.dataset, row.task, row.images) == ("own", "loc", 6) and row.metric == "AP40" and not row.numbers
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [", "is not yaml"),
+        ("tables: {}", "exactly the keys columns and tables"),
+        ("{columns: {}, tables: {t: {title: T, kind: other, rows: []}}}", "a kind of"),
+        ("{columns: {x: X}, tables: {t: {title: T, kind: heads, rows: [{dataset: a, task: cls, y: 1}]}}}", "unknown"),
+        ("{columns: {x: X}, tables: {t: {title: T, kind: heads, rows: [{dataset: a, task: all}]}}}", "task of"),
+    ],
+)
+def test_what_is_not_understood_is_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "paper.yaml").write_text(text)
+    with pytest.raises(FXError, match=message):
+        read_paper(tmp_path / "paper.yaml")
+    with pytest.raises(FXError, match="absent.yaml"):
+        read_paper(tmp_path / "absent.yaml")

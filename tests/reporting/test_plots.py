@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import base64
+import re
+from typing import Any
+
+from fx_d2.reporting.document import Figure
+from fx_d2.reporting.plots import froc_plot, metric_plots, reliability_plot, training_plots
+
+
+def svg(figure: Figure) -> str:
+    head, _, data = figure.uri.partition(",")
+    assert head == "data:image/svg+xml;base64"
+    return base64.b64decode(data).decode("utf-8")
+
+
+def line(cycle: int, index: int, dataset: str, values: dict[str, float | None]) -> dict[str, Any]:
+    metrics = {f"{which}/jsrt/seg/dice": value for which, value in values.items()}
+    return {"iteration": 0, "cycle": cycle, "pass": index, "dataset": dataset, "task": "seg", "metrics": metrics}
+
+
+HISTORY = [
+    line(0, 0, "other", {"student": 0.2, "teacher": 0.1}),
+    line(0, 1, "jsrt", {"student": 0.5, "teacher": None}),
+    line(1, 0, "other", {"student": 0.4, "teacher": 0.3}),
+]
+SLOTS = [("jsrt", "seg"), ("other", "cls")]
+
+
+def test_a_metric_over_passes() -> None:
+    (figure,) = metric_plots(HISTORY, SLOTS, "run")  # nothing is known of the other dataset
+    assert figure.alt == (
+        "Dice of JSRT (SCR) over 3 passes: student 40.0 at the end, best 50.0 after 2 passes; "
+        "teacher 30.0 at the end, best 30.0 after 3 passes."
+    )
+    text = svg(figure)
+    assert {"focused", "unfocused", "student", "teacher", "passes"} <= set(re.findall(r">([a-z]+)</text>", text))
+    assert figure == metric_plots(HISTORY, SLOTS, "run")[0]  # no time, no chance
+    assert metric_plots(HISTORY[:1], SLOTS, "run") == []
+
+
+def test_losses_gradients_and_learning_rate() -> None:
+    steps = [{"iteration": i, "jsrt/seg/total_loss": 1.0 / i, "jsrt/seg/grad_norm": 2.0, "lr": 0.1} for i in (1, 2)]
+    steps.append({"iteration": 3, "other/cls/total_loss": 1.0})  # one point is no curve
+    figures = training_plots(steps, SLOTS, "run")
+    assert [figure.key for figure in figures] == ["total_loss-run-seg", "grad_norm-run-seg", "lr-run"]
+    assert figures[0].alt == "loss: seg over iterations: JSRT (SCR) from 1 to 0.5."
+
+
+def test_long_curves_are_pixels() -> None:
+    steps = [{"iteration": i, "lr": 0.1 + i} for i in range(2000)]
+    assert training_plots(steps, SLOTS, "run")[0].uri.startswith("data:image/png;base64,")
+
+
+def test_free_response_and_reliability() -> None:
+    curves = {"nodule": {"false_positives": [0.0, 0.5], "sensitivity": [0.0, 0.75]}}
+    assert froc_plot(curves, "Own", "k").alt == "Free-response curves of Own, sensitivity of nodule up to 0.75."
+    bins = {"a": {"images": [3.0, 0.0, 1.0], "score": [0.1, None, 0.9], "positive": [0.0, None, 1.0]}}
+    figure = reliability_plot(bins, "Own", "k")
+    assert "Own: reliability" in svg(figure) and figure.alt.startswith("Reliability diagrams of Own: a")
