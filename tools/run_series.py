@@ -196,9 +196,14 @@ def run_cell(cell: Cell, *, prune: bool) -> str:
         return "was done"
     if not cell.trained:
         call(cell.train, cell.folder)
+    tested = Path(cell.test[cell.test.index("MODEL.WEIGHTS") + 1])
+    if not tested.is_file():
+        raise FXError(
+            f"{cell.folder}: no evaluation of the training defined {cell.cfg.SOLVER.CHECKPOINT_BEST[0]}, so that there "
+            f'is no {tested.name}: evaluate on more images, or take the last model: SOLVER.CHECKPOINT_BEST "[]"'
+        )
     call(cell.test, cell.folder / TEST)
     if prune:
-        tested = Path(cell.test[cell.test.index("MODEL.WEIGHTS") + 1])
         for file in cell.folder.glob("model_*.pth"):
             if file != tested:
                 file.unlink()

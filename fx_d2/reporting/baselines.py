@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from fx_d2.data.table import BY_NAME
@@ -10,7 +11,9 @@ from fx_d2.reporting.comparison import Comparer, same_split
 from fx_d2.reporting.paper import PaperRow, PaperTable, row_of
 from fx_d2.reporting.runs import Run
 from fx_d2.reporting.tables import Cell, Number, Table, count, difference, pooled
-from fx_d2.structures import TASKS
+from fx_d2.structures import TASKS, FXError
+
+logger = logging.getLogger(__name__)
 
 
 def title_of(dataset: str) -> str:
@@ -139,8 +142,11 @@ def _line(
     if len(group) == 1 and len(baseline) == 1 and first and ours[0] and len(row.classes) < 2:
         sides = (baseline[0], "student"), (group[0], models[0])
         name = "/".join((row.task, row.metric, *row.classes))
-        pair = comparer.on_split(*sides, split).get(name)
-        interval = pair.interval if pair is not None else None
+        try:
+            pair = comparer.on_split(*sides, split).get(name)
+            interval = pair.interval if pair is not None else None
+        except FXError as error:  # of other classes or images: a table may show both, but no interval
+            logger.warning("%s, %s: a difference without interval: %s", row_title(row), LABELS[row.metric], error)
     numbers: list[Cell] = [Number(value=row.numbers[name]) if name in row.numbers else "" for name in published]
     if len(published) == 2:
         numbers.append(difference(numbers[0], numbers[1]))

@@ -127,6 +127,20 @@ def test_the_interval_of_a_difference_is_paired(make_run: MakeRun) -> None:
     assert table.rows[1][table.columns.index("difference")] == ""
 
 
+def test_what_has_no_pairs_has_no_interval(make_run: MakeRun, caplog: pytest.LogCaptureFixture) -> None:
+    """Two runs on other images: both are shown, and the report goes on."""
+    scores = [film_arrays(1), film_arrays(2, count=11)]
+    metrics = {"student/films/cls/auroc": 0.5, "student/films/seg/dice": 0.5}
+    folders = [
+        make_run(f"r{i}", ("films",), tasks, metrics, scores={"student/films": scores[i]})
+        for i, tasks in enumerate((("cls",), ("cls", "seg")))
+    ]
+    (table,) = tables_of(*folders, paper=())
+    cell = table.rows[0][table.columns.index("difference")]
+    assert cell.value == 0 and cell.interval is None
+    assert "a difference without interval" in caplog.text and "image_id differ" in caplog.text
+
+
 def test_a_baseline_on_another_split_is_not_compared(make_run: MakeRun, joint: Path) -> None:
     single = make_run("one", ("siim_acr",), ("cls",), {"student/siim_acr/cls/auroc": 0.95}, split="val")
     assert row_of(tables_of(joint, single)[0], "SIIM-ACR", "AUROC")["baseline"] == ""

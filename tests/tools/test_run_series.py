@@ -152,6 +152,15 @@ def test_the_first_error_ends_a_series_in_one_line(series: ModuleType, arguments
         series.main([*arguments, "DATASETS.ROOT", str(tmp_path / "nowhere")])
 
 
+def test_a_best_model_that_there_is_not_is_explained(
+    series: ModuleType, arguments: list[str], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The metric was undefined at every evaluation: no checkpoint was ever the best."""
+    monkeypatch.setattr(series, "call", lambda command, folder: None)
+    with pytest.raises(SystemExit, match=r"error: .*run: no evaluation of the training defined student/\*/cls/auroc"):
+        series.main([*arguments, "DATASETS.ROOT", str(data)])
+
+
 def test_a_stopped_run_stops_the_series_with_its_code(series: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as stop:
         series.call((sys.executable, "-c", f"raise SystemExit({EXIT_CODE})"), tmp_path)
