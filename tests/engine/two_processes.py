@@ -9,7 +9,7 @@ import json
 import os
 import signal
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from unittest import mock
 
@@ -20,6 +20,7 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 from torch.nn.parallel import DistributedDataParallel
 
+from fx_d2.batch import BOXES, Batch
 from fx_d2.data import build_test_loader, build_train_data, register_datasets
 from fx_d2.engine import FXTrainer, apply_phase, build_cfg, launch
 from fx_d2.engine.accumulation import add_gradients, split_batch
@@ -79,10 +80,10 @@ def gradient_differences(
         if not state.first:
             continue
         whole = next(iter(data.loader(schedule, iteration, rank=0, world_size=1, num_iters=1, seed=1)))
-        _make_uneven(whole, boxes)
+        whole = _uneven(whole, boxes)
         size = len(whole) // world
         gradients = []
-        for batch in (whole[rank * size : (rank + 1) * size], whole):
+        for batch in (whole.part(rank * size, (rank + 1) * size), whole):
             apply_phase(model, state.phase)
             model.zero_grad(set_to_none=True)
             if len(batch) == size:
@@ -97,20 +98,21 @@ def gradient_differences(
     return found
 
 
-def _make_uneven(batch: list[dict], boxes: bool) -> None:
+def _uneven(batch: Batch, boxes: bool) -> Batch:
     """Unknown labels and masks in the first half, no box at all in the second: the halves count differently."""
-    half = len(batch) // 2
-    if "labels" in batch[0]:
-        batch[0]["labels"][0] = float("nan")
-    if "masks" in batch[0]:
-        batch[0]["mask_known"][1] = False
-        batch[1]["mask_known"][:] = False
-    for sample in batch[half if boxes else 0 :]:
-        if "instances" in sample:
-            sample["instances"] = sample["instances"][:0]
+    tensors = dict(batch.tensors)
+    if "labels" in tensors:
+        tensors["labels"][0, 0] = float("nan")
+    if "masks" in tensors:
+        tensors["mask_known"][0, 1] = tensors["mask_known"][1] = False
+    if not batch.counts:
+        return batch
+    kept = batch.counts[: len(batch) // 2 if boxes else 0]
+    tensors |= {key: tensors[key][: sum(kept)] for key in BOXES}
+    return replace(batch, counts=kept + (0,) * (len(batch) - len(kept)), tensors=tensors)
 
 
-def _backward(model: torch.nn.Module, teacher: EMATeacher, batch: list[dict], phase: Phase, most: int) -> None:
+def _backward(model: torch.nn.Module, teacher: EMATeacher, batch: Batch, phase: Phase, most: int) -> None:
     parts = split_batch(batch, most, torch.device("cpu"))
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     add_gradients(model, parts, lambda part: model(part, teacher.guide(part, phase)), scaler)
