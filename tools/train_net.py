@@ -33,12 +33,14 @@ from fx_d2.data import build_test_loader, evaluation_splits, file_content_hash
 from fx_d2.engine import FXTrainer, build_cfg, launch, load_models, setup_run, versions
 from fx_d2.engine.checkpoint_files import FINAL
 from fx_d2.engine.distributed import on_first
+from fx_d2.engine.guards import check_patterns
 from fx_d2.engine.plan import build_plan
 from fx_d2.engine.rehearsal import rehearse
 from fx_d2.evaluation import (
     Evaluation,
     build_thresholds,
     evaluate_model,
+    metric_names,
     results_table,
     weights_hash,
     write_points,
@@ -113,6 +115,8 @@ def run(args: argparse.Namespace) -> None:
         cfg.DATALOADER.NUM_WORKERS = 0  # reading is timed apart
         cfg.freeze()
     trainer = FXTrainer(cfg, functools.partial(evaluate, cfg, started))
+    splits = evaluation_splits(cfg, training=True)
+    check_patterns(cfg, metric_names(trainer.models(), splits, specs_of(splits)))
     trainer.resume_or_load(args.resume, look_only=args.dry_run)
     if args.dry_run:
         logger.info("dry run, nothing saved:\n%s", rehearse(trainer, workers))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fnmatch
+import functools
 import logging
 import math
+import operator
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -22,7 +25,51 @@ from fx_d2.structures import COMPONENTS, FXError, spec_of
 
 logger = logging.getLogger(__name__)
 
+_RANGES: tuple[tuple[str, float, float], ...] = (
+    ("SOLVER.BASE_LR", 0, math.inf),
+    ("SOLVER.MOMENTUM", 0, 1),
+    ("SOLVER.WEIGHT_DECAY", 0, math.inf),
+    ("SOLVER.WEIGHT_DECAY_NORM", 0, math.inf),
+    ("SOLVER.WEIGHT_DECAY_BIAS", 0, math.inf),
+    ("SOLVER.WEIGHT_DECAY_EMBED", 0, math.inf),
+    ("SOLVER.WARMUP_CYCLES", 0, math.inf),
+    ("SOLVER.FINAL_LR_FACTOR", 0, math.inf),
+    ("SOLVER.CHECKPOINT_CYCLES", 1, math.inf),
+    ("SOLVER.CHECKPOINT_STEPS", 0, math.inf),
+    ("SOLVER.CHECKPOINT_MINUTES", 0, math.inf),
+    ("SOLVER.CHECKPOINTS_TO_KEEP", 1, math.inf),
+    ("SOLVER.CHECKPOINT_KEEP_CYCLES", 0, math.inf),
+    ("MODEL.TEACHER.CONSISTENCY", 0, 1),
+    ("DATASETS.LIMIT", 0, math.inf),
+    ("DATASETS.FEW_SHOT.IMAGES", 0, math.inf),
+    ("TEST.EVAL_PASSES", 0, math.inf),
+    ("TEST.EVAL_CYCLES", 0, math.inf),
+)
+"""Numbers that a training reads, and the least and the largest that mean something."""
+
 _HEADS = {"cls": "cls_heads", "loc": "loc_decoders", "seg": "seg_heads"}
+
+
+def check_values(cfg: CfgNode) -> None:
+    """What can be said of keys by themselves, of those that nothing else checks.
+
+    Raises:
+        FXError: naming the key.
+    """
+    for key, least, largest in _RANGES:
+        value = functools.reduce(operator.getitem, key.split("."), cfg)
+        if not least <= value <= largest:
+            allowed = f"{least} or more" if largest == math.inf else f"from {least} to {largest}"
+            raise FXError(f"{key} is {value}: it must be {allowed}")
+    if not 0 < cfg.SOLVER.LAYER_DECAY <= 1:
+        raise FXError(f"SOLVER.LAYER_DECAY is {cfg.SOLVER.LAYER_DECAY}: it must be above 0 and at most 1 (off)")
+    if cfg.SOLVER.OPTIMIZER == "sgd" and cfg.SOLVER.NESTEROV and not cfg.SOLVER.MOMENTUM:
+        raise FXError("SOLVER.NESTEROV needs a SOLVER.MOMENTUM above 0")
+    models = ["student", "teacher"]
+    if not cfg.TEST.MODELS or not all(name in models for name in cfg.TEST.MODELS):
+        raise FXError(f"TEST.MODELS is {list(cfg.TEST.MODELS)}: name some of {models}")
+    if cfg.MODEL.WEIGHTS_FROM not in ["", *models]:
+        raise FXError(f"MODEL.WEIGHTS_FROM is {cfg.MODEL.WEIGHTS_FROM!r}: choose one of {models}, or leave it empty")
 
 
 def check_start(
@@ -46,8 +93,6 @@ def check_start(
     check_norm(cfg, model)
     check_heads(model, schedule)
     node = cfg.SOLVER
-    if node.CHECKPOINT_CYCLES < 1 or node.CHECKPOINTS_TO_KEEP < 1:
-        raise FXError("SOLVER.CHECKPOINT_CYCLES and SOLVER.CHECKPOINTS_TO_KEEP must be at least 1")
     if node.CHECKPOINT_BEST and cfg.TEST.SPLIT == "test":
         raise FXError(
             "SOLVER.CHECKPOINT_BEST would choose a model on test splits: set TEST.SPLIT to val, or leave it out"
@@ -60,6 +105,23 @@ def check_start(
         if strange:
             raise FXError(f"DATASETS.TEST has {strange} evaluated, but DATASETS.TRAIN gives the model no head for them")
     on_first(lambda: _check_images(cfg, data, splits))
+
+
+def check_patterns(cfg: CfgNode, metrics: Sequence[str]) -> None:
+    """FXError for a pattern of SOLVER.CHECKPOINT_BEST that matches none of the metrics of the run's evaluations."""
+    for pattern in cfg.SOLVER.CHECKPOINT_BEST:
+        if not fnmatch.filter(metrics, pattern):
+            raise FXError(
+                f"SOLVER.CHECKPOINT_BEST {pattern!r} matches no metric of the models, datasets and tasks that are "
+                f"evaluated: correct it, or leave it out; there are {', '.join(_headlines(metrics))}"
+            )
+
+
+def _headlines(metrics: Sequence[str]) -> list[str]:
+    """The first metric of each model, dataset and task."""
+    return list({metric.rsplit("/", 1)[0]: metric for metric in reversed(metrics) if metric.count("/") == 3}.values())[
+        ::-1
+    ]
 
 
 def _check_images(cfg: CfgNode, data: TrainData, splits: Iterable[str]) -> None:

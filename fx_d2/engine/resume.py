@@ -49,6 +49,9 @@ INEXACT = (
 )
 """Keys that may change, with a warning: the run goes on, but is no longer bit by bit the run it was."""
 
+OPEN = ("MODEL.TIMM.KWARGS.", "SCHEDULE.REPEAT.")
+"""Beginnings of keys that are there in some configs only; all others every config of a version has."""
+
 _DATASET_PARTS = {
     "annotations": "annotation file",
     "row": "row (classes, policies)",
@@ -116,6 +119,13 @@ def require_same_run(stored: Mapping[str, Any], record: Mapping[str, Any], path:
     changed = {key: pair for key, pair in changed.items() if not key.startswith(FREE)}
     inexact = {key: changed.pop(key) for key in INEXACT if key in changed}
     if changed:
+        foreign = sorted(key for key, pair in changed.items() if None in pair and not key.startswith(OPEN))
+        if foreign:
+            raise FXError(
+                f"--resume: {path} was written by another version of fx_d2, whose keys differ: {', '.join(foreign)}. "
+                "Continue it with that version; or, to start another run from its weights, set MODEL.WEIGHTS to it, "
+                "another OUTPUT_DIR, and leave --resume out"
+            )
         raise FXError(
             f"--resume: the run of {path} had other settings: {_told(changed)}. Put them back; or, to start another "
             "run from its weights, set MODEL.WEIGHTS to it, another OUTPUT_DIR, and leave --resume out"

@@ -102,10 +102,10 @@ def _check_row(row: Mapping[str, Any], specs: Sequence[DatasetSpec]) -> None:
     where = f"SCHEDULE.STRATEGY row {row}"
     if not isinstance(row, Mapping) or not _REQUIRED <= set(row) <= _REQUIRED | _OPTIONAL:
         raise FXError(f"{where}: a row has the keys task, share, train and may have {', '.join(sorted(_OPTIONAL))}")
-    if row["task"] not in TASK_COMPONENTS:
+    if row["task"] not in list(TASK_COMPONENTS):
         raise FXError(f"{where}: task must be one of {sorted(TASK_COMPONENTS)}")
     allowed, train = TASK_COMPONENTS[row["task"]], row["train"]
-    if isinstance(train, str) or not train or len(set(train)) < len(train) or not set(train) <= set(allowed):
+    if not _are_names(train) or len(set(train)) < len(train) or not set(train) <= set(allowed):
         raise FXError(f"{where}: train must name some of {list(allowed)}, each once (of all {list(COMPONENTS)})")
     if not _is_number(row["share"]) or not 0 < row["share"] <= 1:
         raise FXError(f"{where}: share must be in (0, 1]")
@@ -114,12 +114,16 @@ def _check_row(row: Mapping[str, Any], specs: Sequence[DatasetSpec]) -> None:
             raise FXError(f"{where}: {key} must be a whole number of {least} or more")
     if "datasets" in row:
         names = row["datasets"]
-        if isinstance(names, str) or not names:
+        if not _are_names(names):
             raise FXError(f"{where}: datasets must be a list of names; without the key the row is for all")
         _check_names(names, specs, where)
         lacking = [spec.name for spec in specs if spec.name in names and row["task"] not in spec.tasks]
         if lacking:
             raise FXError(f"{where}: {', '.join(lacking)} has no annotations for {row['task']}")
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list | tuple) and bool(value) and all(isinstance(name, str) for name in value)
 
 
 def _is_number(value: Any) -> bool:

@@ -25,7 +25,7 @@ from fx_d2.engine.accumulation import add_gradients, check_parts, split_batch
 from fx_d2.engine.checkpoint import FXCheckpointer, begin
 from fx_d2.engine.checkpoint_files import newest_sound, numbered, remove_leftovers
 from fx_d2.engine.distributed import on_first
-from fx_d2.engine.guards import check_components, check_disk, check_start
+from fx_d2.engine.guards import check_components, check_disk, check_start, check_values
 from fx_d2.engine.hooks import build_hooks
 from fx_d2.engine.lock import apply_phase, running_statistics
 from fx_d2.engine.optimizer import build_lr_schedule, build_optimizer
@@ -61,6 +61,7 @@ class FXTrainer(TrainerBase):
         PathManager.mkdirs(cfg.OUTPUT_DIR)
         self.cfg, self.evaluate = cfg, evaluate
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+        check_values(cfg)
         check_schedule(cfg)
         self.data = build_train_data(cfg)
         self.schedule = build_schedule(cfg, self.data.sizes, self.seed)

@@ -2,7 +2,7 @@
 
 from fx_d2.evaluation.classification import ClassificationEvaluator
 from fx_d2.evaluation.common import weights_hash
-from fx_d2.evaluation.evaluator import Evaluation, build_evaluators, evaluate_model
+from fx_d2.evaluation.evaluator import Evaluation, build_evaluators, evaluate_model, metric_names
 from fx_d2.evaluation.image_scores import read_scores, scores_spec
 from fx_d2.evaluation.localization import LocalizationEvaluator
 from fx_d2.evaluation.operating_points import build_thresholds, read_points, write_points
@@ -26,6 +26,7 @@ __all__ = [
     "build_thresholds",
     "dice",
     "evaluate_model",
+    "metric_names",
     "paired_differences",
     "per_class_table",
     "prediction_record",

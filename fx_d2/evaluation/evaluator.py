@@ -123,6 +123,18 @@ def evaluate_model(
     return result
 
 
+def metric_names(which: Iterable[str], splits: Iterable[str], specs: Iterable[DatasetSpec]) -> list[str]:
+    """Keys of the metrics that `evaluate_model` will find of models called `which`, without running any."""
+    rows = _rows_of(splits, tuple(specs))
+    return [
+        f"{model}/{_metric_name(split, rows)}/{evaluator.task}/{name}"
+        for model in which
+        for split, spec in rows.items()
+        for evaluator in build_evaluators(spec)
+        for name in evaluator.metrics({})
+    ]
+
+
 class _Plan:
     """What is asked for beside the metrics."""
 

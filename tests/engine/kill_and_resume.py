@@ -2,14 +2,15 @@
 
     python tests/engine/kill_and_resume.py CONFIG ROOT OUT [--workers 0 2] [--kills 12] [--seed 0] [--opts KEY VALUE]
 
-Steps are drawn at random, the same number in each kind of phase; every third death is in the middle of writing a
-checkpoint. Each attempt is a fork of this process, so that libraries are imported once. Prints a json line per death
-and, per number of workers, {"workers", "difference", "tensors"}: the largest difference of any number in the files.
+Steps are drawn at random, as many in each kind of phase; every third death is in the middle of writing a checkpoint.
+Each attempt is a fork of this process, so that libraries are imported once. Prints, for each number of workers, a table
+in Markdown. Its difference is the largest one of any number between the checkpoint that is gone on from (in the last
+line: the run's last one) and that of the undisturbed run at the same step: weights, teacher, optimizer, all. It ends
+with an error unless all are 0. OUT holds every checkpoint of the undisturbed run.
 """
 
 import argparse
 import itertools
-import json
 import os
 import random
 import signal
@@ -24,6 +25,7 @@ from detectron2.engine import HookBase
 
 from fx_d2.data import register_datasets
 from fx_d2.engine import FXTrainer, build_cfg
+from fx_d2.engine.checkpoint_files import FINAL, numbered
 
 
 class Killer(HookBase):
@@ -49,9 +51,9 @@ def _die_half_way(content: dict[str, Any], stream: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def make_cfg(args: argparse.Namespace, out: Path, workers: int) -> CfgNode:
+def make_cfg(args: argparse.Namespace, out: Path, workers: int, *more: str) -> CfgNode:
     opts = ["DATASETS.ROOT", args.root, "OUTPUT_DIR", str(out), "DATALOADER.NUM_WORKERS", str(workers)]
-    cfg = build_cfg(args.config, [*opts, "SOLVER.CHECKPOINT_STEPS", "2", *args.opts])
+    cfg = build_cfg(args.config, [*opts, "SOLVER.CHECKPOINT_STEPS", "2", *args.opts, *more])
     register_datasets(cfg)
     cfg.freeze()
     return cfg
@@ -75,18 +77,21 @@ def attempt(cfg: CfgNode, iteration: int = -1, writing: bool = False) -> tuple[i
 
 
 def deaths(cfg: CfgNode, count: int, seed: int) -> list[tuple[int, bool, str]]:
-    """(iteration, while writing, phase) in order: as many in each kind of phase."""
+    """(iteration, while writing, phase) in order: as many in each kind of phase as can be."""
     schedule, rng = FXTrainer(cfg).schedule, random.Random(seed)
     kinds: dict[str, list[int]] = {}
     for iteration in range(1, schedule.total):
         phase = schedule.at(iteration).phase
-        kinds.setdefault(f"{phase.task}-{phase.mode}", []).append(iteration)
-    share = max(1, count // len(kinds))
-    drawn = sorted(i for places in kinds.values() for i in rng.sample(places, min(share, len(places))))
+        kinds.setdefault(f"{phase.task} {phase.mode}", []).append(iteration)
+    drawn: list[int] = []
+    for number, places in enumerate(kinds.values()):
+        share = count * (number + 1) // len(kinds) - count * number // len(kinds)
+        drawn += rng.sample(places, min(share, len(places)))
     chosen = []
-    for number, iteration in enumerate(drawn):
-        # A checkpoint is written after every second step.
-        writing = number % 3 == 2 and (iteration + 1) % 2 == 0
+    for number, iteration in enumerate(sorted(drawn)):
+        writing = number % 3 == 2
+        if writing and iteration % 2 == 0:  # a checkpoint is written after every second step
+            iteration -= 1
         chosen.append((iteration, writing, str(schedule.at(iteration).phase)))
     return chosen
 
@@ -97,15 +102,23 @@ def difference(a: Any, b: Any) -> tuple[float, int]:
         same = torch.equal(a, b)
         return (0.0 if same else float((a.double() - b.double()).abs().max()) or float("inf")), 1
     if isinstance(a, dict | list | tuple):
-        pairs = [(a[k], b.get(k)) for k in a] if isinstance(a, dict) else list(itertools.zip_longest(a, b))
+        pairs = [(a.get(k), b.get(k)) for k in a | b] if isinstance(a, dict) else list(itertools.zip_longest(a, b))
         results = [difference(x, y) for x, y in pairs] or [(0.0, 0)]
         return max(r[0] for r in results), sum(r[1] for r in results)
     return (0.0 if a == b else float("inf")), 0
 
 
-def state(out: Path) -> dict[str, Any]:
-    content = torch.load(out / "model_final.pth", weights_only=True)
-    return {key: value for key, value in content.items() if key != "config"}
+def compare(out: Path, workers: int, name: str) -> tuple[float, int]:
+    """`difference` of a checkpoint of the killed run to that of the undisturbed one."""
+    paths = (out / "whole" / name, out / f"killed{workers}" / name)
+    first, second = (torch.load(path, weights_only=True) for path in paths)
+    del first["config"], second["config"]  # another OUTPUT_DIR
+    return difference(first, second)
+
+
+def row(*cells: object) -> None:
+    sys.stdout.write(f"| {' | '.join(map(str, cells))} |\n")
+    sys.stdout.flush()
 
 
 def main() -> None:
@@ -118,19 +131,30 @@ def main() -> None:
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[])
     args = parser.parse_args()
     out = Path(args.out)
-    assert attempt(make_cfg(args, out / "whole", 0)) == (0, 0)
+    assert attempt(make_cfg(args, out / "whole", 0, "SOLVER.CHECKPOINTS_TO_KEEP", "1000")) == (0, 0)
+    worst = 0.0
     for workers in args.workers:
-        cfg = make_cfg(args, out / f"killed{workers}", workers)
+        folder = out / f"killed{workers}"
+        cfg = make_cfg(args, folder, workers)
+        sys.stdout.write(f"\n{workers} workers\n\n")
+        row("killed at step", "phase", "while writing", "resumed at step", "difference")
+        row(*["--"] * 5)
+        expected = 0
         for iteration, writing, phase in deaths(cfg, args.kills, args.seed):
             code, began = attempt(cfg, iteration, writing)
-            assert code == -signal.SIGKILL, code
-            where = {"phase": phase, "killed_at": iteration, "writing": writing, "began_at": began}
-            sys.stdout.write(json.dumps({"workers": workers} | where) + "\n")
-        code, began = attempt(cfg)
-        assert code == 0, code
-        largest, tensors = difference(state(out / "whole"), state(out / f"killed{workers}"))
-        result = {"workers": workers, "began_at": began, "difference": largest, "tensors": tensors}
-        sys.stdout.write(json.dumps(result) + "\n")
+            assert (code, began) == (-signal.SIGKILL, expected), (code, began, expected)
+            there, largest = list(numbered(folder).values()), 0.0
+            if there:
+                expected = list(numbered(folder))[-1] + 1
+                largest = compare(out, workers, there[-1].name)[0]
+            row(iteration, phase, "yes" if writing else "", expected, f"{largest:g}")
+            worst = max(worst, largest)
+        assert attempt(cfg) == (0, expected)
+        largest, tensors = compare(out, workers, FINAL)
+        row("-", "the end", "", "", f"{largest:g} in {tensors} tensors")
+        worst = max(worst, largest)
+    if worst:
+        sys.exit("the runs differ")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 import copy
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from fx_d2.engine import FXTrainer, PhaseSchedule, guards
-from fx_d2.engine.guards import check_disk, check_heads, check_norm, checkpoint_bytes
+from fx_d2.engine.guards import check_disk, check_heads, check_norm, check_patterns, checkpoint_bytes
 from fx_d2.structures import FXError, Phase
 
 MakeCfg = Callable[..., CfgNode]
@@ -62,6 +63,34 @@ def test_a_split_without_a_head_and_settings_that_save_nothing(make_cfg: MakeCfg
     FXTrainer(make_cfg(*only))
     with pytest.raises(FXError, match="CHECKPOINT_CYCLES"):
         FXTrainer(make_cfg("SOLVER.CHECKPOINT_CYCLES", "0"))
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (("SOLVER.BASE_LR", "-1.0"), "SOLVER.BASE_LR is -1.0: it must be 0 or more"),
+        (("SOLVER.WARMUP_CYCLES", "-0.5"), "SOLVER.WARMUP_CYCLES is -0.5"),
+        (("MODEL.TEACHER.CONSISTENCY", "1.5"), "MODEL.TEACHER.CONSISTENCY is 1.5: it must be from 0 to 1"),
+        (("SOLVER.LAYER_DECAY", "0.0"), "SOLVER.LAYER_DECAY is 0.0: it must be above 0"),
+        (("SOLVER.LAYER_DECAY", "1.5"), "SOLVER.LAYER_DECAY is 1.5"),
+        (("SOLVER.OPTIMIZER", "sgd", "SOLVER.NESTEROV", "True", "SOLVER.MOMENTUM", "0.0"), "SOLVER.NESTEROV needs"),
+        (("TEST.EVAL_PASSES", "-1"), "TEST.EVAL_PASSES is -1"),
+        (("TEST.MODELS", "['ema']"), "TEST.MODELS is"),
+        (("MODEL.WEIGHTS_FROM", "best"), "MODEL.WEIGHTS_FROM is 'best'"),
+    ],
+)
+def test_numbers_and_words_that_mean_nothing(make_cfg: MakeCfg, opts: tuple[str, ...], message: str) -> None:
+    with pytest.raises(FXError, match=re.escape(message)):
+        FXTrainer(make_cfg(*opts))
+
+
+def test_patterns_are_held_against_the_metrics_that_there_will_be(make_cfg: MakeCfg) -> None:
+    metrics = ["student/a/cls/auroc", "student/a/cls/auroc/edema", "student/a/cls/ap", "student/a/loc/AP40"]
+    check_patterns(make_cfg("SOLVER.CHECKPOINT_BEST", "['student/*/loc/AP40', '*/edema']"), metrics)
+    with pytest.raises(
+        FXError, match="'student/.*/seg/dice' matches no .*are student/a/cls/auroc, student/a/loc/AP40$"
+    ):
+        check_patterns(make_cfg("SOLVER.CHECKPOINT_BEST", "['student/*/seg/dice']"), metrics)
 
 
 def test_images_are_read_before_the_first_step(make_cfg: MakeCfg, world: Path) -> None:

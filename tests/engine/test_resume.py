@@ -1,4 +1,3 @@
-import json
 import logging
 import os
 import subprocess
@@ -48,14 +47,16 @@ def test_killed_in_every_kind_of_phase_a_run_ends_bit_equal(
         check=False,
     )
     assert not done.returncode, done.stderr[-3000:]
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
-    deaths, ends = [r for r in rows if "killed_at" in r], [r for r in rows if "difference" in r]
-    kinds = {"/".join(r["phase"].split("/")[1:]) for r in deaths}
+    rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")]
+    deaths, ends = [row for row in rows if row[0].isdigit()], [row for row in rows if row[1] == "the end"]
+    kinds = {phase.split("/", 1)[1] for _, phase, *_ in deaths}
     assert kinds == {"cls/release", "loc/lock", "loc/release", "seg/lock", "seg/release"}
-    assert any(r["writing"] for r in deaths) and all(r["began_at"] <= r["killed_at"] for r in deaths)
-    assert len({r["began_at"] for r in deaths}) > 3, "runs did not go on where they were killed"
-    assert [(str(r["workers"]), r["difference"]) for r in ends] == [(number, 0.0) for number in workers]
-    assert all(r["tensors"] > 500 for r in ends)
+    assert any(row[2] == "yes" for row in deaths) and all(int(row[3]) <= int(row[0]) for row in deaths)
+    assert len({row[3] for row in deaths}) > 3, "runs did not go on where they were killed"
+    assert {row[4] for row in deaths} == {"0"} and len(ends) == len(workers)
+    for end in ends:
+        difference, tensors = end[4].split(" in ")
+        assert difference == "0" and int(tensors.split()[0]) > 500
 
 
 def _require(make_cfg: MakeCfg, *opts: str) -> None:
@@ -107,6 +108,14 @@ def test_another_repetition_is_another_run(make_cfg: MakeCfg) -> None:
     cfg.SCHEDULE.REPEAT.beta = 2
     with pytest.raises(FXError, match=r"SCHEDULE\.REPEAT\.beta was None and is now 2"):
         require_same_run(run_record(make_cfg()), run_record(cfg), "m.pth")
+
+
+def test_keys_of_another_version_are_said_to_be_that(make_cfg: MakeCfg) -> None:
+    stored, record = run_record(make_cfg()), run_record(make_cfg())
+    assert "  LAYER_DECAY: 1.0\n" in stored["config"]
+    stored["config"] = stored["config"].replace("  LAYER_DECAY: 1.0\n", "")
+    with pytest.raises(FXError, match=r"another version of fx_d2, whose keys differ: SOLVER\.LAYER_DECAY\. Continue"):
+        require_same_run(stored, record, "m.pth")
 
 
 def test_changed_data_and_changed_rows_are_named(make_cfg: MakeCfg) -> None:

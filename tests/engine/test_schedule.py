@@ -58,6 +58,10 @@ def test_other_strategies_are_other_values() -> None:
         {"task": "cls", "share": 1.0, "train": ["backbone"], "datasets": "chexpert"},
         {"task": "cls", "share": 1.0, "train": ["backbone"], "datasets": ["chexpertt"]},
         {"task": "seg", "share": 1.0, "train": ["backbone"], "datasets": ["chexpert"]},
+        {"task": "cls", "share": 1.0, "train": 3},
+        {"task": "cls", "share": 1.0, "train": [["backbone"]]},
+        {"task": ["cls"], "share": 1.0, "train": ["backbone"]},
+        {"task": "cls", "share": 1.0, "train": ["backbone"], "datasets": 5},
         ["cls", 1.0, ["backbone"]],
     ],
 )

@@ -17,7 +17,7 @@ from pycocotools import mask as mask_utils
 from torch import nn
 
 from fx_d2.config import add_fx_config
-from fx_d2.evaluation import build_evaluators, evaluate_model, read_predictions, read_scores
+from fx_d2.evaluation import build_evaluators, evaluate_model, metric_names, read_predictions, read_scores
 from fx_d2.evaluation.common import plain
 from fx_d2.structures import DatasetSpec, FXError
 
@@ -155,6 +155,7 @@ def test_two_splits_of_one_dataset_keep_their_names_apart(tmp_path: Path) -> Non
     loaders = LOADERS | {"plain_val": LOADERS["plain_test"]}
     metrics = evaluate_model(make_cfg(tmp_path), {"student": Oracle()}, loaders, (FULL, PLAIN)).metrics
     assert {key.split("/")[1] for key in metrics} == {"plain_val", "plain_test", "full"}
+    assert set(metric_names(["student"], loaders, (FULL, PLAIN))) == set(metrics)
 
 
 def test_wrong_input_is_refused(tmp_path: Path) -> None:
