@@ -104,7 +104,7 @@ def test_pictures_from_a_checkpoint(tool: ModuleType, world: Path, monkeypatch: 
     ("ids", "more", "message"),
     [
         (range(1, 11), ("--which", "student"), "--which asks for the student's"),
-        (range(1, 11), ("--dataset", "jsrt_test"), "jsrt_test: no split of the config's datasets"),
+        (range(1, 11), ("--dataset", "nowhere_test"), "nowhere_test: no split of the config's datasets"),
         (range(1, 11), ("--num", "0"), "--num 0"),
         (range(50, 52), (), "holds no image of this split"),
         (range(2, 3), ("--predictions", "absent.json"), "absent.json"),
