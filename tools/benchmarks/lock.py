@@ -22,15 +22,17 @@ TARGETS = {("loc", 224): 0.75, ("loc", 512): 0.55, ("seg", 224): 0.5, ("seg", 51
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The section's options."""
     parser.add_argument("--sizes", type=int, nargs="+", default=[], help="sides of the images (default 224 512)")
+    parser.add_argument("--without-recommended", action="store_true", help="leave out fx_d2 as recommended (bfloat16)")
 
 
 def run(args: argparse.Namespace) -> str:
     """Measure; the report."""
     rows = []
     folder, root = drawn_world(images=args.batch)
+    candidates = ((SAME, AS_REFERENCE), (RECOMMENDED, AS_RECOMMENDED))[: 1 if args.without_recommended else 2]
     with folder:
         for size in args.sizes or ([64] if args.quick else [224, 512]):
-            for name, opts in ((SAME, AS_REFERENCE), (RECOMMENDED, AS_RECOMMENDED)):
+            for name, opts in candidates:
                 rows += _rows(Ours(make_cfg(args, root, opts, size)), size, name, repetitions(args, 7), args.device)
     columns = ["task", "side", "candidate", "released, s", "locked, s", "locked / released", "target"]
     return markdown_table(columns, rows)
