@@ -4,7 +4,9 @@ from collections.abc import Callable
 import pytest
 import torch
 from detectron2.config import CfgNode
+from detectron2.engine import HookBase
 from detectron2.modeling import build_model
+from torch import Tensor
 
 from fx_d2.data import build_train_data
 from fx_d2.engine.lock import (
@@ -17,7 +19,7 @@ from fx_d2.engine.lock import (
 )
 from fx_d2.engine.optimizer import build_optimizer
 from fx_d2.engine.schedule import build_cycle
-from fx_d2.engine.trainer import build_schedule
+from fx_d2.engine.trainer import FXTrainer, build_schedule
 from fx_d2.structures import Phase, specs_of
 
 MakeCfg = Callable[..., CfgNode]
@@ -59,6 +61,47 @@ def test_frozen_means_bit_equal_weights_buffers_and_optimizer_state(make_cfg: Ma
         if id(order[number]) not in learning:
             new = optimizer.state_dict()["state"][number]
             assert all(torch.equal(torch.as_tensor(new[k]), torch.as_tensor(old[k])) for k in old)
+
+
+class Watch(HookBase):
+    """Names, at the end of each pass, the weights, buffers and optimizer states that have changed since it began."""
+
+    def __init__(self) -> None:
+        self.changed: list[tuple[Phase, set[str]]] = []
+
+    def _state(self) -> dict[str, Tensor]:
+        names = {id(p): name for name, p in self.trainer.model.named_parameters()}
+        found = {name: value.clone() for name, value in self.trainer.model.state_dict().items()}
+        for parameter, state in self.trainer.optimizer.state.items():
+            name = names[id(parameter)]
+            found |= {
+                f"{name}|{key}": torch.as_tensor(value).clone() for key, value in state.items() if value is not None
+            }
+        return found
+
+    def before_step(self) -> None:
+        if self.trainer.schedule.at(self.trainer.iter).first:
+            self._before = self._state()
+
+    def after_step(self) -> None:
+        state = self.trainer.schedule.at(self.trainer.iter)
+        if state.last:
+            after = self._state()
+            moved = {k for k, x in after.items() if k not in self._before or not torch.equal(x, self._before[k])}
+            self.changed.append((state.phase, {key.split(".", 1)[0] for key in moved}))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_training_moves_exactly_what_each_pass_trains(make_cfg: MakeCfg, optimizer: str) -> None:
+    """With all that touches weights: rates by depth, divided batches, decay, a teacher that moves at each step."""
+    words = f"SOLVER.OPTIMIZER {optimizer} SOLVER.LAYER_DECAY 0.7 SOLVER.MICRO_BATCH.LOC 2 SOLVER.MICRO_BATCH.SEG 2"
+    words += " SOLVER.WEIGHT_DECAY 0.1 MODEL.TEACHER.UPDATE step MODEL.TEACHER.SCHEDULE cosine SCHEDULE.CYCLES 2"
+    trainer, watch = FXTrainer(make_cfg(*words.split())), Watch()
+    trainer.register_hooks([watch])
+    trainer.train()
+    assert len(watch.changed) == 2 * len(trainer.schedule.phases)
+    for phase, components in watch.changed:
+        assert components == set(phase.trainable), phase
 
 
 def test_only_what_the_phase_trains_is_in_training_mode(make_cfg: MakeCfg) -> None:
