@@ -33,6 +33,9 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("SOLVER.WEIGHT_DECAY_BIAS", 0, math.inf),
     ("SOLVER.WEIGHT_DECAY_EMBED", 0, math.inf),
     ("SOLVER.WARMUP_CYCLES", 0, math.inf),
+    ("SOLVER.CLIP_NORM.CLS", 0, math.inf),
+    ("SOLVER.CLIP_NORM.LOC", 0, math.inf),
+    ("SOLVER.CLIP_NORM.SEG", 0, math.inf),
     ("SOLVER.FINAL_LR_FACTOR", 0, math.inf),
     ("SOLVER.CHECKPOINT_CYCLES", 1, math.inf),
     ("SOLVER.CHECKPOINT_STEPS", 0, math.inf),
@@ -70,6 +73,8 @@ def check_values(cfg: CfgNode) -> None:
         raise FXError(f"TEST.MODELS is {list(cfg.TEST.MODELS)}: name some of {models}")
     if cfg.MODEL.WEIGHTS_FROM not in ["", *models]:
         raise FXError(f"MODEL.WEIGHTS_FROM is {cfg.MODEL.WEIGHTS_FROM!r}: choose one of {models}, or leave it empty")
+    if cfg.MODEL.WEIGHTS_FROM and not cfg.MODEL.WEIGHTS:
+        raise FXError(f"MODEL.WEIGHTS_FROM {cfg.MODEL.WEIGHTS_FROM} needs a file to take it from: set MODEL.WEIGHTS")
 
 
 def check_start(
