@@ -122,7 +122,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return run_web(args) if args.web else run_files(args)
     except KeyboardInterrupt:
-        print(f"interrupted; films done so far are in {args.output}" if args.output else "interrupted", file=sys.stderr)
+        done = f"; films done so far are in {args.output}" if args.output and Path(args.output).is_dir() else ""
+        print(f"interrupted{done}", file=sys.stderr)
         return INTERRUPTED
     except torch.OutOfMemoryError:
         print(f"error: {args.device or 'the GPU'} has too little memory: try a smaller --batch-size", file=sys.stderr)
