@@ -138,7 +138,9 @@ def _mask_errors(arrays: Arrays, threshold: float, areas: np.ndarray | None) -> 
 
 
 def galleries(results: Results, run: str, root: str, number: int, *, threshold: float = 0.3) -> Section:
-    """Pictures of the first model's errors on every split whose images are at hand; a sentence for each reason why others are not.
+    """Pictures of the first model's errors on every split whose images are at hand.
+
+    Splits that are left out for one reason share a sentence.
 
     Args:
         results: an evaluation with files of scores and predictions.
