@@ -7,7 +7,8 @@ tools/demo.py --weights output/fx/model_final.pth --web
 PNG, JPEG, DICOM, MHA. Folders are searched with all folders below them. docs/demo.md says what is written.
 Research use only; not for clinical decisions.
 
-Exit codes: 0 all films were read; 1 wrong use, or no film could be read; 2 a wrong argument; 3 some were skipped.
+Exit codes: 0 all films were read; 1 wrong use, or no film could be read; 2 a wrong argument; 3 some were skipped;
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from fx_d2.demo import find_films, predict_files
+from fx_d2.demo import check_output, find_films, predict_files
 from fx_d2.predictor import FXPredictor
 from fx_d2.structures import TASKS, FXError
 
-SKIPPED = 3
+SKIPPED, INTERRUPTED = 3, 130
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -48,11 +49,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("give --input and --output, or --web")
     if args.batch_size < 1:
         parser.error(f"--batch-size {args.batch_size}: must be at least 1")
+    if not 0 <= args.score_thresh <= 1:
+        parser.error(f"--score-thresh {args.score_thresh:g}: must lie between 0 and 1")
     return args
 
 
 def run_files(args: argparse.Namespace) -> int:
     """Predict the files asked for; the exit code."""
+    check_output(args.output)
     found = find_films(args.input, without=Path(args.output))
     _say_unused(found.missing, found.others)
     if not found.paths:
@@ -117,6 +121,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     try:
         return run_web(args) if args.web else run_files(args)
+    except KeyboardInterrupt:
+        done = f"; films done so far are in {args.output}" if args.output and Path(args.output).is_dir() else ""
+        print(f"interrupted{done}", file=sys.stderr)
+        return INTERRUPTED
     except torch.OutOfMemoryError:
         print(f"error: {args.device or 'the GPU'} has too little memory: try a smaller --batch-size", file=sys.stderr)
     except (FXError, OSError) as error:

@@ -33,6 +33,16 @@ class Outcome:
     problem: str | None = None
 
 
+def check_output(output: str | Path) -> None:
+    """FXError where a folder holds the predictions of an earlier call, or cannot be made or written."""
+    folder = Path(output)
+    if (folder / DOCUMENTS).exists():
+        raise FXError(f"{folder} holds the predictions of an earlier call: give another folder, or remove it")
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise FXError(f"output {folder}: {there} is no folder that can be written")
+
+
 def predict_files(
     predictor: FXPredictor,
     paths: Sequence[Path],
@@ -60,13 +70,12 @@ def predict_files(
         pictures: whether PICTURES are drawn.
 
     Raises:
-        FXError: the folder is used, or an option asks for what the model has not.
+        FXError: see `check_output`; or an option asks for what the model has not.
     """
     options = {"datasets": datasets, "tasks": tasks, "score_thresh": score_thresh}
     predictor.wanted(datasets, tasks)  # a wrong option is refused before a film is read
     folder = Path(output)
-    if (folder / DOCUMENTS).exists():
-        raise FXError(f"{folder} holds the predictions of an earlier call: give another folder, or remove it")
+    check_output(folder)
     common = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths]) if paths else ""
     films = read_ahead(paths, predictor.read, 2 * predictor.batch_size)
     with _Files(folder) as files:

@@ -138,7 +138,9 @@ def _mask_errors(arrays: Arrays, threshold: float, areas: np.ndarray | None) -> 
 
 
 def galleries(results: Results, run: str, root: str, number: int, *, threshold: float = 0.3) -> Section:
-    """Pictures of the first model's errors on every split whose images are at hand; a sentence for each that is not.
+    """Pictures of the first model's errors on every split whose images are at hand.
+
+    Splits that are left out for one reason share a sentence.
 
     Args:
         results: an evaluation with files of scores and predictions.
@@ -147,17 +149,19 @@ def galleries(results: Results, run: str, root: str, number: int, *, threshold: 
         number: pictures of each kind and task.
         threshold: boxes with this score or more are drawn and counted.
     """
-    which, parts, left_out = results.models[0], [], []
+    which, parts = results.models[0], []
+    missing: dict[str, list[str]] = {}
     try:
         _, records = read_all_predictions(results.folder / "inference" / f"predictions_{which}.json")
     except FXError as error:
-        records, left_out = {}, [f"No pictures: {error}"]
+        records, missing[str(error)] = {}, []
     for split in results.splits if records else ():
         try:
             chooser = _Gallery(results, run, split, root, records.get(split, {}), threshold)
             parts.append(chooser.section(number))
         except FXError as error:
-            left_out.append(f"No pictures of {split}: {error}")
+            missing.setdefault(str(error), []).append(split)
+    left_out = [f"No pictures{' of ' * bool(names)}{', '.join(names)}: {why}" for why, names in missing.items()]
     for line in left_out:
         logger.warning("%s: %s", run, line)
     text = (

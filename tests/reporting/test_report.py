@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fx_d2.reporting import Document, ReportOptions, build_report, read_runs
+from fx_d2.reporting import Document, ReportOptions, build_report, gallery, read_runs
 from fx_d2.structures import FXError
 
 from .conftest import MakeRun, film_arrays
@@ -53,3 +53,14 @@ def test_pictures_that_cannot_be_drawn_are_a_sentence(make_run: MakeRun) -> None
     document = build_report(read_runs([str(folder)]), ReportOptions(pictures=1))
     part = next(part for part in document.sections[-1].parts if part.title == "Images by error")
     assert part.text[0].startswith("No pictures: predictions file")
+
+
+def test_splits_without_pictures_for_one_reason_share_a_sentence(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(gallery, "read_all_predictions", lambda path: ("student", {"films_test": {}}))
+    folder = make_run("a", ("films", "more"), ("cls",), METRICS | {"student/more/cls/auroc": 0.5})
+    section = gallery.galleries(read_runs([str(folder)])[0].results, "a", str(folder / "none"), 1)
+    (line,) = section.text
+    assert line.startswith("No pictures of films_test, more_test: ") and str(folder / "none") in line
+    assert [record.getMessage() for record in caplog.records] == [f"a: {line}"]

@@ -104,6 +104,31 @@ def test_a_used_folder_is_refused(call: Call, film_folder: Path, capsys: pytest.
     assert "holds the predictions of an earlier call" in capsys.readouterr().err
 
 
+def test_an_output_that_cannot_be_made_is_refused_before_the_model_is_read(
+    tool: ModuleType, film_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    film = film_folder / "a.png"
+    for output in (film, film / "out"):
+        assert tool.main(["--weights", "none.pth", "--input", str(film), "--output", str(output)]) == 1
+        assert capsys.readouterr().err == f"error: output {output}: {film} is no folder that can be written\n"
+
+
+def test_an_interrupt_is_one_line_and_leaves_what_was_done(
+    call: Call, film_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = FXPredictor.__call__
+
+    def stopped(self: FXPredictor, images: list, **options: object) -> object:
+        if (tmp_path / "out").exists():
+            raise KeyboardInterrupt
+        return whole(self, images, **options)
+
+    monkeypatch.setattr(FXPredictor, "__call__", stopped)
+    assert call([film_folder], "--batch-size", "2") == 130
+    assert capsys.readouterr().err.splitlines()[-1] == f"interrupted; films done so far are in {tmp_path / 'out'}"
+    assert len(documents(tmp_path / "out")) == 2
+
+
 def test_too_little_memory_is_one_line(
     call: Call, film_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -118,7 +143,8 @@ def test_too_little_memory_is_one_line(
 @pytest.mark.parametrize(
     "words",
     [[], ["--input", "a.png"], ["--output", "out"], ["--web", "--input", "a.png", "--output", "out"],
-     ["--input", "a.png", "--output", "out", "--batch-size", "0"]],
+     ["--input", "a.png", "--output", "out", "--batch-size", "0"], ["--web", "--score-thresh", "7"],
+     ["--web", "--score-thresh", "nan"]],
 )  # fmt: skip
 def test_arguments_that_do_not_fit(tool: ModuleType, words: list[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
