@@ -40,6 +40,7 @@ TARGET = 0.65
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The section's options."""
     parser.add_argument("--kinds", nargs="+", default=[], help="kinds of step (default loc/lock loc/release)")
+    parser.add_argument("--without-recommended", action="store_true", help="leave out fx_d2 as recommended (bfloat16)")
 
 
 def run(args: argparse.Namespace) -> str:
@@ -48,9 +49,10 @@ def run(args: argparse.Namespace) -> str:
         raise FXError("peak memory on a CPU is read from /proc, which this system does not have")
     rows = []
     folder, root = drawn_world(images=args.batch)
+    names = [name for name in OPTIONS if name != RECOMMENDED or not args.without_recommended]
     with folder:
         for kind in args.kinds or (["loc/lock"] if args.quick else ["loc/lock", "loc/release"]):
-            found = {name: in_child(measure, args, str(root), name, kind) for name in OPTIONS}
+            found = {name: in_child(measure, args, str(root), name, kind) for name in names}
             rows += [_row(kind, name, found) for name in found]
     columns = ["kind of step", "candidate", "held, MB", "peak, MB", f"peak / {REFERENCE}", "target"]
     return markdown_table(columns, rows)
