@@ -26,7 +26,9 @@ from fx_d2.structures import COMPONENTS, FXError, spec_of
 logger = logging.getLogger(__name__)
 
 _RANGES: tuple[tuple[str, float, float], ...] = (
-    ("SOLVER.BASE_LR", 0, math.inf),
+    ("SOLVER.CLIP_NORM.CLS", 0, math.inf),
+    ("SOLVER.CLIP_NORM.LOC", 0, math.inf),
+    ("SOLVER.CLIP_NORM.SEG", 0, math.inf),
     ("SOLVER.MOMENTUM", 0, 1),
     ("SOLVER.WEIGHT_DECAY", 0, math.inf),
     ("SOLVER.WEIGHT_DECAY_NORM", 0, math.inf),
@@ -61,6 +63,8 @@ def check_values(cfg: CfgNode) -> None:
         if not least <= value <= largest:
             allowed = f"{least} or more" if largest == math.inf else f"from {least} to {largest}"
             raise FXError(f"{key} is {value}: it must be {allowed}")
+    if not 0 < cfg.SOLVER.BASE_LR < math.inf:
+        raise FXError(f"SOLVER.BASE_LR is {cfg.SOLVER.BASE_LR}: it must be above 0")
     if not 0 < cfg.SOLVER.LAYER_DECAY <= 1:
         raise FXError(f"SOLVER.LAYER_DECAY is {cfg.SOLVER.LAYER_DECAY}: it must be above 0 and at most 1 (off)")
     if cfg.SOLVER.OPTIMIZER == "sgd" and cfg.SOLVER.NESTEROV and not cfg.SOLVER.MOMENTUM:
@@ -70,6 +74,11 @@ def check_values(cfg: CfgNode) -> None:
         raise FXError(f"TEST.MODELS is {list(cfg.TEST.MODELS)}: name some of {models}")
     if cfg.MODEL.WEIGHTS_FROM not in ["", *models]:
         raise FXError(f"MODEL.WEIGHTS_FROM is {cfg.MODEL.WEIGHTS_FROM!r}: choose one of {models}, or leave it empty")
+    if cfg.MODEL.WEIGHTS_FROM and not cfg.MODEL.WEIGHTS:
+        raise FXError(
+            f"MODEL.WEIGHTS_FROM is {cfg.MODEL.WEIGHTS_FROM!r}, but MODEL.WEIGHTS names no file: name one, or leave "
+            "MODEL.WEIGHTS_FROM empty"
+        )
 
 
 def check_start(

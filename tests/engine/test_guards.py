@@ -68,7 +68,9 @@ def test_a_split_without_a_head_and_settings_that_save_nothing(make_cfg: MakeCfg
 @pytest.mark.parametrize(
     ("opts", "message"),
     [
-        (("SOLVER.BASE_LR", "-1.0"), "SOLVER.BASE_LR is -1.0: it must be 0 or more"),
+        (("SOLVER.BASE_LR", "-1.0"), "SOLVER.BASE_LR is -1.0: it must be above 0"),
+        (("SOLVER.BASE_LR", "0.0"), "SOLVER.BASE_LR is 0.0: it must be above 0"),
+        (("SOLVER.CLIP_NORM.LOC", "-0.1"), "SOLVER.CLIP_NORM.LOC is -0.1: it must be 0 or more"),
         (("SOLVER.WARMUP_CYCLES", "-0.5"), "SOLVER.WARMUP_CYCLES is -0.5"),
         (("MODEL.TEACHER.CONSISTENCY", "1.5"), "MODEL.TEACHER.CONSISTENCY is 1.5: it must be from 0 to 1"),
         (("SOLVER.LAYER_DECAY", "0.0"), "SOLVER.LAYER_DECAY is 0.0: it must be above 0"),
@@ -77,6 +79,7 @@ def test_a_split_without_a_head_and_settings_that_save_nothing(make_cfg: MakeCfg
         (("TEST.EVAL_PASSES", "-1"), "TEST.EVAL_PASSES is -1"),
         (("TEST.MODELS", "['ema']"), "TEST.MODELS is"),
         (("MODEL.WEIGHTS_FROM", "best"), "MODEL.WEIGHTS_FROM is 'best'"),
+        (("MODEL.WEIGHTS_FROM", "teacher"), "MODEL.WEIGHTS names no file"),
     ],
 )
 def test_numbers_and_words_that_mean_nothing(make_cfg: MakeCfg, opts: tuple[str, ...], message: str) -> None:
