@@ -33,6 +33,7 @@ from fx_d2.data import build_test_loader, evaluation_splits, file_content_hash
 from fx_d2.engine import FXTrainer, build_cfg, launch, load_models, setup_run, versions
 from fx_d2.engine.checkpoint_files import FINAL
 from fx_d2.engine.distributed import on_first
+from fx_d2.engine.folder_lock import hold_folder
 from fx_d2.engine.guards import check_patterns
 from fx_d2.engine.plan import build_plan
 from fx_d2.engine.rehearsal import rehearse
@@ -117,11 +118,14 @@ def run(args: argparse.Namespace) -> None:
     trainer = FXTrainer(cfg, functools.partial(evaluate, cfg, started))
     splits = evaluation_splits(cfg, training=True)
     check_patterns(cfg, metric_names(trainer.models(), splits, specs_of(splits)))
-    trainer.resume_or_load(args.resume, look_only=args.dry_run)
     if args.dry_run:
+        trainer.resume_or_load(args.resume, look_only=True)
         logger.info("dry run, nothing saved:\n%s", rehearse(trainer, workers))
         return
-    trainer.train()
+    # Before anything there is read: another training would write while this one chooses where to go on.
+    with hold_folder(Path(cfg.OUTPUT_DIR)):
+        trainer.resume_or_load(args.resume)
+        trainer.train()
     logger.info("checkpoint: %s", os.path.join(cfg.OUTPUT_DIR, FINAL))
 
 

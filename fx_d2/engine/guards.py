@@ -16,6 +16,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from fx_d2.data import TrainData, check_test_split, evaluation_splits
+from fx_d2.engine.accumulation import sizes_of
 from fx_d2.engine.checkpoint_files import BEST, numbered
 from fx_d2.engine.distributed import on_first
 from fx_d2.engine.optimizer import moments_kept
@@ -26,16 +27,15 @@ from fx_d2.structures import COMPONENTS, FXError, spec_of
 logger = logging.getLogger(__name__)
 
 _RANGES: tuple[tuple[str, float, float], ...] = (
-    ("SOLVER.BASE_LR", 0, math.inf),
+    ("SOLVER.CLIP_NORM.CLS", 0, math.inf),
+    ("SOLVER.CLIP_NORM.LOC", 0, math.inf),
+    ("SOLVER.CLIP_NORM.SEG", 0, math.inf),
     ("SOLVER.MOMENTUM", 0, 1),
     ("SOLVER.WEIGHT_DECAY", 0, math.inf),
     ("SOLVER.WEIGHT_DECAY_NORM", 0, math.inf),
     ("SOLVER.WEIGHT_DECAY_BIAS", 0, math.inf),
     ("SOLVER.WEIGHT_DECAY_EMBED", 0, math.inf),
     ("SOLVER.WARMUP_CYCLES", 0, math.inf),
-    ("SOLVER.CLIP_NORM.CLS", 0, math.inf),
-    ("SOLVER.CLIP_NORM.LOC", 0, math.inf),
-    ("SOLVER.CLIP_NORM.SEG", 0, math.inf),
     ("SOLVER.FINAL_LR_FACTOR", 0, math.inf),
     ("SOLVER.CHECKPOINT_CYCLES", 1, math.inf),
     ("SOLVER.CHECKPOINT_STEPS", 0, math.inf),
@@ -64,6 +64,8 @@ def check_values(cfg: CfgNode) -> None:
         if not least <= value <= largest:
             allowed = f"{least} or more" if largest == math.inf else f"from {least} to {largest}"
             raise FXError(f"{key} is {value}: it must be {allowed}")
+    if not 0 < cfg.SOLVER.BASE_LR < math.inf:
+        raise FXError(f"SOLVER.BASE_LR is {cfg.SOLVER.BASE_LR}: it must be above 0")
     if not 0 < cfg.SOLVER.LAYER_DECAY <= 1:
         raise FXError(f"SOLVER.LAYER_DECAY is {cfg.SOLVER.LAYER_DECAY}: it must be above 0 and at most 1 (off)")
     if cfg.SOLVER.OPTIMIZER == "sgd" and cfg.SOLVER.NESTEROV and not cfg.SOLVER.MOMENTUM:
@@ -74,7 +76,10 @@ def check_values(cfg: CfgNode) -> None:
     if cfg.MODEL.WEIGHTS_FROM not in ["", *models]:
         raise FXError(f"MODEL.WEIGHTS_FROM is {cfg.MODEL.WEIGHTS_FROM!r}: choose one of {models}, or leave it empty")
     if cfg.MODEL.WEIGHTS_FROM and not cfg.MODEL.WEIGHTS:
-        raise FXError(f"MODEL.WEIGHTS_FROM {cfg.MODEL.WEIGHTS_FROM} needs a file to take it from: set MODEL.WEIGHTS")
+        raise FXError(
+            f"MODEL.WEIGHTS_FROM is {cfg.MODEL.WEIGHTS_FROM!r}, but MODEL.WEIGHTS names no file: name one, or leave "
+            "MODEL.WEIGHTS_FROM empty"
+        )
 
 
 def check_start(
@@ -135,7 +140,7 @@ def _check_images(cfg: CfgNode, data: TrainData, splits: Iterable[str]) -> None:
         check_test_split(cfg, name)
 
 
-def check_norm(cfg: CfgNode, model: nn.Module) -> None:
+def check_norm(cfg: CfgNode, model: FoundationX) -> None:
     """FXError for a norm that fails in a step: of one image a process, or of synchronised statistics on a CPU."""
     kinds = {type(module) for module in model.modules()}
     if nn.SyncBatchNorm in kinds and cfg.MODEL.DEVICE == "cpu" and comm.get_world_size() > 1:
@@ -147,6 +152,19 @@ def check_norm(cfg: CfgNode, model: nn.Module) -> None:
             "SCHEDULE.BATCH_SIZE.SEG gives each process one image, of which batch statistics (MODEL.SEG.NORM BN) "
             "cannot be taken: use a larger batch, or MODEL.SEG.NORM GN or SyncBN"
         )
+    coarsest = 2 * max((shape.stride for shape in model.backbone.output_shape().values()), default=0)
+    single = any(isinstance(m, nn.GroupNorm) and m.num_groups == m.num_channels for m in _encoder_modules(model))
+    trains_boxes = any(row["task"] == "loc" for row in cfg.SCHEDULE.STRATEGY)
+    if single and trains_boxes and max(cfg.INPUT.SIZE) <= coarsest and min(sizes_of(cfg, "loc")) == 1:
+        raise FXError(
+            f"MODEL.LOC.HIDDEN_DIM {cfg.MODEL.LOC.HIDDEN_DIM} gives each group of a norm one channel, and INPUT.SIZE "
+            f"{list(cfg.INPUT.SIZE)} a map of one place, of which one image (SCHEDULE.BATCH_SIZE.LOC, "
+            "SOLVER.MICRO_BATCH.LOC) has no statistics: use a larger INPUT.SIZE, HIDDEN_DIM or part"
+        )
+
+
+def _encoder_modules(model: FoundationX) -> Iterable[nn.Module]:
+    return model.loc_encoder.modules() if model.loc_encoder is not None else ()
 
 
 def check_heads(model: FoundationX, schedule: PhaseSchedule) -> None:

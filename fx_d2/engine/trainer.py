@@ -184,7 +184,7 @@ class FXTrainer(TrainerBase):
             self._wrapped = DistributedDataParallel(
                 self.model,
                 device_ids=[device] if device.type == "cuda" else None,
-                broadcast_buffers=False,  # those that change are shared at the end of the step
+                forward_sync_buffers=False,  # those that change are shared at the end of the step
             )
 
     def leave_phase(self) -> None:

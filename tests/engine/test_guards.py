@@ -27,6 +27,16 @@ def test_one_image_a_process_has_no_batch_statistics(make_cfg: MakeCfg) -> None:
         check_norm(cfg, build_model(cfg))
 
 
+def test_a_group_of_one_number_has_no_statistics(make_cfg: MakeCfg) -> None:
+    part = ("SOLVER.MICRO_BATCH.LOC", "1", "INPUT.SIZE", "[64,64]")
+    cfg = make_cfg(*part)
+    with pytest.raises(FXError, match=r"MODEL\.LOC\.HIDDEN_DIM 32 gives each group.*MICRO_BATCH\.LOC"):
+        check_norm(cfg, build_model(cfg))
+    for fine in (("SOLVER.MICRO_BATCH.LOC", "0"), ("INPUT.SIZE", "[64,96]"), ("MODEL.LOC.HIDDEN_DIM", "64")):
+        cfg = make_cfg(*part, *fine)
+        check_norm(cfg, build_model(cfg))
+
+
 def test_synchronised_statistics_need_gpus(make_cfg: MakeCfg, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = make_cfg("MODEL.SEG.NORM", "SyncBN")
     model = build_model(cfg)
@@ -68,7 +78,9 @@ def test_a_split_without_a_head_and_settings_that_save_nothing(make_cfg: MakeCfg
 @pytest.mark.parametrize(
     ("opts", "message"),
     [
-        (("SOLVER.BASE_LR", "-1.0"), "SOLVER.BASE_LR is -1.0: it must be 0 or more"),
+        (("SOLVER.BASE_LR", "-1.0"), "SOLVER.BASE_LR is -1.0: it must be above 0"),
+        (("SOLVER.BASE_LR", "0.0"), "SOLVER.BASE_LR is 0.0: it must be above 0"),
+        (("SOLVER.CLIP_NORM.LOC", "-0.1"), "SOLVER.CLIP_NORM.LOC is -0.1: it must be 0 or more"),
         (("SOLVER.WARMUP_CYCLES", "-0.5"), "SOLVER.WARMUP_CYCLES is -0.5"),
         (("MODEL.TEACHER.CONSISTENCY", "1.5"), "MODEL.TEACHER.CONSISTENCY is 1.5: it must be from 0 to 1"),
         (("SOLVER.LAYER_DECAY", "0.0"), "SOLVER.LAYER_DECAY is 0.0: it must be above 0"),
@@ -77,8 +89,7 @@ def test_a_split_without_a_head_and_settings_that_save_nothing(make_cfg: MakeCfg
         (("TEST.EVAL_PASSES", "-1"), "TEST.EVAL_PASSES is -1"),
         (("TEST.MODELS", "['ema']"), "TEST.MODELS is"),
         (("MODEL.WEIGHTS_FROM", "best"), "MODEL.WEIGHTS_FROM is 'best'"),
-        (("MODEL.WEIGHTS_FROM", "teacher"), "WEIGHTS_FROM teacher needs a file"),
-        (("SOLVER.CLIP_NORM.LOC", "-1.0"), "SOLVER.CLIP_NORM.LOC is -1.0: it must be 0 or more"),
+        (("MODEL.WEIGHTS_FROM", "teacher"), "MODEL.WEIGHTS names no file"),
     ],
 )
 def test_numbers_and_words_that_mean_nothing(make_cfg: MakeCfg, opts: tuple[str, ...], message: str) -> None:

@@ -9,6 +9,7 @@ from detectron2.modeling import build_model
 from torch import Tensor
 
 from fx_d2.data import build_train_data
+from fx_d2.engine.accumulation import add_gradients, split_batch
 from fx_d2.engine.lock import (
     apply_phase,
     describe_parameters,
@@ -20,6 +21,7 @@ from fx_d2.engine.lock import (
 from fx_d2.engine.optimizer import build_optimizer
 from fx_d2.engine.schedule import build_cycle
 from fx_d2.engine.trainer import FXTrainer, build_schedule
+from fx_d2.modeling import EMATeacher
 from fx_d2.structures import Phase, specs_of
 
 MakeCfg = Callable[..., CfgNode]
@@ -30,20 +32,40 @@ def _phases(cfg: CfgNode) -> tuple[Phase, ...]:
 
 
 @pytest.mark.parametrize("index", range(5))
-def test_frozen_means_bit_equal_weights_buffers_and_optimizer_state(make_cfg: MakeCfg, index: int) -> None:
-    cfg = make_cfg()
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param((), id="adamw"),
+        pytest.param(
+            ("SOLVER.OPTIMIZER", "sgd", "SOLVER.MOMENTUM", "0.9", "SOLVER.LAYER_DECAY", "0.7"), id="sgd_by_depth"
+        ),
+        pytest.param(
+            ("SOLVER.MICRO_BATCH.CLS", "1", "SOLVER.MICRO_BATCH.LOC", "1", "MODEL.LOC.HIDDEN_DIM", "64"), id="parts"
+        ),
+    ],
+)
+def test_frozen_means_bit_equal_weights_buffers_and_optimizer_state(
+    make_cfg: MakeCfg, options: tuple[str, ...], index: int
+) -> None:
+    """With a teacher that guides and follows each step."""
+    cfg = make_cfg(*options)
     model = build_model(cfg)
+    teacher = EMATeacher(model)
     optimizer = build_optimizer(cfg, model)
+    scaler = torch.amp.GradScaler(enabled=False)
     data = build_train_data(cfg)
     schedule = build_schedule(cfg, data.sizes)
     starts = [sum(schedule.steps[:i]) for i in range(len(schedule.steps))]
 
     def step(phase_index: int) -> None:
-        apply_phase(model, schedule.phases[phase_index])
+        phase = schedule.phases[phase_index]
+        apply_phase(model, phase)
         optimizer.zero_grad(set_to_none=True)
         batch = next(iter(data.loader(schedule, starts[phase_index], 0, 1, 1, seed=3)))
-        sum(model(batch).values()).backward()
+        parts = split_batch(batch, cfg.SOLVER.MICRO_BATCH[phase.task.upper()], model.device)
+        add_gradients(model, parts, lambda part: model(part, teacher.guide(part, phase)), scaler)
         optimizer.step()
+        teacher.update(0.5)
 
     for warm in range(5):  # every parameter has a moment by now, so a stray weight decay or moment would show
         step(warm)
