@@ -61,6 +61,7 @@ def test_a_run_resumed_inside_a_pass_says_what_learns(make_cfg: MakeCfg, caplog:
     for path in folder.glob("*.pth"):
         if path.name != "model_0000000.pth":
             path.unlink()
+    caplog.clear()  # another test may have let the logger speak
     again = _trainer(make_cfg(*opts))
     again.resume_or_load(True)
     with caplog.at_level(logging.INFO, logger="fx_d2.engine.hooks"):
