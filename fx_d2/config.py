@@ -80,6 +80,10 @@ def _add_model(cfg: CN) -> None:
     # Which model of the file MODEL.WEIGHTS a training starts from: "student" or "teacher". Empty: the student, or the
     # only one; of Ark its teacher, as its authors recommend.
     cfg.MODEL.WEIGHTS_FROM = ""
+    # Compile with torch.compile what keeps its shapes through a training: the trunk's blocks, the encoder's layers, the
+    # segmentation decoder. The name of a backend, usually "inductor"; empty: nothing. Each kind of pass takes longer
+    # the first time. Results are the same but for the last bits and for what is drawn at random (DROP_PATH, DROPOUT).
+    cfg.MODEL.COMPILE = ""
     cfg.MODEL.BACKBONE.NAME = "build_timm_backbone"
     # Grey images: one value each, or three for a stem that was trained with a channel's own. In units of [0, 255];
     # the model normalises, and only once.

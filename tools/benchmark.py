@@ -23,6 +23,7 @@ import torch
 from benchmarks import (
     attention,
     checkpoint,
+    compiling,
     criterion,
     data,
     evaluation,
@@ -56,6 +57,7 @@ SECTIONS = {
     "startup": startup,
     "checkpoint": checkpoint,
     "precision": precision,
+    "compile": compiling,
     "profile": profiling,
 }
 """Modules with HELP, add_arguments(parser) and run(args), which returns Markdown; in the report's order."""

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 
@@ -159,7 +160,8 @@ class EvaluationHook(HookBase):
         if self.trainer.evaluate is None:
             return
         started = time.perf_counter()
-        metrics = self.trainer.evaluate(self.trainer.models(), done == self.trainer.max_iter)
+        with torch.compiler.set_stance("force_eager"):  # batches of every size: compiling each would take longer
+            metrics = self.trainer.evaluate(self.trainer.models(), done == self.trainer.max_iter)
         self._clock.evaluation(time.perf_counter() - started)
         self.trainer.evaluated = done
         if comm.is_main_process():

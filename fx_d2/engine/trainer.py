@@ -24,6 +24,7 @@ from fx_d2.data import build_train_data
 from fx_d2.engine.accumulation import add_gradients, check_parts, split_batch
 from fx_d2.engine.checkpoint import FXCheckpointer, begin
 from fx_d2.engine.checkpoint_files import newest_sound, numbered, remove_leftovers
+from fx_d2.engine.compiling import compile_layers
 from fx_d2.engine.distributed import on_first
 from fx_d2.engine.guards import check_components, check_disk, check_start, check_values
 from fx_d2.engine.hooks import build_hooks
@@ -73,6 +74,8 @@ class FXTrainer(TrainerBase):
         self.optimizer = build_optimizer(cfg, self.model)
         self.lr_schedule = build_lr_schedule(cfg, self.optimizer, self.schedule)
         self.teacher = EMATeacher(self.model) if self.model.consistency > 0 else None
+        for model in (self.model, *([self.teacher.model] if self.teacher is not None else [])):
+            compile_layers(model, cfg.MODEL.COMPILE)
         self.momentum = build_momentum(cfg)
         self.amp_dtype = amp_dtype(cfg)
         device = self.model.device.type

@@ -80,24 +80,23 @@ class LocalizationEvaluator(TaskEvaluator[BoxRow]):
 
     def read(self, sample: dict[str, Any], output: dict[str, Any]) -> BoxRow:
         """Match one image's boxes; raises FXError for boxes or scores that are not finite."""
-        instances = output["instances"].to("cpu")
-        boxes = instances.pred_boxes.tensor.detach().double().numpy().reshape(-1, 4)
-        scores = instances.scores.detach().float().numpy()
+        instances = output["instances"]
+        boxes = instances.pred_boxes.tensor.detach().cpu().double().numpy().reshape(-1, 4)
+        scores = instances.scores.detach().cpu().float().numpy()
         if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
             raise FXError(
                 f"{self.spec.name}: {sample['file_name']}: the model's boxes or scores are not finite: "
                 "training has diverged"
             )
         truth = sample.get("annotations") or []
-        known = np.array([_xywh(row) for row in truth], np.float64).reshape(-1, 4)
         labels = np.array([row["category_id"] for row in truth], np.int64)
         crowd = np.array([bool(row.get("iscrowd", 0)) for row in truth], bool)
-        classes = instances.pred_classes.numpy()
+        classes = instances.pred_classes.cpu().numpy()
         found = match_boxes(
             BoxMode.convert(boxes, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS),
             scores,
             classes,
-            known,
+            _as_xywh(truth),
             labels,
             (*IOU_THRESHOLDS, self.options.froc_iou),
             MAX_DETECTIONS[-1],
@@ -233,5 +232,10 @@ class LocalizationEvaluator(TaskEvaluator[BoxRow]):
         )
 
 
-def _xywh(annotation: dict[str, Any]) -> list[float]:
-    return BoxMode.convert(list(annotation["bbox"]), BoxMode(annotation["bbox_mode"]), BoxMode.XYWH_ABS)
+def _as_xywh(annotations: Sequence[dict[str, Any]]) -> np.ndarray:
+    """(G, 4) float64."""
+    boxes = np.array([row["bbox"] for row in annotations], np.float64).reshape(-1, 4)
+    modes = np.array([row["bbox_mode"] for row in annotations])
+    for mode in set(modes.tolist()):
+        boxes[modes == mode] = BoxMode.convert(boxes[modes == mode], BoxMode(mode), BoxMode.XYWH_ABS)
+    return boxes

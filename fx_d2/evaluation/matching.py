@@ -1,7 +1,7 @@
 """Which boxes hit a truth box, by COCO's rules, and what follows: average precision, recall, FROC.
 
 The rules and the numbers are those of pycocotools (differences below 1e-12 in the tests). It loops in Python over
-images, thresholds and boxes; here a box that reaches no truth box of its class, as almost all do, costs nothing.
+images, thresholds and boxes; here only boxes that compete for more than one truth box are looked at one by one.
 """
 
 from __future__ import annotations
@@ -81,8 +81,15 @@ def match_boxes(
     iou = box_iou(boxes[kept], truth, crowd)
     iou[classes[kept][:, None] != truth_classes[None, :]] = -1.0
     singles, levels = iou[:, ~crowd], np.arange(len(limits))
+    near = singles >= limits.min()
+    torn = near.sum(axis=1) > 1
+    contested = near[torn].any(axis=0)
+    # The boxes near any other truth box are near no second one: the first that passes a threshold has it.
+    passes = singles[:, ~contested, None] >= limits
+    truths, at = np.nonzero(passes.any(axis=0))
+    hits[passes.argmax(axis=0)[truths, at], at] = HIT
     free = np.ones((len(limits), singles.shape[1]), bool)
-    for i in np.flatnonzero((singles >= limits.min()).any(axis=1)):
+    for i in np.flatnonzero(near[:, contested].any(axis=1)):
         candidates = np.where(free & (singles[i] >= limits[:, None]), singles[i], -1.0)
         # Of two equal overlaps COCO takes the later truth box.
         best = candidates.shape[1] - 1 - candidates[:, ::-1].argmax(axis=1)

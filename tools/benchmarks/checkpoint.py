@@ -24,7 +24,7 @@ import torch
 
 from benchmarks.report import markdown_table
 from benchmarks.timing import spread
-from benchmarks.world import AS_RECOMMENDED, Ours, drawn_world, make_cfg, repetitions, verdict
+from benchmarks.world import Ours, drawn_world, make_cfg, recommended, repetitions, verdict
 from fx_d2.engine import FXTrainer
 from fx_d2.engine.checkpoint import read_checkpoint
 
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> str:
     """Measure; the report."""
     folder, root = drawn_world(images=args.batch)
     with folder:
-        trainer = _train(Ours(make_cfg(args, root, AS_RECOMMENDED)), 1 if args.quick else args.steps)
+        trainer = _train(Ours(make_cfg(args, root, recommended(args.device)[1])), 1 if args.quick else args.steps)
         written, loaded = [], []
         for _ in range(repetitions(args, 3)):
             start = time.perf_counter()

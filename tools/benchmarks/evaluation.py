@@ -27,7 +27,7 @@ from benchmarks.cycle import cycle_images, train_images
 from benchmarks.inference import infer
 from benchmarks.report import markdown_table
 from benchmarks.timing import ratios, spread, take_turns, wall_clock
-from benchmarks.world import AS_RECOMMENDED, Ours, draw_batch, drawn_world, make_cfg, repetitions, verdict
+from benchmarks.world import Ours, draw_batch, drawn_world, make_cfg, recommended, repetitions, verdict
 from fx_d2.data.table import BY_NAME
 from fx_d2.evaluation.localization import IOU_THRESHOLDS, LocalizationEvaluator
 from fx_d2.structures import DatasetSpec, specs_of
@@ -143,7 +143,7 @@ def with_ours(inputs: list[tuple[dict[str, Any], dict[str, Any]]]) -> float:
 def _share(args: argparse.Namespace) -> str:
     folder, root = drawn_world(images=args.batch)
     with folder:
-        ours = Ours(make_cfg(args, root, AS_RECOMMENDED))
+        ours = Ours(make_cfg(args, root, recommended(args.device)[1]))
         cfg, clock, count = ours.trainer.cfg, wall_clock(args.device), repetitions(args, 3)
         specs = specs_of(cfg.DATASETS.TRAIN)
         images = cycle_images(specs, cfg.SCHEDULE, args.batch)

@@ -16,7 +16,7 @@ from detectron2.modeling import build_model
 
 from benchmarks.report import markdown_table
 from benchmarks.timing import ratios, spread, take_turns, wall_clock
-from benchmarks.world import draw_batch, drawn_world, make_cfg, repetitions, verdict
+from benchmarks.world import draw_batch, drawn_world, make_cfg, recommended, repetitions, verdict
 from fx_d2.modeling import FoundationX
 from fx_d2.structures import TASKS
 
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> str:
     rows = []
     folder, root = drawn_world(images=1)
     with folder:
-        cfg = make_cfg(args, root)
+        cfg = make_cfg(args, root, recommended(args.device)[1])
     model = build_model(cfg).eval()
     for count in args.batches or ([1] if args.quick else [1, 8]):
         batch = draw_batch(model, cfg.INPUT.SIZE, count, args.original)

@@ -10,9 +10,9 @@ import argparse
 import statistics
 
 from benchmarks.report import markdown_table
-from benchmarks.step import RECOMMENDED, SAME
+from benchmarks.step import SAME
 from benchmarks.timing import ratios, spread, take_turns, wall_clock
-from benchmarks.world import AS_RECOMMENDED, AS_REFERENCE, Ours, drawn_world, make_cfg, repetitions, verdict
+from benchmarks.world import AS_REFERENCE, Ours, drawn_world, make_cfg, recommended, repetitions, verdict
 
 HELP = "a locked step beside a released one, at two image sizes"
 TARGETS = {("loc", 224): 0.75, ("loc", 512): 0.55, ("seg", 224): 0.5, ("seg", 512): 0.5}
@@ -22,14 +22,13 @@ TARGETS = {("loc", 224): 0.75, ("loc", 512): 0.55, ("seg", 224): 0.5, ("seg", 51
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The section's options."""
     parser.add_argument("--sizes", type=int, nargs="+", default=[], help="sides of the images (default 224 512)")
-    parser.add_argument("--without-recommended", action="store_true", help="leave out fx_d2 as recommended (bfloat16)")
 
 
 def run(args: argparse.Namespace) -> str:
     """Measure; the report."""
     rows = []
     folder, root = drawn_world(images=args.batch)
-    candidates = ((SAME, AS_REFERENCE), (RECOMMENDED, AS_RECOMMENDED))[: 1 if args.without_recommended else 2]
+    candidates = ((SAME, AS_REFERENCE), recommended(args.device))
     with folder:
         for size in args.sizes or ([64] if args.quick else [224, 512]):
             for name, opts in candidates:

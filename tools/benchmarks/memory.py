@@ -21,18 +21,12 @@ import torch
 
 from benchmarks.reference_style import ReferenceStyle
 from benchmarks.report import ALLOCATOR, markdown_table
-from benchmarks.step import RECOMMENDED, REFERENCE, SAME
-from benchmarks.world import AS_RECOMMENDED, AS_REFERENCE, Ours, drawn_world, make_cfg, verdict
+from benchmarks.step import REFERENCE, SAME
+from benchmarks.world import AS_REFERENCE, Ours, drawn_world, make_cfg, recommended, verdict
 from fx_d2.structures import FXError
 
 HELP = "peak memory of a step, beside the public code's way"
 CHECKPOINTED = f"{REFERENCE}, trunk recomputed"
-OPTIONS = {
-    REFERENCE: AS_REFERENCE,
-    CHECKPOINTED: (*AS_REFERENCE, "MODEL.TIMM.GRAD_CHECKPOINTING", "True"),
-    SAME: AS_REFERENCE,
-    RECOMMENDED: AS_RECOMMENDED,
-}
 TARGET = 0.65
 """Of the reference-style step's peak, that of a localization step may be at most this part, both in float32."""
 
@@ -40,7 +34,6 @@ TARGET = 0.65
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The section's options."""
     parser.add_argument("--kinds", nargs="+", default=[], help="kinds of step (default loc/lock loc/release)")
-    parser.add_argument("--without-recommended", action="store_true", help="leave out fx_d2 as recommended (bfloat16)")
 
 
 def run(args: argparse.Namespace) -> str:
@@ -49,13 +42,19 @@ def run(args: argparse.Namespace) -> str:
         raise FXError("peak memory on a CPU is read from /proc, which this system does not have")
     rows = []
     folder, root = drawn_world(images=args.batch)
-    names = [name for name in OPTIONS if name != RECOMMENDED or not args.without_recommended]
+    names = _options(args.device)
     with folder:
         for kind in args.kinds or (["loc/lock"] if args.quick else ["loc/lock", "loc/release"]):
             found = {name: in_child(measure, args, str(root), name, kind) for name in names}
             rows += [_row(kind, name, found) for name in found]
     columns = ["kind of step", "candidate", "held, MB", "peak, MB", f"peak / {REFERENCE}", "target"]
     return markdown_table(columns, rows)
+
+
+def _options(device: str) -> dict[str, tuple[str, ...]]:
+    """Candidate -> its config keys."""
+    checkpointed = (*AS_REFERENCE, "MODEL.TIMM.GRAD_CHECKPOINTING", "True")
+    return dict([(REFERENCE, AS_REFERENCE), (CHECKPOINTED, checkpointed), (SAME, AS_REFERENCE), recommended(device)])
 
 
 def in_child(function: Callable, *arguments: object) -> tuple[float, float]:
@@ -75,14 +74,14 @@ def measure(args: argparse.Namespace, root: str, name: str, kind: str) -> tuple[
     """Megabytes (held, peak) of a candidate in a kind of step; for a fresh process."""
     if args.threads:
         torch.set_num_threads(args.threads)
-    cfg = make_cfg(args, Path(root), OPTIONS[name])
+    cfg = make_cfg(args, Path(root), _options(args.device)[name])
     meter = _meter(args.device)
     before, _ = meter()
     ours = Ours(cfg)
     if kind not in ours.phases:
         raise FXError(f"--kinds {kind}: there are {', '.join(ours.phases)}")
     phase, samples = ours.phases[kind].phase, ours.samples(kind)
-    if name in (SAME, RECOMMENDED):
+    if name not in (REFERENCE, CHECKPOINTED):
         ours.enter(kind)
         step: Callable[[], object] = ours.step
     else:

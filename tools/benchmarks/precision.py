@@ -18,9 +18,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.report import ROOT, markdown_table
-from benchmarks.step import RECOMMENDED, SAME
+from benchmarks.step import SAME
 from benchmarks.timing import spread
-from benchmarks.world import AS_RECOMMENDED, AS_REFERENCE, QUICK_CONFIG, beside, make_cfg
+from benchmarks.world import AS_RECOMMENDED, AS_REFERENCE, QUICK_CONFIG, RECOMMENDED, beside, make_cfg
 from fx_d2.engine import FXTrainer
 from fx_d2.structures import TASKS, FXError
 

@@ -11,18 +11,18 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.reference_style import ReferenceStyle
 from benchmarks.report import markdown_table
-from benchmarks.step import RECOMMENDED, REFERENCE, SAME
-from benchmarks.world import AS_RECOMMENDED, AS_REFERENCE, Ours, beside, drawn_world, make_cfg
+from benchmarks.step import REFERENCE, SAME
+from benchmarks.world import AS_REFERENCE, Ours, beside, drawn_world, make_cfg, recommended
 from fx_d2.structures import FXError
 
 HELP = "trace and operators of a training step"
-ARMS = {"fx_d2": RECOMMENDED, "fx_d2-fp32": SAME, "reference": REFERENCE}
+ARMS = ("fx_d2", "fx_d2-fp32", "reference")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The section's options."""
     parser.add_argument("--kind", default="loc/release", help="kind of step (default loc/release)")
-    parser.add_argument("--arm", choices=list(ARMS), default="fx_d2", help="default fx_d2, as recommended")
+    parser.add_argument("--arm", choices=ARMS, default="fx_d2", help="default fx_d2, as recommended")
     parser.add_argument("--top", type=int, default=20, help="operators shown (default 20)")
 
 
@@ -30,7 +30,8 @@ def run(args: argparse.Namespace) -> str:
     """Measure; the report."""
     folder, root = drawn_world(images=args.batch)
     with folder:
-        cfg = make_cfg(args, root, AS_RECOMMENDED if args.arm == "fx_d2" else AS_REFERENCE)
+        name, opts = recommended(args.device) if args.arm == "fx_d2" else (SAME, AS_REFERENCE)
+        cfg = make_cfg(args, root, opts)
         ours = Ours(cfg)
         if args.kind not in ours.phases:
             raise FXError(f"--kind {args.kind}: there are {', '.join(ours.phases)}")
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> str:
         if args.arm == "reference":
             reference = ReferenceStyle(cfg)
             reference.enter(ours.phases[args.kind].phase, ours.samples(args.kind))
-            step = reference.step
+            name, step = REFERENCE, reference.step
         step()
         gpu = args.device.startswith("cuda")
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
@@ -55,5 +56,5 @@ def run(args: argparse.Namespace) -> str:
         for e in events[: args.top]
     ]
     rows.append(["all", str(sum(event.count for event in events)), f"{total / 1e3:.2f}", "100 %"])
-    head = f"{args.kind}, {ARMS[args.arm]}; trace: {trace.name}"
+    head = f"{args.kind}, {name}; trace: {trace.name}"
     return f"{head}\n\n{markdown_table(['operator', 'calls', 'self time, ms', 'share'], rows)}"

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from fx_d2.engine import versions
+from fx_d2.engine.precision import cpu_has_bfloat16
 
 ALLOCATOR = {
     "MALLOC_MMAP_MAX_": "0",
@@ -103,11 +104,8 @@ def _allocator() -> str:
 
 def _bfloat16() -> str:
     """Whether the processor computes in bfloat16 or only pretends to, if that can be told."""
-    info = Path("/proc/cpuinfo")
-    if not info.is_file():
-        return ""
-    known = {"avx512_bf16", "amx_bf16", "bf16"} & set(info.read_text(encoding="utf-8").split())
-    return f", {'with' if known else 'without'} instructions for bfloat16"
+    known = cpu_has_bfloat16()
+    return "" if known is None else f", {'with' if known else 'without'} instructions for bfloat16"
 
 
 def _processor() -> str:

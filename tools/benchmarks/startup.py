@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmarks.report import markdown_table
 from benchmarks.timing import spread
-from benchmarks.world import AS_RECOMMENDED, draw_datasets, make_cfg, repetitions
+from benchmarks.world import draw_datasets, make_cfg, recommended, repetitions
 from fx_d2.structures import FXError
 
 HELP = "from the training command to the end of its first step"
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> str:
     with tempfile.TemporaryDirectory(prefix="fx_d2_benchmark_") as folder:
         root = draw_datasets(Path(folder), images=args.batch)
         config = root / "config.yaml"
-        config.write_text(make_cfg(args, root, AS_RECOMMENDED).dump(), encoding="utf-8")
+        config.write_text(make_cfg(args, root, recommended(args.device)[1]).dump(), encoding="utf-8")
         first = _start(args, config, root)
         again = [_start(args, config, root) for _ in range(repetitions(args, 3))]
     rows = [["first", *(f"{first[mark]:.1f}" for mark in MARKS)]]

@@ -19,6 +19,7 @@ from fx_d2.data import TrainMapper, get_dicts, register_datasets, write_split
 from fx_d2.data.masks import encode_mask
 from fx_d2.data.table import BY_NAME
 from fx_d2.engine import FXTrainer, PhaseState, build_cfg
+from fx_d2.engine.precision import cpu_has_bfloat16
 from fx_d2.modeling import FoundationX
 from fx_d2.structures import TASKS, DatasetSpec, FXError
 
@@ -28,8 +29,12 @@ CONFIG, QUICK_CONFIG = CONFIGS / "pretrain" / "swin_b_cyclic.yaml", CONFIGS / "s
 AS_REFERENCE = ("SOLVER.AMP.ENABLED", "False", "MODEL.LOC.NUM_QUERIES", "900")
 """What the reference trains with: float32 and 900 queries."""
 
+RECOMMENDED = "fx_d2, bfloat16, 300 queries"
 AS_RECOMMENDED = ("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "bfloat16", "MODEL.LOC.NUM_QUERIES", "300")
 """What we recommend: bfloat16 autocast and 300 queries."""
+
+WITHOUT_BFLOAT16 = ("SOLVER.AMP.ENABLED", "False", "MODEL.LOC.NUM_QUERIES", "300")
+"""What we recommend for a processor that has no instructions for bfloat16."""
 
 BOXES = 3
 """Boxes of a drawn image; 100 denoising pairs are then 198 queries."""
@@ -54,6 +59,13 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         help="tuned (default): the C library keeps freed memory, for every candidate; default: as it comes",
     )  # fmt: skip
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="config keys as KEY VALUE pairs, last")
+
+
+def recommended(device: str) -> tuple[str, tuple[str, ...]]:
+    """Name and config keys of what we recommend for a device."""
+    if device == "cpu" and cpu_has_bfloat16() is False:
+        return "fx_d2, float32, 300 queries", WITHOUT_BFLOAT16
+    return RECOMMENDED, AS_RECOMMENDED
 
 
 def repetitions(args: argparse.Namespace, usual: int) -> int:
