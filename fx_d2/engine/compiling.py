@@ -20,13 +20,6 @@ VARIANTS = 128
 without gradient. At its own limit of 8 it would go on uncompiled."""
 
 
-def check_backend(backend: str) -> None:
-    """FXError unless MODEL.COMPILE is empty or a backend that torch has here."""
-    if backend and backend not in torch.compiler.list_backends(()):
-        known = torch.compiler.list_backends()
-        raise FXError(f"MODEL.COMPILE is {backend!r}: leave it empty, or choose a backend of torch.compile, {known}")
-
-
 def compile_layers(model: FoundationX, backend: str) -> int:
     """Compile, each when it first runs, the trunk's blocks, the encoder's layers and the segmentation decoder.
 
@@ -44,9 +37,11 @@ def compile_layers(model: FoundationX, backend: str) -> int:
     Raises:
         FXError: torch has no such backend.
     """
-    check_backend(backend)
     if not backend:
         return 0
+    if backend not in torch.compiler.list_backends(()):
+        known = torch.compiler.list_backends()
+        raise FXError(f"MODEL.COMPILE is {backend!r}: leave it empty, or choose a backend of torch.compile, {known}")
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
     trunk = model.backbone.trunk
     layers = [*repeated_blocks(trunk)] or [trunk]
