@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> str:
             candidates = _candidates(shapes, args.batch, queries, backward)
             times = take_turns(candidates, repetitions(args, 15))
             kind = "forward and backward" if backward else "forward"
-            parts.append(f"{title}, {queries} queries, {kind}\n{ratio_table(times, BASELINE, args.batch)}")
+            parts.append(f"{title}, {queries} queries, {kind}\n\n{ratio_table(times, BASELINE, args.batch)}")
     return "\n\n".join(parts)
 
 

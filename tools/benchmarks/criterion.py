@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> str:
     }
     for title, candidates in (("matching", matching), ("criterion, forward and backward", whole)):
         table = ratio_table(take_turns(candidates, repetitions(args, 9)), BASELINE, args.batch)
-        parts.append(f"{title}\n{table}")
+        parts.append(f"{title}\n\n{table}")
     return "\n\n".join(parts)
 
 
