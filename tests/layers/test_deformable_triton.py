@@ -28,9 +28,10 @@ def test_cases_in_the_interpreter() -> None:
     assert done.stdout.split() == [*(case.__name__ for case in CASES), *own]
 
 
+@pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("name", ["sum_kernel", "grad_kernel"])
-def test_kernel_compiles_for_a_gpu(name: str) -> None:
-    """To machine code of an A100; Triton brings the assembler."""
+def test_kernel_compiles_for_a_gpu(name: str, capability: int) -> None:
+    """To machine code of an A100 and an H100; Triton brings the assembler."""
     if "nvidia" not in triton.backends.backends:
         pytest.skip("this Triton has no compiler for NVIDIA's GPUs")
     from fx_d2.layers import deformable_triton
@@ -40,6 +41,6 @@ def test_kernel_compiles_for_a_gpu(name: str) -> None:
     types = {"value": "*bf16", "table": "*i64", **dict.fromkeys(("rows", "tokens", "heads", "queries"), "i32")}
     signature = {arg: "constexpr" if arg.isupper() else types.get(arg, "*fp32") for arg in kernel.arg_names}
     source = triton.compiler.ASTSource(kernel, signature, {**sizes, "TYPE": triton.language.float32})
-    target = triton.backends.compiler.GPUTarget("cuda", 80, 32)
+    target = triton.backends.compiler.GPUTarget("cuda", capability, 32)
     built = triton.compile(source, target=target, options={"num_warps": 4})
     assert len(built.asm["cubin"]) > 1000
