@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from detectron2.engine import HookBase
 from matplotlib.figure import Figure
 
 from benchmarks.report import ROOT, markdown_table
@@ -56,9 +57,10 @@ def run(args: argparse.Namespace) -> str:
     for task in TASKS:
         for name, curves in found.items():
             means = (spread([_mean(curve[task], cycles, end) for curve in curves], 4) for end in (0, 1))
-            rows.append([task, name, *means])
+            rows.append([task, name, str(len(curves[0][task])), *means])
     head = f"{images} images, {cycles} cycles, {seeds} seeds; picture: {picture.name}"
-    return f"{head}\n\n{markdown_table(['task', 'candidate', 'loss, first cycle', 'loss, last cycle'], rows)}"
+    columns = ["task", "candidate", "steps", "loss, first cycle", "loss, last cycle"]
+    return f"{head}\n\n{markdown_table(columns, rows)}"
 
 
 def _draw(root: Path, images: int) -> None:
@@ -76,10 +78,24 @@ def _train(args: argparse.Namespace, root: Path, opts: tuple[str, ...], cycles: 
     own = ["DATASETS.TRAIN", f"('{DATASET}_train',)", "SCHEDULE.CYCLES", str(cycles), "SCHEDULE.ITERS_PER_PASS", "0"]
     cfg = make_cfg(args, root, [*opts, *own, "SEED", str(seed), "OUTPUT_DIR", str(run)])
     trainer = FXTrainer(cfg)
+    losses = _Losses()
+    trainer.register_hooks([losses])
     trainer.resume_or_load(resume=False)
     trainer.train()
-    histories = {task: trainer.storage.history(f"{DATASET}/{task}/total_loss").values() for task in TASKS}
-    return {task: [value for value, _ in values] for task, values in histories.items()}
+    return losses.curves
+
+
+class _Losses(HookBase):
+    """Notes the loss of every step; the trainer's own history keeps the last ones only."""
+
+    trainer: FXTrainer
+
+    def __init__(self) -> None:
+        self.curves: Curves = {task: [] for task in TASKS}
+
+    def after_step(self) -> None:
+        task = self.trainer.schedule.at(self.trainer.iter).phase.task
+        self.curves[task].append(self.trainer.step_losses["total_loss"])
 
 
 def _mean(losses: list[float], cycles: int, end: int) -> float:
