@@ -110,21 +110,23 @@ def newest_sound(folder: Path, *, set_aside: bool = True) -> Path | None:
 
     Args:
         folder: of a run.
-        set_aside: rename damaged checkpoints.
+        set_aside: rename damaged checkpoints, if there is a sound one.
 
     Raises:
-        FXError: there are checkpoints, and all are damaged.
+        FXError: there are checkpoints, and all are damaged. They keep their names: a job that is started again must
+            not take the folder for an empty one.
     """
     found = numbered(folder)
+    damaged: list[Path] = []
     for path in reversed(found.values()):
         wrong = damage(path)
-        if not wrong:
-            return path
-        aside = path.with_name(path.name + _DAMAGED)
-        if set_aside:
-            os.replace(path, aside)
-        kept = f"kept as {aside.name}" if set_aside else "left as it is"
-        logger.warning("checkpoint %s is damaged (%s): %s, taking the one before", path, wrong, kept)
+        if wrong:
+            damaged.append(path)
+            logger.warning("checkpoint %s is damaged (%s), looking at the one before", path, wrong)
+            continue
+        for bad in damaged if set_aside else ():
+            os.replace(bad, bad.with_name(bad.name + _DAMAGED))
+        return path
     if found:
         raise FXError(f"--resume: all {len(found)} checkpoints of {folder} are damaged; use another OUTPUT_DIR")
     return None
