@@ -142,8 +142,8 @@ class EvaluationHook(HookBase):
             self._evaluate(self.trainer.iter + 1)
 
     def after_train(self) -> None:
-        """At the end, unless the run broke off."""
-        if self.trainer.iter + 1 >= self.trainer.max_iter and not self.trainer.stopping:
+        """At the end, unless the run broke off: Detectron2 counts on only after a step that ended well."""
+        if self.trainer.iter >= self.trainer.max_iter:
             self._evaluate(self.trainer.max_iter)
 
     def _due(self, done: int) -> bool:

@@ -114,6 +114,14 @@ def test_evaluation_is_called_with_both_models_where_asked(make_cfg: MakeCfg) ->
     assert calls == [("student", "teacher")] * 2
 
 
+def test_a_run_that_breaks_off_in_its_last_step_is_not_evaluated(make_cfg: MakeCfg) -> None:
+    trainer = FXTrainer(make_cfg("SCHEDULE.ITERS_PER_PASS", "1"), lambda models, final: pytest.fail("evaluated"))
+    weight = trainer.model.cls_heads["beta"].weight
+    weight.register_hook(lambda gradient: gradient * torch.inf)
+    with pytest.raises(FXError, match="the gradient is not finite at iteration 5"):
+        trainer.train()
+
+
 def test_metrics_are_written_per_dataset_and_task(make_cfg: MakeCfg, tmp_path: Path) -> None:
     _train(make_cfg())
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.json").read_text().splitlines()]
