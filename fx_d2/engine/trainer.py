@@ -240,7 +240,10 @@ class FXTrainer(TrainerBase):
         """Gradient norm of this step, clipped to SOLVER.CLIP_NORM of the task if that is not 0."""
         self.scaler.unscale_(self.optimizer)
         limit = self.cfg.SOLVER.CLIP_NORM[task.upper()]
-        return nn.utils.clip_grad_norm_(self._learning, limit if limit > 0 else math.inf)
+        norm = nn.utils.get_total_norm([p.grad for p in self._learning if p.grad is not None])
+        if limit > 0:
+            nn.utils.clip_grads_with_norm_(self._learning, limit, norm)
+        return norm
 
     def _record(
         self, losses: dict[str, Tensor], norm: Tensor, data_time: float, state: PhaseState, batch: Batch
