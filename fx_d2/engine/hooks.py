@@ -34,14 +34,10 @@ class PhaseHook(HookBase):
 
     trainer: FXTrainer
 
-    def before_train(self) -> None:
-        """A resumed run may start in the middle of a pass."""
-        self.trainer.enter_phase(self.trainer.schedule.at(self.trainer.start_iter))
-
     def before_step(self) -> None:
-        """Lock and release at the boundary."""
+        """Lock and release at the boundary, and where a resumed run starts in the middle of a pass."""
         state = self.trainer.schedule.at(self.trainer.iter)
-        if state.first:
+        if state.first or self.trainer.iter == self.trainer.start_iter:
             self.trainer.enter_phase(state)
 
     def after_step(self) -> None:

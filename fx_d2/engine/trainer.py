@@ -184,7 +184,9 @@ class FXTrainer(TrainerBase):
             self._wrapped = DistributedDataParallel(
                 self.model,
                 device_ids=[device] if device.type == "cuda" else None,
+                init_sync=self._wrapped is self.model,  # once: equal steps keep the models equal
                 forward_sync_buffers=False,  # those that change are shared at the end of the step
+                gradient_as_bucket_view=True,  # no second copy of the gradients
             )
 
     def leave_phase(self) -> None:

@@ -109,6 +109,9 @@ def test_two_processes(world: Path, config_file: Path, tmp_path: Path) -> None:
         assert len(differences) == 6
     training = report["training"]
     assert training["ranks_equal"] and training["tensors"] > 400 and training["ranks_equal_with_options"]
+    # Whole models are sent once, not in each pass, and gradients are kept once.
+    assert training["synchronized"] == 1
+    assert all(pieces < tensors for pieces, tensors in training["gradients"]), training["gradients"]
     assert training["codes"] == [75, 75] and training["resumed_at"] == [5, 5] and training["resumed_equal"]
     assert all("--resume" in error for error in training["refused"])
     together, alone = report["evaluation"]["together"], report["evaluation"]["alone"]

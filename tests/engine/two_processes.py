@@ -118,6 +118,17 @@ def _backward(model: torch.nn.Module, teacher: EMATeacher, batch: Batch, phase: 
     add_gradients(model, parts, lambda part: model(part, teacher.guide(part, phase)), scaler)
 
 
+class SharedMemory(HookBase):
+    """Counts the pieces of memory in which the gradients of a step lie, and the tensors that they are."""
+
+    def __init__(self) -> None:
+        self.counts: list[tuple[int, int]] = []
+
+    def after_step(self) -> None:
+        grads = [p.grad for p in self.trainer.model.parameters() if p.grad is not None]
+        self.counts.append((len({x.untyped_storage().data_ptr() for x in grads}), len(grads)))
+
+
 class Stop(HookBase):
     """Sends the second process, and only it, SIGTERM at an iteration."""
 
@@ -141,7 +152,9 @@ def _states(trainer: FXTrainer) -> list[torch.Tensor]:
 
 def training(args: argparse.Namespace) -> dict[str, object]:
     """A cycle with lock and release; the same, stopped inside a pass by a signal to one process, and resumed."""
-    whole = _states(train(make_cfg(args, "whole"), resume=False))
+    memory, synchronize = SharedMemory(), torch.nn.parallel.distributed._sync_module_states
+    with mock.patch("torch.nn.parallel.distributed._sync_module_states", side_effect=synchronize) as synchronized:
+        whole = _states(train(make_cfg(args, "whole"), False, memory))
     ranks = comm.gather(whole)
     options = comm.gather(_states(train(make_cfg(args, "options", *OPTIONS), resume=False)))
     try:
@@ -157,6 +170,8 @@ def training(args: argparse.Namespace) -> dict[str, object]:
         refused = str(error)
     return {
         "tensors": len(whole),
+        "synchronized": synchronized.call_count,
+        "gradients": memory.counts,
         "ranks_equal": all(map(torch.equal, *ranks)) if ranks else True,
         "ranks_equal_with_options": all(map(torch.equal, *options)) if options else True,
         "codes": comm.all_gather(code),
