@@ -47,11 +47,14 @@ def numbered(folder: Path) -> dict[int, Path]:
 def write(content: Mapping[str, Any], path: Path) -> None:
     """Write a checkpoint: whoever reads `path`, now or after a crash, finds the old file or the whole new one.
 
+    Its folder is made where there is none.
+
     Raises:
         FXError: the disk is full or refuses; the old file and all others are as they were.
     """
     temporary = path.with_name(path.name + _TEMPORARY)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as stream:
             torch.save(dict(content), stream)
             stream.flush()
@@ -63,7 +66,9 @@ def write(content: Mapping[str, Any], path: Path) -> None:
         with contextlib.suppress(OSError):
             reason += f"; {shutil.disk_usage(path.parent).free / 2**30:.2f} GB free"
             temporary.unlink(missing_ok=True)
-        raise FXError(f"checkpoint {path} could not be written ({reason}): make room, or change OUTPUT_DIR") from error
+        raise FXError(
+            f"checkpoint {path} could not be written ({reason}): make room, or choose another folder"
+        ) from error
 
 
 def link(source: Path, name: str) -> None:
