@@ -208,8 +208,10 @@ def _config(text: str, path: str) -> CfgNode:
 
 def _never_scheduled(cfg: CfgNode, specs: Sequence[DatasetSpec]) -> list[str]:
     """Heads that no row of the run's SCHEDULE.STRATEGY trains."""
-    learning = {row["task"] for row in cfg.SCHEDULE.STRATEGY if HEAD_COMPONENTS[row["task"]] in row["train"]}
-    return [head_name(spec.name, task) for spec in specs for task in spec.tasks if task not in learning]
+    rows = [row for row in cfg.SCHEDULE.STRATEGY if HEAD_COMPONENTS[row["task"]] in row["train"]]
+    heads = [(spec.name, task) for spec in specs for task in spec.tasks]
+    learning = {(name, row["task"]) for name, _ in heads for row in rows if name in row.get("datasets", [name])}
+    return [head_name(*head) for head in heads if head not in learning]
 
 
 def _digest(file: Path) -> str:
