@@ -77,6 +77,20 @@ def test_a_resumed_run_has_the_orders_and_the_rates_of_the_seed_it_was_begun_wit
     assert _equal(whole.model, again.model) and _equal(whole.teacher, again.teacher)
 
 
+def test_every_step_draws_anew_and_another_seed_draws_otherwise(make_cfg: MakeCfg) -> None:
+    seeds: list[int] = []
+
+    class Watch(HookBase):
+        def after_step(self) -> None:
+            seeds.append(torch.initial_seed())
+
+    for seed in ("3", "4"):
+        trainer = FXTrainer(make_cfg("SEED", seed, "SCHEDULE.ITERS_PER_PASS", "1"))
+        trainer.register_hooks([Watch()])
+        trainer.train()
+    assert len(set(seeds)) == len(seeds) == 12
+
+
 def test_settings_that_the_optimizer_could_not_load_are_named(make_cfg: MakeCfg) -> None:
     opts = ("SCHEDULE.ITERS_PER_PASS", "1")
     _train(make_cfg(*opts))
