@@ -18,7 +18,7 @@ from typing import Any
 from fx_d2.data import register_rows
 from fx_d2.engine import build_cfg
 from fx_d2.engine.checkpoint import class_lists
-from fx_d2.engine.checkpoint_files import write
+from fx_d2.engine.checkpoint_files import write_new
 from fx_d2.engine.convert import build_shapes, convert_source
 from fx_d2.engine.weights import read_source
 from fx_d2.structures import FXError
@@ -46,7 +46,7 @@ def convert(args: argparse.Namespace) -> None:
             content["model"] = conversion.state
         if conversion.complete:
             content["classes"] = class_lists(model)
-    write(content, output)
+    write_new(content, output)
     print(f"{output}: {', '.join(chosen)}")
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 import fx_d2
 from fx_d2.config import add_fx_config
 from fx_d2.engine.checkpoint import read_checkpoint, require_match
-from fx_d2.engine.checkpoint_files import write
+from fx_d2.engine.checkpoint_files import write_new
 from fx_d2.layers.deformable_attention import possible_sampler
 from fx_d2.modeling import FoundationX, HeadChange, change_heads
 from fx_d2.modeling.heads import head_name
@@ -107,13 +107,13 @@ def write_training_checkpoint(bundle: Bundle, path: str | Path) -> None:
     """Write a .pth from which a run can start (MODEL.WEIGHTS); it has no optimizer's state, so none can resume it.
 
     Raises:
-        FXError: see `checkpoint_files.write`.
+        FXError: see `checkpoint_files.write_new`.
     """
     student = bundle.states[bundle.choose()]
     content: dict[str, Any] = {"model": dict(student), **_description(bundle)}
     if "teacher" in bundle.states:
         content["teacher"] = {f"model.{key}": value for key, value in bundle.states["teacher"].items()}
-    write(content, Path(path))
+    write_new(content, Path(path))
 
 
 def write_inference(bundle: Bundle, folder: str | Path, which: str | None = None) -> None:

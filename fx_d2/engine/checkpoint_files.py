@@ -47,14 +47,11 @@ def numbered(folder: Path) -> dict[int, Path]:
 def write(content: Mapping[str, Any], path: Path) -> None:
     """Write a checkpoint: whoever reads `path`, now or after a crash, finds the old file or the whole new one.
 
-    Its folder is made where there is none.
-
     Raises:
         FXError: the disk is full or refuses; the old file and all others are as they were.
     """
     temporary = path.with_name(path.name + _TEMPORARY)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as stream:
             torch.save(dict(content), stream)
             stream.flush()
@@ -69,6 +66,15 @@ def write(content: Mapping[str, Any], path: Path) -> None:
         raise FXError(
             f"checkpoint {path} could not be written ({reason}): make room, or choose another folder"
         ) from error
+
+
+def write_new(content: Mapping[str, Any], path: Path) -> None:
+    """`write` for a tool: makes the folder. That of a run must be there, or its disk is gone. Raises as `write`."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FXError(f"checkpoint {path} could not be written ({path.parent}: {error.strerror})") from error
+    write(content, path)
 
 
 def link(source: Path, name: str) -> None:
@@ -130,7 +136,9 @@ def newest_sound(folder: Path, *, set_aside: bool = True) -> Path | None:
             logger.warning("checkpoint %s is damaged (%s), looking at the one before", path, wrong)
             continue
         for bad in damaged if set_aside else ():
-            os.replace(bad, bad.with_name(bad.name + _DAMAGED))
+            aside = bad.with_name(bad.name + _DAMAGED)
+            os.replace(bad, aside)
+            logger.warning("%s kept as %s", bad, aside.name)
         return path
     if found:
         raise FXError(f"--resume: all {len(found)} checkpoints of {folder} are damaged; use another OUTPUT_DIR")
