@@ -117,7 +117,7 @@ def _add_model(cfg: CN) -> None:
     cfg.MODEL.SEG.DICE = "class"
     # Region guidance (Foundation X+): the trunk's features f enter the segmentation decoder as
     # (1 - WEIGHT) * f + WEIGHT * f * map, where the map is 1 inside the boxes that the dataset's localization decoder
-    # finds with SCORE or more, their area grown by AREA, and falls off outside. The same in training and at test;
+    # finds above SCORE, their area grown by AREA, and falls off outside. The same in training and at test;
     # datasets without boxes are not guided. WEIGHT 0 = off (Foundation X); Foundation X+: 0.5.
     cfg.MODEL.SEG.REGION = CN({"WEIGHT": 0.0, "SCORE": 0.3, "AREA": 1.5})
 

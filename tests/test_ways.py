@@ -95,6 +95,9 @@ def test_a_way_moves_what_it_trains_and_nothing_else(path: Path, load: Load, pre
     trainer = FXTrainer(cfg)
     trainer.resume_or_load(resume=False)
     before = state_of(trainer)
+    if trainer.teacher is not None:
+        theirs = trainer.teacher.model.state_dict()
+        assert all(torch.equal(value, theirs[key]) for key, value in trainer.model.state_dict().items())
     trainer.train()
     phases = trainer.schedule.phases
     assert trainer.schedule.total == len(phases)

@@ -11,17 +11,14 @@ the "classes" these stand for.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fx_d2.data import register_rows
 from fx_d2.engine import build_cfg
 from fx_d2.engine.checkpoint import class_lists
+from fx_d2.engine.checkpoint_files import write_new
 from fx_d2.engine.convert import build_shapes, convert_source
 from fx_d2.engine.weights import read_source
 from fx_d2.structures import FXError
@@ -49,21 +46,8 @@ def convert(args: argparse.Namespace) -> None:
             content["model"] = conversion.state
         if conversion.complete:
             content["classes"] = class_lists(model)
-    write(content, output)
+    write_new(content, output)
     print(f"{output}: {', '.join(chosen)}")
-
-
-def write(content: dict[str, Any], output: Path) -> None:
-    """Write the file, whole or not at all."""
-    part = output.with_name(f"{output.name}.part")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(content, part)
-        os.replace(part, output)
-    except (OSError, RuntimeError) as error:
-        with contextlib.suppress(OSError):  # the folder may be what is wrong
-            part.unlink(missing_ok=True)
-        raise FXError(f"--output {output} cannot be written: {error}") from error
 
 
 def argument_parser() -> argparse.ArgumentParser:

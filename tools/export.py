@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0, or 1 after one line about wrong input on standard error."""
     try:
         written = run(parse_args(argv))
-    except FXError as error:
+    except (FXError, OSError) as error:  # the latter names what cannot be written
         print(f"error: {error}", file=sys.stderr)
         return 1
     print("\n".join(f"written  {path}" for path in written))

@@ -33,7 +33,6 @@ from fx_d2.data import build_test_loader, evaluation_splits, file_content_hash
 from fx_d2.engine import FXTrainer, build_cfg, launch, load_models, setup_run, versions
 from fx_d2.engine.checkpoint_files import FINAL
 from fx_d2.engine.distributed import on_first
-from fx_d2.engine.folder_lock import hold_folder
 from fx_d2.engine.guards import check_patterns
 from fx_d2.engine.plan import build_plan
 from fx_d2.engine.rehearsal import rehearse
@@ -122,10 +121,8 @@ def run(args: argparse.Namespace) -> None:
         trainer.resume_or_load(args.resume, look_only=True)
         logger.info("dry run, nothing saved:\n%s", rehearse(trainer, workers))
         return
-    # Before anything there is read: another training would write while this one chooses where to go on.
-    with hold_folder(Path(cfg.OUTPUT_DIR)):
-        trainer.resume_or_load(args.resume)
-        trainer.train()
+    trainer.resume_or_load(args.resume)
+    trainer.train()
     logger.info("checkpoint: %s", os.path.join(cfg.OUTPUT_DIR, FINAL))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor
 import fx_d2
 from fx_d2.config import add_fx_config
 from fx_d2.engine.checkpoint import read_checkpoint, require_match
+from fx_d2.engine.checkpoint_files import write_new
 from fx_d2.layers.deformable_attention import possible_sampler
 from fx_d2.modeling import FoundationX, HeadChange, change_heads
 from fx_d2.modeling.heads import head_name
@@ -104,16 +104,16 @@ def read_bundle(path: str | Path) -> Bundle:
 
 
 def write_training_checkpoint(bundle: Bundle, path: str | Path) -> None:
-    """Write a .pth from which a run can start (MODEL.WEIGHTS); it has no optimizer's state, so none can resume it."""
+    """Write a .pth from which a run can start (MODEL.WEIGHTS); it has no optimizer's state, so none can resume it.
+
+    Raises:
+        FXError: see `checkpoint_files.write_new`.
+    """
     student = bundle.states[bundle.choose()]
     content: dict[str, Any] = {"model": dict(student), **_description(bundle)}
     if "teacher" in bundle.states:
         content["teacher"] = {f"model.{key}": value for key, value in bundle.states["teacher"].items()}
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    torch.save(content, part)
-    os.replace(part, path)
+    write_new(content, Path(path))
 
 
 def write_inference(bundle: Bundle, folder: str | Path, which: str | None = None) -> None:
@@ -208,8 +208,10 @@ def _config(text: str, path: str) -> CfgNode:
 
 def _never_scheduled(cfg: CfgNode, specs: Sequence[DatasetSpec]) -> list[str]:
     """Heads that no row of the run's SCHEDULE.STRATEGY trains."""
-    learning = {row["task"] for row in cfg.SCHEDULE.STRATEGY if HEAD_COMPONENTS[row["task"]] in row["train"]}
-    return [head_name(spec.name, task) for spec in specs for task in spec.tasks if task not in learning]
+    rows = [row for row in cfg.SCHEDULE.STRATEGY if HEAD_COMPONENTS[row["task"]] in row["train"]]
+    heads = [(spec.name, task) for spec in specs for task in spec.tasks]
+    learning = {(name, row["task"]) for name, _ in heads for row in rows if name in row.get("datasets", [name])}
+    return [head_name(*head) for head in heads if head not in learning]
 
 
 def _digest(file: Path) -> str:

@@ -59,12 +59,22 @@ class FXCheckpointer(Checkpointer):
         logger.info("checkpoint %s written", path)
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
-        """Restore everything, exactly; gives back what is in the file besides.
+        """`restore` of a file; FXError also where it is missing or cannot be read."""
+        return self.restore(read_checkpoint(path), path, checkpointables)
+
+    def restore(
+        self, checkpoint: dict[str, Any], path: str, checkpointables: list[str] | None = None
+    ) -> dict[str, Any]:
+        """Restore everything, exactly; gives back what a checkpoint holds besides.
+
+        Args:
+            checkpoint: its content, which is emptied of what is restored.
+            path: its file, for errors.
+            checkpointables: names of what is restored beside the model; None = all.
 
         Raises:
-            FXError: the file is missing, unreadable, or of another architecture or class list.
+            FXError: it is of another architecture or class list, or lacks something.
         """
-        checkpoint = read_checkpoint(path)
         model = self.model
         require_match(model, checkpoint["model"], path)
         require_classes(model, checkpoint, path)

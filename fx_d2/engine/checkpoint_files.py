@@ -63,7 +63,18 @@ def write(content: Mapping[str, Any], path: Path) -> None:
         with contextlib.suppress(OSError):
             reason += f"; {shutil.disk_usage(path.parent).free / 2**30:.2f} GB free"
             temporary.unlink(missing_ok=True)
-        raise FXError(f"checkpoint {path} could not be written ({reason}): make room, or change OUTPUT_DIR") from error
+        raise FXError(
+            f"checkpoint {path} could not be written ({reason}): make room, or choose another folder"
+        ) from error
+
+
+def write_new(content: Mapping[str, Any], path: Path) -> None:
+    """`write` for a tool: makes the folder. That of a run must be there, or its disk is gone. Raises as `write`."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FXError(f"checkpoint {path} could not be written ({path.parent}: {error.strerror})") from error
+    write(content, path)
 
 
 def link(source: Path, name: str) -> None:
@@ -110,21 +121,25 @@ def newest_sound(folder: Path, *, set_aside: bool = True) -> Path | None:
 
     Args:
         folder: of a run.
-        set_aside: rename damaged checkpoints.
+        set_aside: rename damaged checkpoints, if there is a sound one.
 
     Raises:
-        FXError: there are checkpoints, and all are damaged.
+        FXError: there are checkpoints, and all are damaged. They keep their names: a job that is started again must
+            not take the folder for an empty one.
     """
     found = numbered(folder)
+    damaged: list[Path] = []
     for path in reversed(found.values()):
         wrong = damage(path)
-        if not wrong:
-            return path
-        aside = path.with_name(path.name + _DAMAGED)
-        if set_aside:
-            os.replace(path, aside)
-        kept = f"kept as {aside.name}" if set_aside else "left as it is"
-        logger.warning("checkpoint %s is damaged (%s): %s, taking the one before", path, wrong, kept)
+        if wrong:
+            damaged.append(path)
+            logger.warning("checkpoint %s is damaged (%s), looking at the one before", path, wrong)
+            continue
+        for bad in damaged if set_aside else ():
+            aside = bad.with_name(bad.name + _DAMAGED)
+            os.replace(bad, aside)
+            logger.warning("%s kept as %s", bad, aside.name)
+        return path
     if found:
         raise FXError(f"--resume: all {len(found)} checkpoints of {folder} are damaged; use another OUTPUT_DIR")
     return None

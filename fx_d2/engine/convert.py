@@ -13,6 +13,7 @@ from tabulate import tabulate  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from fx_d2.engine.weights import Source
+from fx_d2.modeling import FoundationX
 from fx_d2.modeling.convert import Renamed, convert_state
 from fx_d2.structures import COMPONENTS, FXError
 
@@ -98,7 +99,7 @@ def convert_source(source: Source, which: str, model: nn.Module) -> Conversion:
     return conversion
 
 
-def build_shapes(cfg: CfgNode) -> nn.Module:
+def build_shapes(cfg: CfgNode) -> FoundationX:
     """The model of a config on the meta device: names, shapes and types of its weights, without memory or download."""
     cfg = cfg.clone()
     cfg.defrost()

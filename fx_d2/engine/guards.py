@@ -22,7 +22,7 @@ from fx_d2.engine.distributed import on_first
 from fx_d2.engine.optimizer import moments_kept
 from fx_d2.engine.schedule import PhaseSchedule
 from fx_d2.modeling import FoundationX
-from fx_d2.structures import COMPONENTS, FXError, spec_of
+from fx_d2.structures import COMPONENTS, HEAD_COMPONENTS, FXError, spec_of
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +49,6 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("TEST.EVAL_CYCLES", 0, math.inf),
 )
 """Numbers that a training reads, and the least and the largest that mean something."""
-
-_HEADS = {"cls": "cls_heads", "loc": "loc_decoders", "seg": "seg_heads"}
 
 
 def check_values(cfg: CfgNode) -> None:
@@ -173,7 +171,7 @@ def check_heads(model: FoundationX, schedule: PhaseSchedule) -> None:
     Raises:
         FXError: a pass without a head, or a head without a row.
     """
-    heads = {(name, task) for task, part in _HEADS.items() for name in getattr(model, part)}
+    heads = {(name, task) for task, part in HEAD_COMPONENTS.items() for name in getattr(model, part)}
     rows = {(name, task) for name, spec in model.specs.items() for task in spec.tasks}
     trained = {(phase.dataset, phase.task) for phase in schedule.phases}
     if heads != rows or not trained <= heads:

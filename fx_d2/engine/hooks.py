@@ -35,14 +35,10 @@ class PhaseHook(HookBase):
 
     trainer: FXTrainer
 
-    def before_train(self) -> None:
-        """A resumed run may start in the middle of a pass."""
-        self.trainer.enter_phase(self.trainer.schedule.at(self.trainer.start_iter))
-
     def before_step(self) -> None:
-        """Lock and release at the boundary."""
+        """Lock and release at the boundary, and where a resumed run starts in the middle of a pass."""
         state = self.trainer.schedule.at(self.trainer.iter)
-        if state.first:
+        if state.first or self.trainer.iter == self.trainer.start_iter:
             self.trainer.enter_phase(state)
 
     def after_step(self) -> None:
@@ -143,8 +139,8 @@ class EvaluationHook(HookBase):
             self._evaluate(self.trainer.iter + 1)
 
     def after_train(self) -> None:
-        """At the end, unless the run broke off."""
-        if self.trainer.iter + 1 >= self.trainer.max_iter and not self.trainer.stopping:
+        """At the end, unless the run broke off: Detectron2 counts on only after a step that ended well."""
+        if self.trainer.iter >= self.trainer.max_iter:
             self._evaluate(self.trainer.max_iter)
 
     def _due(self, done: int) -> bool:

@@ -154,7 +154,8 @@ class RunScheduler(ParamScheduler):
 
 
 def build_lr_schedule(cfg: CfgNode, optimizer: torch.optim.Optimizer, schedule: PhaseSchedule) -> LRMultiplier:
-    """Linear warm-up over SOLVER.WARMUP_CYCLES, then half a cosine, times the task's factor; stepped every iteration.
+    """Linear warm-up over SOLVER.WARMUP_CYCLES, half a cosine over what follows it, as in the reference, times the
+    task's factor; stepped every iteration.
 
     Args:
         cfg: SOLVER and SCHEDULE.BATCH_SIZE.
@@ -171,7 +172,8 @@ def build_lr_schedule(cfg: CfgNode, optimizer: torch.optim.Optimizer, schedule: 
     warmup = min(round(node.WARMUP_CYCLES * schedule.cycle_length), total - 1)
     # The first step gets 1/warmup of the rate, as the reference's warm-up counts from one; a cycle is counted whole.
     first = 0.0 if by_cycle else 1 / max(warmup, 1)
-    curve = WarmupParamScheduler(CosineParamScheduler(1.0, node.FINAL_LR_FACTOR), first, warmup / total, "linear")
+    cosine = CosineParamScheduler(1.0, node.FINAL_LR_FACTOR)
+    curve = WarmupParamScheduler(cosine, first, warmup / total, "linear", rescale_interval=True)
     scales = task_scales(cfg)
     if node.REFERENCE_BATCH:
         for task in dict.fromkeys(phase.task for phase in schedule.phases):

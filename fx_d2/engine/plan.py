@@ -9,18 +9,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.modeling import build_model
 from tabulate import tabulate  # type: ignore[import-untyped]
 
 from fx_d2.data import images_in_pass, register_rows
 from fx_d2.data.catalog import split_name
 from fx_d2.data.loaders import training_dicts
+from fx_d2.engine.convert import build_shapes
 from fx_d2.engine.lock import describe_parameters, parameters_of, short_count
 from fx_d2.engine.schedule import build_schedule
-from fx_d2.modeling import FoundationX
 from fx_d2.modeling.analysis import component_costs
 from fx_d2.structures import TASK_COMPONENTS, TASKS, DatasetSpec, FXError, Phase, spec_of, specs_of
 
@@ -117,7 +115,7 @@ def build_plan(cfg: CfgNode) -> Plan:
     sizes, published = count_images(cfg)
     seed = max(cfg.SEED, 0)
     schedule = build_schedule(cfg, sizes, seed)
-    model, costs = _model_without_memory(cfg), _costs(cfg)
+    model, costs = build_shapes(cfg), _costs(cfg)
     passes = []
     for phase, steps in zip(schedule.phases, schedule.steps, strict=True):
         learning, frozen = parameters_of(model, phase)
@@ -203,12 +201,3 @@ def _costs(cfg: CfgNode) -> dict[str, int]:
     cls, loc, seg = (max((spec.classes(task) for spec in specs), key=len) or ("none",) for task in TASKS)
     largest = DatasetSpec("largest", "largest", cls_classes=cls, loc_classes=loc, seg_classes=seg)
     return {cost.component: cost.flops for cost in component_costs(cfg, largest, cfg.INPUT.SIZE)}
-
-
-def _model_without_memory(cfg: CfgNode) -> FoundationX:
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.DEVICE = "meta"
-    cfg.MODEL.TIMM.KWARGS.pop("pretrained", None)
-    with torch.device("meta"):
-        return build_model(cfg)

@@ -73,9 +73,13 @@ class RunSaver:
 
     def finish(self, done: int) -> None:
         """Write the last state, also under the name `checkpoint_files.FINAL`. Raises FXError as `save`."""
-        path = self.save(done)
+        self.save(done)
+        self.name_final()
+
+    def name_final(self) -> None:
+        """Give the run's last checkpoint, which is there, the name `checkpoint_files.FINAL`."""
         if comm.is_main_process():
-            link(path, FINAL)
+            link(path_of(self._folder, self._trainer.max_iter - 1), FINAL)
 
     def keep_best(self, metrics: Mapping[str, float], done: int) -> None:
         """Keep this state as model_best_<pattern>.pth for each pattern whose score it raises, in the file as well."""
@@ -90,7 +94,7 @@ class RunSaver:
         try:
             path = self.save(done)
             if done == self._trainer.max_iter:
-                link(path, FINAL)
+                self.name_final()
             for pattern in raised:
                 link(path, best_name(pattern))
                 logger.info("best %s so far: %.4f", pattern, self.best[pattern]["value"])
@@ -119,8 +123,10 @@ class CheckpointHook(HookBase):
     trainer: FXTrainer
 
     def before_train(self) -> None:
-        """Start the clock."""
+        """Start the clock; name the last checkpoint of a run that was killed once it was written."""
         self._last = time.monotonic()
+        if self.trainer.start_iter == self.trainer.max_iter:
+            self.trainer.saver.name_final()
 
     def after_step(self) -> None:
         """Save when due. Only the save at the end must succeed: with a full disk the run goes on and tries again."""

@@ -235,9 +235,18 @@ class PhaseSchedule:
         self._visits: dict[str, list[tuple[Phase, int]]] = {phase.dataset: [] for phase in phases}
         for phase, count in zip(phases, steps, strict=True):
             self._visits[phase.dataset].append((phase, count))
-        self._known = (0, self._ordered(0))
-        first = self._known[1]
+        self._begin()
+
+    def _begin(self) -> None:
+        first = self._ordered(0)
+        self._known = (0, first)
         self.phases, self.steps, self._length = first.phases, first.steps, first.starts[-1]
+
+    def take_seed(self, seed: int) -> None:
+        """Order cycles as another seed does, that of a run to go on with; nothing changes where none are shuffled."""
+        if self._shuffle is not None:
+            self._shuffle = seed
+            self._begin()
 
     @property
     def cycle_length(self) -> int:

@@ -71,7 +71,15 @@ def setup_run(args: argparse.Namespace, *, dry: bool = False) -> CfgNode:
         raise FXError(f"OUTPUT_DIR {cfg.OUTPUT_DIR} cannot be written: {error.strerror}") from error
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="fx_d2")
     logging.getLogger("detectron2.data.common").setLevel(logging.WARNING)  # three lines for every dataset
+    logging.getLogger("detectron2.engine.train_loop").addFilter(_in_one_line)
     return cfg
+
+
+def _in_one_line(record: logging.LogRecord) -> bool:
+    """Detectron2's loop logs what stops it with a traceback, which an FXError does without."""
+    if record.exc_info and isinstance(record.exc_info[1], FXError):
+        record.msg, record.args, record.exc_info = str(record.exc_info[1]), (), None
+    return True
 
 
 def check_device(device: str) -> None:

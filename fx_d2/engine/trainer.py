@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +23,11 @@ from torch.nn.parallel import DistributedDataParallel
 from fx_d2.batch import Batch
 from fx_d2.data import build_train_data
 from fx_d2.engine.accumulation import add_gradients, check_parts, split_batch
-from fx_d2.engine.checkpoint import FXCheckpointer, begin
+from fx_d2.engine.checkpoint import FXCheckpointer, begin, read_checkpoint
 from fx_d2.engine.checkpoint_files import newest_sound, numbered, remove_leftovers
 from fx_d2.engine.compiling import compile_layers
 from fx_d2.engine.distributed import on_first
+from fx_d2.engine.folder_lock import hold_folder
 from fx_d2.engine.guards import check_components, check_disk, check_start, check_values
 from fx_d2.engine.hooks import build_hooks
 from fx_d2.engine.lock import apply_phase, running_statistics
@@ -88,6 +90,7 @@ class FXTrainer(TrainerBase):
         self.stopping, self.evaluated = False, 0
         check_start(cfg, self.model, self.schedule, self.data, with_tests=evaluate is not None)
         check_parts(cfg, self.model)
+        self._held = ExitStack()
         self._wrapped: nn.Module = self.model
         self._learning: list[nn.Parameter] = []
         self._statistics: list[Tensor] = []
@@ -99,28 +102,40 @@ class FXTrainer(TrainerBase):
         """Continue the run in OUTPUT_DIR exactly, or begin one from MODEL.WEIGHTS, or from random weights.
 
         With `resume` and no checkpoint there yet, the run begins: a job that a cluster starts again and again has one
-        command. A collective call.
+        command. OUTPUT_DIR is locked from here to the end of `train`. A collective call.
 
         Args:
             resume: whether checkpoints of OUTPUT_DIR are gone on from.
-            look_only: leave OUTPUT_DIR as it is, damaged checkpoints included.
+            look_only: leave OUTPUT_DIR as it is, damaged checkpoints included, and not locked.
 
         Raises:
-            FXError: checkpoints are there and `resume` is not set, all are damaged, or the last one is of another run.
+            FXError: another training runs in OUTPUT_DIR; checkpoints are there and `resume` is not set, all are
+                damaged, or the last one is of another run.
         """
         folder = Path(self.cfg.OUTPUT_DIR)
-        last = on_first(lambda: self._last_checkpoint(folder, resume, look_only))
-        if last is not None:
-            rest = self.checkpointer.load(str(last))
-            require_same_run(rest, self.saver.record, str(last))
-            self.start_iter, self.seed, self.evaluated = rest["iteration"] + 1, rest["seed"], rest["evaluated"]
-            self.saver.best = rest["best"]
-            self.schedule = build_schedule(self.cfg, self.data.sizes, self.seed)
-            logger.info("resuming at iteration %d of %d", self.start_iter, self.max_iter)
-        else:
-            begin(self.cfg, self.model, self.schedule.phases)
-            if self.teacher is not None:
-                self.teacher.model.load_state_dict(self.model.state_dict())
+        with ExitStack() as held:
+            if not look_only:
+                # Before anything there is read: another training would write while this one chooses where to go on.
+                held.enter_context(hold_folder(folder))
+            last = on_first(lambda: self._last_checkpoint(folder, resume, look_only))
+            if last is not None:
+                self._go_on(last)
+            else:
+                begin(self.cfg, self.model, self.schedule.phases)
+                if self.teacher is not None:
+                    self.teacher.model.load_state_dict(self.model.state_dict())
+            self._held = held.pop_all()
+
+    def _go_on(self, path: Path) -> None:
+        """Take up a run where one of its checkpoints left it."""
+        content = read_checkpoint(str(path))
+        # First of all: the optimizer of another run, which does not fit, would say so less clearly.
+        require_same_run(content, self.saver.record, str(path))
+        rest = self.checkpointer.restore(content, str(path))
+        self.start_iter, self.seed, self.evaluated = rest["iteration"] + 1, rest["seed"], rest["evaluated"]
+        self.saver.best = rest["best"]
+        self.schedule.take_seed(self.seed)  # in place: learning rates follow it as well
+        logger.info("resuming at iteration %d of %d", self.start_iter, self.max_iter)
 
     @staticmethod
     def _last_checkpoint(folder: Path, resume: bool, look_only: bool) -> Path | None:
@@ -170,6 +185,7 @@ class FXTrainer(TrainerBase):
             super().train(self.start_iter, self.max_iter)
         finally:
             self.feed(())  # lets the workers end
+            self._held.close()
 
     def feed(self, batches: Iterable[Batch]) -> None:
         """What the next steps will read."""
@@ -187,7 +203,9 @@ class FXTrainer(TrainerBase):
             self._wrapped = DistributedDataParallel(
                 self.model,
                 device_ids=[device] if device.type == "cuda" else None,
+                init_sync=self._wrapped is self.model,  # once: equal steps keep the models equal
                 forward_sync_buffers=False,  # those that change are shared at the end of the step
+                gradient_as_bucket_view=True,  # no second copy of the gradients
             )
 
     def leave_phase(self) -> None:
@@ -243,7 +261,10 @@ class FXTrainer(TrainerBase):
         """Gradient norm of this step, clipped to SOLVER.CLIP_NORM of the task if that is not 0."""
         self.scaler.unscale_(self.optimizer)
         limit = self.cfg.SOLVER.CLIP_NORM[task.upper()]
-        return nn.utils.clip_grad_norm_(self._learning, limit if limit > 0 else math.inf)
+        norm = nn.utils.get_total_norm([p.grad for p in self._learning if p.grad is not None])
+        if limit > 0:
+            nn.utils.clip_grads_with_norm_(self._learning, limit, norm)
+        return norm
 
     def _record(
         self, losses: dict[str, Tensor], norm: Tensor, data_time: float, state: PhaseState, batch: Batch

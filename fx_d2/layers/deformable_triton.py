@@ -7,7 +7,6 @@ as it does in torch's grid_sample there: under torch.use_deterministic_algorithm
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -17,20 +16,43 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fx_d2.layers.constants import constant
 from fx_d2.layers.deformable_op import define_sampler
 
 BLOCK = 16
 """Rows (image, query, head) of a program: with 32 channels four numbers for each thread of four warps."""
 
 
-@functools.lru_cache(maxsize=128)
-def _table(maps: tuple[int, ...], device: torch.device) -> Tensor:
-    """(height, width, first token) of each level on the device; kept, so that a step copies nothing."""
+@constant
+def _table(maps: tuple[int, ...], device: torch.device) -> tuple[Tensor]:
+    """(height, width, first token) of each level on the device."""
     rows, start = [], 0
     for height, width in zip(maps[::2], maps[1::2], strict=True):
         rows.append((height, width, start))
         start += height * width
-    return torch.tensor(rows, dtype=torch.int64, device=device)
+    return (torch.tensor(rows, dtype=torch.int64, device=device),)
+
+
+@triton.jit
+def _rows(rows: tl.tensor, heads: tl.tensor, queries: tl.tensor, BLOCK: tl.constexpr) -> Any:
+    """Numbers of a program's rows, which of them are there, and of each its head and image."""
+    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    return row, row < rows, row % heads, row // heads // queries
+
+
+@triton.jit
+def _level(
+    table: tl.tensor,
+    level: tl.tensor,
+    image: tl.tensor,
+    head: tl.tensor,
+    tokens: tl.tensor,
+    heads: tl.tensor,
+    DIM: tl.constexpr,
+) -> Any:
+    """Height and width of a level, and where in the values each row's first pixel of it begins."""
+    height, width, token = tl.load(table + 3 * level), tl.load(table + 3 * level + 1), tl.load(table + 3 * level + 2)
+    return height, width, ((image * tokens + token) * heads + head) * DIM
 
 
 @triton.jit
@@ -75,15 +97,12 @@ def sum_kernel(
     TYPE: tl.constexpr,
 ) -> None:
     """Weighted sums of BLOCK rows."""
-    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    valid = row < rows
-    head, image = row % heads, row // heads // queries
+    row, valid, head, image = _rows(rows, heads, queries, BLOCK)
     channel = tl.arange(0, WIDE)
     exists = channel < DIM
     total = tl.zeros((BLOCK, WIDE), dtype=TYPE)
     for level in range(LEVELS):
-        height, width = tl.load(table + 3 * level), tl.load(table + 3 * level + 1)
-        first = ((image * tokens + tl.load(table + 3 * level + 2)) * heads + head) * DIM
+        height, width, first = _level(table, level, image, head, tokens, heads, DIM)
         for point in range(POINTS):
             place = (row * LEVELS + level) * POINTS + point
             mass = tl.load(weights + place, mask=valid, other=0).to(TYPE)
@@ -120,16 +139,13 @@ def grad_kernel(
     TYPE: tl.constexpr,
 ) -> None:
     """Gradients of BLOCK rows; grad_value starts as zeros."""
-    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    valid = row < rows
-    head, image = row % heads, row // heads // queries
+    row, valid, head, image = _rows(rows, heads, queries, BLOCK)
     channel = tl.arange(0, WIDE)
     exists = channel < DIM
     address = (row * DIM)[:, None] + channel[None, :]
     slope = tl.load(grad_out + address, mask=valid[:, None] & exists[None, :], other=0).to(TYPE)
     for level in range(LEVELS):
-        height, width = tl.load(table + 3 * level), tl.load(table + 3 * level + 1)
-        first = ((image * tokens + tl.load(table + 3 * level + 2)) * heads + head) * DIM
+        height, width, first = _level(table, level, image, head, tokens, heads, DIM)
         for point in range(POINTS):
             place = (row * LEVELS + level) * POINTS + point
             mass = tl.load(weights + place, mask=valid, other=0).to(TYPE)
@@ -187,7 +203,7 @@ def _alert_of_order() -> None:
 
 def _forward(value: Tensor, maps: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
     out = locations.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
-    _launch(sum_kernel, (value, _table(tuple(maps), value.device), locations, weights, out), value, locations)
+    _launch(sum_kernel, (value, *_table(tuple(maps), value.device), locations, weights, out), value, locations)
     return out
 
 
@@ -198,7 +214,7 @@ def _backward(
     # In the type of arithmetic: thousands of additions meet in one pixel.
     grad_value = torch.zeros_like(value, dtype=locations.dtype)
     grads = grad_value, torch.empty_like(locations), torch.empty_like(weights)
-    tensors = (slope, value, _table(tuple(maps), value.device), locations, weights, *grads)
+    tensors = (slope, value, *_table(tuple(maps), value.device), locations, weights, *grads)
     _launch(grad_kernel, tensors, value, locations)
     return grad_value.to(value.dtype), grads[1], grads[2]
 

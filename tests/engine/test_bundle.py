@@ -119,6 +119,9 @@ def test_heads_of_tasks_that_were_not_trained_are_known(make_cfg: MakeCfg, tmp_p
     bundle = read_bundle(save(make_cfg("SCHEDULE.STRATEGY", strategy), tmp_path))
     assert bundle.untrained == ("loc_decoders.alpha", "seg_heads.alpha")
     assert bundle.trained_tasks(bundle.specs[0]) == ("cls",)
+    for_beta = strategy.replace("}", ", 'datasets': ['beta']}")
+    bundle = read_bundle(save(make_cfg("SCHEDULE.STRATEGY", for_beta), tmp_path))
+    assert bundle.untrained == ("cls_heads.alpha", "loc_decoders.alpha", "seg_heads.alpha")
 
 
 def test_what_cannot_be_used_says_why(checkpoint: Path, tmp_path: Path) -> None:

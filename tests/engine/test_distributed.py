@@ -109,6 +109,11 @@ def test_two_processes(world: Path, config_file: Path, tmp_path: Path) -> None:
         assert len(differences) == 6
     training = report["training"]
     assert training["ranks_equal"] and training["tensors"] > 400 and training["ranks_equal_with_options"]
+    # Whole models are sent once, not in each pass, and gradients are kept once.
+    assert training["synchronized"] == 1
+    assert all(pieces < tensors for pieces, tensors in training["gradients"]), training["gradients"]
+    assert training["norms"] and all(logged == pytest.approx(own) for logged, own in training["norms"])
+    assert len(set(training["seeds"])) == 2, "processes draw alike"
     assert training["codes"] == [75, 75] and training["resumed_at"] == [5, 5] and training["resumed_equal"]
     assert all("--resume" in error for error in training["refused"])
     together, alone = report["evaluation"]["together"], report["evaluation"]["alone"]

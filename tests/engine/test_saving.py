@@ -98,6 +98,18 @@ def test_a_full_disk_in_between_does_not_stop_the_run_but_at_the_end_it_must(
     assert _names(tmp_path / "run") == ["model_0000003.pth"]
 
 
+def test_a_run_that_was_killed_after_its_last_checkpoint_still_gets_its_final_one(
+    make_cfg: MakeCfg, tmp_path: Path
+) -> None:
+    FXTrainer(make_cfg(*SHORT)).train()
+    (tmp_path / "run" / "model_final.pth").unlink()
+    again = FXTrainer(make_cfg(*SHORT))
+    again.resume_or_load(True)
+    again.train()
+    assert _names(tmp_path / "run") == ["model_0000005.pth", "model_final.pth"]
+    assert (tmp_path / "run" / "model_final.pth").samefile(tmp_path / "run" / "model_0000005.pth")
+
+
 def test_the_best_of_each_pattern_is_kept_with_its_score(make_cfg: MakeCfg, tmp_path: Path) -> None:
     scores = iter([(0.5, 0.9), (0.7, float("nan")), (0.6, 0.3)])
 

@@ -146,6 +146,12 @@ def test_shuffled_cycles_hold_the_same_passes_as_a_pure_function(seed: int, cycl
     tasks = [phase.task for phase, _ in ran]  # the passes of a visit stay together and in order
     assert tasks == ["cls", "loc"] * (len(ran) // 2)
     assert all(a.dataset == b.dataset for (a, _), (b, _) in zip(ran[::2], ran[1::2], strict=True))
+    resumed = _schedule(repeat=repeat, shuffle=seed + 1)
+    resumed.take_seed(seed)
+    assert resumed.phases == one.phases and resumed.cycle(cycle) == one.cycle(cycle)
+    one = _schedule(repeat=repeat)
+    one.take_seed(seed)
+    assert one.cycle(cycle) == listed.cycle(cycle)
 
 
 def test_orders_differ_between_cycles_and_seeds() -> None:

@@ -178,6 +178,9 @@ def test_launches_and_waits_of_each_phase_with_a_teacher(make_cfg: MakeCfg) -> N
     assert found.keys() == bounds.keys() and all(launches <= bounds[key] for key, (launches, _) in found.items()), found
     assert all(waits <= 4 for _, waits in found.values()), found
     assert all(launches.hidden_waits() == {} for launches, _ in seen.values())
+    # Gradients are rewritten where they are clipped, and nowhere else.
+    scaled = {key for key, (launches, _) in seen.items() if launches.count["aten._foreach_mul_.Tensor"]}
+    assert scaled == {("loc", False), ("loc", True)}
 
 
 def words(lines: str) -> list[str]:

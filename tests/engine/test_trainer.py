@@ -1,5 +1,7 @@
 import json
 import math
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -61,6 +63,73 @@ def test_resume_goes_on_from_the_last_sound_checkpoint_and_ends_bit_equal(make_c
     assert _equal(whole.model, again.model) and _equal(whole.teacher, again.teacher)
 
 
+def test_a_resumed_run_has_the_orders_and_the_rates_of_the_seed_it_was_begun_with(make_cfg: MakeCfg) -> None:
+    opts = ("SEED", "-1", "SCHEDULE.ORDER", "shuffled", "SCHEDULE.CYCLES", "3", "SCHEDULE.ITERS_PER_PASS", "1")
+    cfg = make_cfg(*opts, "SCHEDULE.BATCH_SIZE.LOC", "2", "SOLVER.REFERENCE_BATCH", "4")
+    with mock.patch("fx_d2.engine.trainer.comm.shared_random_seed", side_effect=[1, 2]):
+        whole = _train(cfg)
+        again = FXTrainer(cfg)
+    (Path(cfg.OUTPUT_DIR) / "model_0000017.pth").unlink()
+    assert again.schedule.cycle(2).phases != whole.schedule.cycle(2).phases
+    again.resume_or_load(True)
+    again.train()
+    assert again.start_iter == 12 and again.schedule.cycle(2).phases == whole.schedule.cycle(2).phases
+    assert _equal(whole.model, again.model) and _equal(whole.teacher, again.teacher)
+
+
+def test_every_step_draws_anew_and_another_seed_draws_otherwise(make_cfg: MakeCfg) -> None:
+    seeds: list[int] = []
+
+    class Watch(HookBase):
+        def after_step(self) -> None:
+            seeds.append(torch.initial_seed())
+
+    for seed in ("3", "4"):
+        trainer = FXTrainer(make_cfg("SEED", seed, "SCHEDULE.ITERS_PER_PASS", "1"))
+        trainer.register_hooks([Watch()])
+        trainer.train()
+    assert len(set(seeds)) == len(seeds) == 12
+
+
+def test_settings_that_the_optimizer_could_not_load_are_named(make_cfg: MakeCfg) -> None:
+    opts = ("SCHEDULE.ITERS_PER_PASS", "1")
+    _train(make_cfg(*opts))
+    for key, value in (("SOLVER.LAYER_DECAY", "0.7"), ("SOLVER.WEIGHT_DECAY_NORM", "0.1")):
+        with pytest.raises(FXError, match=rf"the run of .* had other settings: {key} was"):
+            FXTrainer(make_cfg(*opts, key, value)).resume_or_load(True)
+
+
+HOLD = """
+import fcntl, sys
+with open(sys.argv[1], "a") as file:
+    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_folder_is_one_training_s_until_it_ends(make_cfg: MakeCfg, tmp_path: Path) -> None:
+    """From Python as from the command."""
+
+    def other() -> subprocess.Popen[str]:
+        lock = str(tmp_path / "run" / ".lock")
+        return subprocess.Popen([sys.executable, "-c", HOLD, lock], stdin=-1, stdout=-1, stderr=-1, text=True)
+
+    trainer = FXTrainer(make_cfg("SCHEDULE.ITERS_PER_PASS", "1"))
+    with other() as process:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(FXError, match="another training runs there"):
+            trainer.resume_or_load(True)
+        trainer.resume_or_load(True, look_only=True)
+        process.communicate("")
+    trainer.resume_or_load(True)
+    with other() as process:
+        assert "BlockingIOError" in process.communicate("")[1]
+    trainer.train()
+    with other() as process:
+        assert process.communicate("")[0] == "held\n"
+
+
 def test_resume_without_a_checkpoint_begins_and_without_resume_nothing_is_overwritten(make_cfg: MakeCfg) -> None:
     cfg = make_cfg("SCHEDULE.ITERS_PER_PASS", "1")
     assert _train(cfg, resume=True).start_iter == 0
@@ -112,6 +181,14 @@ def test_evaluation_is_called_with_both_models_where_asked(make_cfg: MakeCfg) ->
     trainer = FXTrainer(cfg, lambda models, final: calls.append(tuple(models)) or {"student/alpha/cls/auroc": 0.5})
     trainer.train()
     assert calls == [("student", "teacher")] * 2
+
+
+def test_a_run_that_breaks_off_in_its_last_step_is_not_evaluated(make_cfg: MakeCfg) -> None:
+    trainer = FXTrainer(make_cfg("SCHEDULE.ITERS_PER_PASS", "1"), lambda models, final: pytest.fail("evaluated"))
+    weight = trainer.model.cls_heads["beta"].weight
+    weight.register_hook(lambda gradient: gradient * torch.inf)
+    with pytest.raises(FXError, match="the gradient is not finite at iteration 5"):
+        trainer.train()
 
 
 def test_metrics_are_written_per_dataset_and_task(make_cfg: MakeCfg, tmp_path: Path) -> None:

@@ -118,6 +118,24 @@ def _backward(model: torch.nn.Module, teacher: EMATeacher, batch: Batch, phase: 
     add_gradients(model, parts, lambda part: model(part, teacher.guide(part, phase)), scaler)
 
 
+class Gradients(HookBase):
+    """Of each step the pieces of memory in which its gradients lie, the tensors that they are, and their norm; and, on
+    the main process, the norm that is logged, which is a mean over the processes, of before clipping.
+    """
+
+    def __init__(self) -> None:
+        self.counts: list[tuple[int, int]] = []
+        self.norms: list[tuple[float, float]] = []
+
+    def after_step(self) -> None:
+        grads = [p.grad for p in self.trainer.model.parameters() if p.grad is not None]
+        self.counts.append((len({x.untyped_storage().data_ptr() for x in grads}), len(grads)))
+        phase = self.trainer.schedule.at(self.trainer.iter).phase
+        if comm.is_main_process() and not self.trainer.cfg.SOLVER.CLIP_NORM[phase.task.upper()]:
+            logged, _ = self.trainer.storage.latest()[f"{phase.dataset}/{phase.task}/grad_norm"]
+            self.norms.append((logged, float(torch.nn.utils.get_total_norm(grads))))
+
+
 class Stop(HookBase):
     """Sends the second process, and only it, SIGTERM at an iteration."""
 
@@ -141,7 +159,10 @@ def _states(trainer: FXTrainer) -> list[torch.Tensor]:
 
 def training(args: argparse.Namespace) -> dict[str, object]:
     """A cycle with lock and release; the same, stopped inside a pass by a signal to one process, and resumed."""
-    whole = _states(train(make_cfg(args, "whole"), resume=False))
+    gradients, synchronize = Gradients(), torch.nn.parallel.distributed._sync_module_states
+    with mock.patch("torch.nn.parallel.distributed._sync_module_states", side_effect=synchronize) as synchronized:
+        whole = _states(train(make_cfg(args, "whole"), False, gradients))
+    seeds = comm.all_gather(torch.initial_seed())
     ranks = comm.gather(whole)
     options = comm.gather(_states(train(make_cfg(args, "options", *OPTIONS), resume=False)))
     try:
@@ -157,6 +178,10 @@ def training(args: argparse.Namespace) -> dict[str, object]:
         refused = str(error)
     return {
         "tensors": len(whole),
+        "synchronized": synchronized.call_count,
+        "gradients": gradients.counts,
+        "norms": gradients.norms,
+        "seeds": seeds,
         "ranks_equal": all(map(torch.equal, *ranks)) if ranks else True,
         "ranks_equal_with_options": all(map(torch.equal, *options)) if options else True,
         "codes": comm.all_gather(code),

@@ -31,10 +31,10 @@ def corners(x: torch.Tensor) -> torch.Tensor:
     return box_convert(x, "cxcywh", "xyxy")
 
 
-def naive_match(
+def naive_costs(
     logits: torch.Tensor, boxes: torch.Tensor, labels: torch.Tensor, truth: torch.Tensor, w: SetLossWeights
-) -> list[tuple[int, int]]:
-    """DETR's matcher for one image of one layer."""
+) -> torch.Tensor:
+    """Deformable DETR's matching costs (queries, targets) of one image of one layer."""
     prob = logits.sigmoid()
     cost = torch.zeros(len(prob), len(labels), dtype=torch.float64)
     for q, t in itertools.product(range(len(prob)), range(len(labels))):
@@ -44,8 +44,7 @@ def naive_match(
         giou = generalized_box_iou(corners(boxes[q : q + 1]), corners(truth[t : t + 1]))[0, 0]
         l1 = (boxes[q] - truth[t]).abs().sum()
         cost[q, t] = w.cost_class * (positive - negative) + w.cost_l1 * l1 - w.cost_giou * giou
-    rows, columns = linear_sum_assignment(cost.detach().numpy())
-    return list(zip(rows.tolist(), columns.tolist(), strict=True))
+    return cost.detach()
 
 
 def as_sets(match: Match, targets: Targets) -> set[tuple[int, ...]]:
@@ -64,12 +63,15 @@ def as_sets(match: Match, targets: Targets) -> set[tuple[int, ...]]:
 def test_losses_and_matching_equal_a_loop_over_layers_and_images(weights: SetLossWeights) -> None:
     logits, boxes, targets = problem()
     norm, want, pairs = 2.5, dict.fromkeys(("class", "l1", "giou"), 0.0), set()
+    costs = module._costs(logits, boxes, targets, weights)
     for layer, image in itertools.product(range(LAYERS), range(len(targets.counts))):
         z, b, n = logits[layer, image], boxes[layer, image], targets.counts[image]
         mine = targets.image == image
         labels, truth = targets.labels[mine], targets.boxes[mine]
         assert len(labels) == n
-        found = naive_match(z, b, labels, truth, weights)
+        cost = naive_costs(z, b, labels, truth, weights)
+        assert torch.allclose(costs[mine, layer], cost.T)  # which has no other trace than who is matched
+        found = list(zip(*(x.tolist() for x in linear_sum_assignment(cost)), strict=True))
         pairs |= {(layer, image, q, t) for q, t in found}
         onehot = torch.zeros_like(z)
         for q, t in found:

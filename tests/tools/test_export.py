@@ -59,6 +59,15 @@ def test_onnx_is_written_with_all_that_has_learned(
     assert asked[0].wanted == {"tiny": ("cls", "loc", "seg"), "tiny_softmax": ("cls",)}
 
 
+def test_a_folder_that_cannot_be_written_is_one_line(
+    tool: ModuleType, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert tool.main([str(tiny_checkpoint), "--output", str(tmp_path / "file" / "x")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and str(tmp_path / "file") in error and error.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

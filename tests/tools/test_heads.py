@@ -114,6 +114,16 @@ def test_wrong_names_are_one_line(
     assert error.count("\n") == 1 and not (tmp_path / "x.pth").exists()
 
 
+def test_a_place_that_cannot_be_written_is_one_line(
+    tool: ModuleType, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    words = [str(tiny_checkpoint), "--drop", "tiny/seg", "--output", str(tmp_path / "file" / "x.pth")]
+    assert tool.main(words) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: checkpoint {words[-1]} could not be written") and error.count("\n") == 1
+
+
 def test_nothing_is_written_by_accident(
     tool: ModuleType, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -117,10 +117,12 @@ def test_missing_image(fails: Fails, data: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
-def test_corrupt_image(fails: Fails, data: Path, workers: str) -> None:
+def test_corrupt_image(fails: Fails, data: Path, tmp_path: Path, workers: str) -> None:
     path = data / "films" / "images" / "train2.png"
     path.write_bytes(path.read_bytes()[:300])
     assert "train2.png" in fails(opts=("DATALOADER.NUM_WORKERS", workers))
+    told = (tmp_path / "out" / "log.txt").read_text()
+    assert "train2.png" in told and "Traceback" not in told
 
 
 def test_unknown_key(fails: Fails) -> None:

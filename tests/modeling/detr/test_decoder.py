@@ -194,6 +194,16 @@ def test_untied_heads_refine_with_one_and_answer_with_the_other() -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
+def test_a_layer_s_box_trains_the_refinement_before_it_and_none_further_back(tied: bool) -> None:
+    """DINO looks forward twice, not through all layers."""
+    model, steps = decoder(tied=tied), []
+    (model.box_head if tied else model.refine_head).register_forward_hook(lambda _, __, out: steps.append(out))
+    boxes = model(memory()).boxes
+    first, second = torch.autograd.grad(boxes[2].sum(), steps[:2])
+    assert first.abs().max() == 0 < second.abs().max()
+
+
+@pytest.mark.parametrize("tied", [True, False])
 def test_every_layer_s_boxes_train_the_box_heads(tied: bool) -> None:
     model, source = decoder(tied=tied), memory()
     for layer in range(LAYERS):
