@@ -140,8 +140,8 @@ class LocalizationEvaluator(TaskEvaluator[BoxRow]):
             return dict.fromkeys(keys, float("nan"))
         mine = boxes.classes == index
         scores, hits, rank = boxes.scores[mine], boxes.hits[mine], boxes.rank[mine]
-        one, total = np.ones((1, len(scores)), np.int64), np.array([positives])
-        curve = [float(average_precisions(hits[:, t], one, total)[0]) for t in range(len(IOU_THRESHOLDS))]
+        once = boxes.image[mine], np.ones((1, len(boxes.truth)), np.int64), np.array([positives])
+        curve = [float(average_precisions(hits[:, t], *once)[0]) for t in range(len(IOU_THRESHOLDS))]
         recalls = [float((hits[rank < k, 2:-1] == HIT).sum(axis=0).mean() / positives) for k in MAX_DETECTIONS]
         rates = sensitivities(*froc(scores, hits[:, -1], positives, len(boxes.truth)))
         values = [curve[0], curve[2], curve[7], float(np.mean(curve[2:])), *recalls, float(rates.mean()), *rates]
@@ -156,7 +156,7 @@ class LocalizationEvaluator(TaskEvaluator[BoxRow]):
             columns = {}
             for i, name in enumerate(self.spec.loc_classes):
                 mine = boxes.classes == i
-                columns[name] = average_precisions(boxes.hits[mine, 0], weights[:, boxes.image[mine]], positives[:, i])
+                columns[name] = average_precisions(boxes.hits[mine, 0], boxes.image[mine], weights, positives[:, i])
             mean = mean_of_defined(list(columns.values()))
             return {"AP40": mean} | {f"AP40/{name}": column for name, column in columns.items()}
 
