@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fx_d2.evaluation.bootstrap import mean_of_defined
+from fx_d2.evaluation.bootstrap import mean_over_classes
 from fx_d2.evaluation.calibration import calibration_error, reliability
 from fx_d2.evaluation.common import Drawn, TaskEvaluator, log_undefined, nan_mean
 from fx_d2.evaluation.options import MetricOptions
@@ -95,15 +95,17 @@ class ClassificationEvaluator(TaskEvaluator[Row]):
         """ "auroc", "ap" and "auroc_published", mean and per class."""
         scores, labels = self._arrays(rows)
         ranked = {c: RankedClass(scores[:, i], labels[:, i]) for i, c in enumerate(self.spec.cls_classes)}
+        means = {"auroc": (0, self.reporting), "ap": (1, self.reporting)}
+        means |= {"auroc_published": (0, self.spec.published)} if self.spec.published else {}
 
         def values(weights: np.ndarray) -> dict[str, np.ndarray]:
             pairs = {name: one.metrics(weights) for name, one in ranked.items()}
             found = {}
+            for key, (k, names) in means.items():
+                columns = [pairs[name][k] for name in names if ranked[name].defined]
+                found[key] = mean_over_classes(columns, len(weights))
             for k, key in enumerate(("auroc", "ap")):
-                found[key] = mean_of_defined([pairs[name][k] for name in self.reporting])
                 found |= {f"{key}/{name}": pair[k] for name, pair in pairs.items()}
-            if self.spec.published:
-                found["auroc_published"] = mean_of_defined([pairs[name][0] for name in self.spec.published])
             return found
 
         return values

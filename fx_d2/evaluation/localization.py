@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from detectron2.structures import BoxMode
 
-from fx_d2.evaluation.bootstrap import mean_of_defined
+from fx_d2.evaluation.bootstrap import mean_over_classes
 from fx_d2.evaluation.common import Drawn, TaskEvaluator, log_undefined, nan_mean
 from fx_d2.evaluation.matching import (
     FALSE_POSITIVES,
@@ -150,6 +150,7 @@ class LocalizationEvaluator(TaskEvaluator[BoxRow]):
     def drawn(self, rows: Mapping[int, BoxRow]) -> Drawn:
         """ "AP40", mean and per class."""
         boxes = self._stack(rows)
+        defined = boxes.truth.any(axis=0)
 
         def values(weights: np.ndarray) -> dict[str, np.ndarray]:
             positives = weights @ boxes.truth
@@ -157,7 +158,8 @@ class LocalizationEvaluator(TaskEvaluator[BoxRow]):
             for i, name in enumerate(self.spec.loc_classes):
                 mine = boxes.classes == i
                 columns[name] = average_precisions(boxes.hits[mine, 0], boxes.image[mine], weights, positives[:, i])
-            mean = mean_of_defined(list(columns.values()))
+            kept = [column for column, there in zip(columns.values(), defined, strict=True) if there]
+            mean = mean_over_classes(kept, len(weights))
             return {"AP40": mean} | {f"AP40/{name}": column for name, column in columns.items()}
 
         return values

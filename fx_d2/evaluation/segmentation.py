@@ -11,7 +11,7 @@ from detectron2.data.transforms import ResizeTransform
 from pycocotools import mask as mask_utils
 from scipy import ndimage
 
-from fx_d2.evaluation.bootstrap import mean_of_defined, weighted_means
+from fx_d2.evaluation.bootstrap import mean_over_classes, weighted_means
 from fx_d2.evaluation.common import Drawn, TaskEvaluator, log_undefined, nan_mean
 from fx_d2.structures import FXError
 
@@ -125,14 +125,15 @@ class SegmentationEvaluator(TaskEvaluator[np.ndarray]):
         return result | {"seg_defined": float(defined), "images": float(len(rows))}
 
     def drawn(self, rows: Mapping[int, np.ndarray]) -> Drawn:
-        """All metrics of overlap, mean and per class."""
+        """All metrics but the counts, mean and per class."""
         columns = self._values(rows)
+        defined = {key: ~np.isnan(table).all(axis=0) for key, table in columns.items()}
 
         def values(weights: np.ndarray) -> dict[str, np.ndarray]:
             found = {}
             for key, table in columns.items():
                 means = weighted_means(table, weights)
-                found[key] = mean_of_defined(list(means.T))
+                found[key] = mean_over_classes(list(means.T[defined[key]]), len(weights))
                 found |= {f"{key}/{name}": means[:, i] for i, name in enumerate(self.spec.seg_classes)}
             return found
 
