@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from detectron2.data.transforms import ResizeTransform
 from pycocotools import mask as mask_utils
 from scipy import ndimage
 
+from fx_d2.data.augmentation import ResizeTransform
 from fx_d2.evaluation.bootstrap import mean_over_classes, weighted_means
 from fx_d2.evaluation.common import Drawn, TaskEvaluator, log_undefined, nan_mean
 from fx_d2.structures import FXError
@@ -69,8 +69,8 @@ class SegmentationEvaluator(TaskEvaluator[np.ndarray]):
     Reads `sample["masks"]` (compressed COCO RLE per class, None = unknown) and `sample["ignore_mask"]` (pixels left
     out) of images with `annotated["seg"]`, `output["masks"]` (bool (C, height, width), original pixels) and
     `output["seg"]` (float (C, H, W), probabilities at the network's resolution; inside above 0.5). A row is float64
-    (FIELDS, C), NaN = unknown. At the network's resolution the truth is resized like the masks of training (nearest
-    neighbour).
+    (FIELDS, C), NaN = unknown. At the network's resolution the truth is resized like the masks of training: the pixel
+    under the middle of the new one.
     """
 
     task = "seg"
@@ -91,17 +91,17 @@ class SegmentationEvaluator(TaskEvaluator[np.ndarray]):
                 f"{self.spec.name}: {sample['file_name']}: the model's masks are not finite: training has diverged"
             )
         full, small = predicted.detach().cpu().numpy().astype(bool), (maps.detach().float() > 0.5).cpu().numpy()
-        shrink = ResizeTransform(*size, *small.shape[1:])
+        shrink = ResizeTransform(old=size, new=small.shape[1:]).apply_segmentation
         ignored = sample.get("ignore_mask")
         valid = None if ignored is None else ~_decode(ignored, size, sample["file_name"])
-        small_valid = None if valid is None else _shrunk(valid, shrink)
+        small_valid = None if valid is None else shrink(valid)
         row = np.full((len(FIELDS), expected[0]), np.nan)
         for i, encoded in enumerate(sample["masks"]):
             if encoded is None:
                 continue
             truth = _decode(encoded, size, sample["file_name"])
             row[:3, i] = overlap(full[i], truth, valid)
-            row[3:6, i] = overlap(small[i], _shrunk(truth, shrink), small_valid)
+            row[3:6, i] = overlap(small[i], shrink(truth), small_valid)
             if self.options.hausdorff:
                 counted = np.ones(size, bool) if valid is None else valid
                 row[6, i] = hausdorff95(full[i] & counted, truth & counted)
@@ -182,10 +182,6 @@ class SegmentationEvaluator(TaskEvaluator[np.ndarray]):
         if self.options.hausdorff:
             values["hd95"] = table[:, FIELDS.index("hd95")]
         return values
-
-
-def _shrunk(mask: np.ndarray, transform: ResizeTransform) -> np.ndarray:
-    return np.asarray(transform.apply_segmentation(mask.astype(np.uint8))).astype(bool)
 
 
 def _decode(encoded: dict[str, Any], size: tuple[int, int], file_name: str) -> np.ndarray:
