@@ -48,7 +48,7 @@ class ClassificationEvaluator(TaskEvaluator[Row]):
         self._thresholds = thresholds or {}
 
     def read(self, sample: dict[str, Any], output: dict[str, Any]) -> Row | None:
-        """Scores and labels; raises FXError for scores that are not finite and strange labels."""
+        """Scores and labels, None where no label is known; raises FXError for scores not finite and strange labels."""
         if sample.get("labels") is None:
             return None
         scores = output["cls"].detach().float().cpu().numpy()
@@ -61,7 +61,7 @@ class ClassificationEvaluator(TaskEvaluator[Row]):
             raise FXError(f"{where}: the model's class probabilities are not finite: training has diverged")
         if not np.isin(labels[~np.isnan(labels)], (0.0, 1.0)).all():
             raise FXError(f"{where}: labels in evaluation must be 0, 1 or unknown, not {labels.tolist()}")
-        return scores, labels
+        return None if np.isnan(labels).all() else (scores, labels)
 
     def metrics(self, rows: Mapping[int, Row]) -> dict[str, float]:
         """Metrics of some images.
@@ -127,7 +127,7 @@ class ClassificationEvaluator(TaskEvaluator[Row]):
         return {"cls_scores": scores, "cls_labels": labels}
 
     def restored(self, arrays: Mapping[str, np.ndarray]) -> dict[int, Row]:
-        """The inverse of `arrays`; an image without any known label counts for no metric and has no row."""
+        """The inverse of `arrays`."""
         rows = zip(arrays["image_id"].tolist(), arrays["cls_scores"], arrays["cls_labels"], strict=True)
         return {image: (scores, labels) for image, scores, labels in rows if not np.isnan(labels).all()}
 

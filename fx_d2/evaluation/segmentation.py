@@ -76,7 +76,7 @@ class SegmentationEvaluator(TaskEvaluator[np.ndarray]):
     task = "seg"
 
     def read(self, sample: dict[str, Any], output: dict[str, Any]) -> np.ndarray | None:
-        """Score one image's masks; raises FXError for a mask of another size, or a map that is not finite."""
+        """Score one image's masks, None where none is known; FXError for a mask of another size or a map not finite."""
         if sample.get("masks") is None:
             return None
         size, predicted, maps = (int(sample["height"]), int(sample["width"])), output["masks"], output["seg"]
@@ -105,7 +105,7 @@ class SegmentationEvaluator(TaskEvaluator[np.ndarray]):
             if self.options.hausdorff:
                 counted = np.ones(size, bool) if valid is None else valid
                 row[6, i] = hausdorff95(full[i] & counted, truth & counted)
-        return row
+        return None if np.isnan(row[0]).all() else row
 
     def metrics(self, rows: Mapping[int, np.ndarray]) -> dict[str, float]:
         """Metrics of some images.
@@ -154,7 +154,7 @@ class SegmentationEvaluator(TaskEvaluator[np.ndarray]):
         return {f"seg_{field}": table[:, k] for k, field in enumerate(FIELDS)}
 
     def restored(self, arrays: Mapping[str, np.ndarray]) -> dict[int, np.ndarray]:
-        """The inverse of `arrays`; an image without any known mask counts for no metric and has no row."""
+        """The inverse of `arrays`."""
         table = np.stack([arrays[f"seg_{field}"] for field in FIELDS], axis=1)
         known = ~np.isnan(arrays["seg_dice"]).all(axis=1)
         return {image: table[i] for i, image in enumerate(arrays["image_id"].tolist()) if known[i]}

@@ -62,7 +62,7 @@ def make_sample(spec: DatasetSpec, image_id: int) -> dict[str, Any]:
         "masks": [{"size": rle["size"], "counts": rle["counts"].decode()}],
         "ignore_mask": None,
         "patient_id": str(image_id),
-        "meta": {"sex": "FM"[image_id % 3 == 0], "age": str(30 + 7 * image_id), "view": "PA"},
+        "meta": {"sex": "FM"[image_id % 3 == 0], "age": 7 * image_id, "view": "PA"},
     }
 
 
@@ -229,7 +229,8 @@ def test_everything_beside_the_metrics(tmp_path: Path) -> None:
         == (heads["heads"]["plain"])
     )
     subgroups = found.subgroups["student/full"]
-    assert set(subgroups) == {"sex=F", "sex=M", "age=20-39", "age=40-59", "age=60-79"}
+    assert set(subgroups) == {"sex=F", "sex=M", "age=0-19", "age=20-39", "age=40-59"}
+    assert subgroups["age=0-19"]["images"] == 3  # the newborn, too
     assert subgroups["sex=M"]["images"] == 3 and subgroups["sex=M"]["metrics"]["cls/auroc"] == 1.0
     assert "student/full/seg/dice" in found.intervals and not found.operating_points
     scores = read_scores(tmp_path / found.scores["student/full"])

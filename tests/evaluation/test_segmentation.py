@@ -101,7 +101,8 @@ def test_ignored_pixels_do_not_count() -> None:
     inside = LEFT & ~ignore
     result = run([sample(1, [LEFT, EMPTY], ignore)], [output(inside, ignore)])
     assert result["dice/lung"] == 1.0 and result["dice/heart"] == 1.0
-    assert np.isnan(run([sample(1, [LEFT, EMPTY], ~EMPTY)], [output(LEFT, LEFT)])["dice"])
+    nothing = run([sample(1, [LEFT, EMPTY], ~EMPTY)], [output(LEFT, LEFT)])
+    assert np.isnan(nothing["dice"]) and nothing["images"] == 0
     only_ignored = run([sample(1, [ignore & LEFT, EMPTY], ignore)], [output(EMPTY, EMPTY)])
     assert np.isnan(only_ignored["dice_positives"])
 
