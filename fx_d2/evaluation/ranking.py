@@ -91,11 +91,6 @@ def auroc(scores: np.ndarray, labels: np.ndarray) -> float:
     return float(RankedClass(scores, labels).metrics(np.ones((1, len(scores)), np.int64))[0][0])
 
 
-def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Area under the precision-recall steps, without interpolation; arguments and NaN as `auroc`."""
-    return float(RankedClass(scores, labels).metrics(np.ones((1, len(scores)), np.int64))[1][0])
-
-
 def operating_point(scores: np.ndarray, labels: np.ndarray, specificity: float) -> OperatingPoint:
     """The threshold of highest sensitivity among those whose specificity is at least `specificity`.
 
