@@ -152,7 +152,7 @@ def galleries(results: Results, run: str, root: str, number: int, *, threshold: 
     which, parts = results.models[0], []
     missing: dict[str, list[str]] = {}
     try:
-        _, records = read_all_predictions(results.folder / "inference" / f"predictions_{which}.json")
+        _, records = read_all_predictions(results.folder / "inference" / f"predictions_{which}.json", threshold)
     except FXError as error:
         records, missing[str(error)] = {}, []
     for split in results.splits if records else ():

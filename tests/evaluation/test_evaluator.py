@@ -135,7 +135,7 @@ def test_training_flags_come_back_exactly(tmp_path: Path) -> None:
 def test_predictions_are_saved_and_read_back(tmp_path: Path) -> None:
     evaluate_model(make_cfg(tmp_path), {"teacher": Oracle()}, LOADERS, (FULL, PLAIN))
     path = tmp_path / "inference" / "predictions_teacher.json"
-    which, records = read_predictions(path, "full_test")
+    which, records = read_predictions(path, "full_test", 0.05)
     assert which == "teacher" and sorted(records) == list(range(8))
     record = records[1]
     assert record["file_name"] == "/images/1.png"
@@ -143,7 +143,7 @@ def test_predictions_are_saved_and_read_back(tmp_path: Path) -> None:
     assert record["scores"] == [0.9] and record["classes"] == [0]
     assert mask_utils.decode(record["masks"][0]).sum() == 100
     assert records[2]["boxes"] == []  # 0.04 is below TEST.SAVE_SCORE_THRESH
-    assert set(read_predictions(path, "plain_test")[1][0]) == {"file_name", "image_id", "cls"}
+    assert set(read_predictions(path, "plain_test", 0.05)[1][0]) == {"file_name", "image_id", "cls"}
     scores = {"scores_teacher_full_test.npz", "scores_teacher_plain_test.npz"}
     assert {p.name for p in path.parent.iterdir()} == {"predictions_teacher.json"} | scores
 

@@ -58,7 +58,7 @@ def test_pictures_that_cannot_be_drawn_are_a_sentence(make_run: MakeRun) -> None
 def test_splits_without_pictures_for_one_reason_share_a_sentence(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(gallery, "read_all_predictions", lambda path: ("student", {"films_test": {}}))
+    monkeypatch.setattr(gallery, "read_all_predictions", lambda path, score_thresh: ("student", {"films_test": {}}))
     folder = make_run("a", ("films", "more"), ("cls",), METRICS | {"student/more/cls/auroc": 0.5})
     section = gallery.galleries(read_runs([str(folder)])[0].results, "a", str(folder / "none"), 1)
     (line,) = section.text
