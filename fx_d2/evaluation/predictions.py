@@ -63,9 +63,7 @@ def read_predictions(path: str | Path, split: str, score_thresh: float) -> tuple
     return which, splits[split]
 
 
-def read_all_predictions(
-    path: str | Path, score_thresh: float
-) -> tuple[str, dict[str, dict[int, dict[str, Any]]]]:
+def read_all_predictions(path: str | Path, score_thresh: float) -> tuple[str, dict[str, dict[int, dict[str, Any]]]]:
     """Name of the model, and by registered split its records by image id.
 
     Raises FXError when the file is absent, is something else, or lacks boxes from `score_thresh` up.
