@@ -143,6 +143,7 @@ def _markdown(evaluation: Evaluation, meta: Mapping[str, Any], specs: tuple[Data
 def _render(rows: list[list[str]], headers: list[str], numeric: int) -> str:
     """A table that reads well as plain text and as Markdown; the last `numeric` columns are right-aligned."""
     align = ["left"] * (len(headers) - numeric) + ["right"] * numeric
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     return tabulate(rows, headers=headers, tablefmt="pipe", disable_numparse=True, colalign=align if rows else None)
 
 

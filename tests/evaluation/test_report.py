@@ -81,6 +81,10 @@ def test_one_model_has_one_column_and_strange_datasets_come_last() -> None:
     assert [row[0] for row in rows[2:]] == ["NIH ChestX-ray14 (val)", "NIH ChestX-ray14 (test)", "zzz"]
 
 
+def test_a_bar_in_a_name_divides_no_cell() -> None:
+    assert "| a\\|b " in per_class_table({"student/nih/cls/auroc/a|b": 0.5}, SPECS)
+
+
 def test_no_metrics_give_an_empty_table() -> None:
     assert "dataset" in results_table({}, SPECS) and "class" in per_class_table({}, SPECS)
 
