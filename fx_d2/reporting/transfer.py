@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fx_d2.evaluation.report import LABELS
-from fx_d2.reporting.baselines import methods, row_title, split_single
+from fx_d2.reporting.baselines import OTHERS, methods, row_title, split_single
 from fx_d2.reporting.comparison import same_split
 from fx_d2.reporting.paper import PaperRow, PaperTable, row_of
 from fx_d2.reporting.runs import Run
@@ -63,7 +63,7 @@ def _by_start(paper: PaperTable, runs: Sequence[Run]) -> Table:
 
 
 def _notes(others: Sequence[str]) -> tuple[str, ...]:
-    return (_NOTE, *[f"of another config, left out: {', '.join(dict.fromkeys(others))}"] * bool(others))
+    return (_NOTE, *[f"left out, {OTHERS}: {', '.join(dict.fromkeys(others))}"] * bool(others))
 
 
 def _rows(paper: PaperTable, runs: Sequence[Run]) -> list[PaperRow]:
