@@ -150,17 +150,16 @@ class LocalizationEvaluator(TaskEvaluator[BoxRow]):
     def drawn(self, rows: Mapping[int, BoxRow]) -> Drawn:
         """ "AP40", mean and per class."""
         boxes = self._stack(rows)
-        defined = boxes.truth.any(axis=0)
+        defined = boxes.truth.sum(axis=0) > 0
 
         def values(weights: np.ndarray) -> dict[str, np.ndarray]:
             positives = weights @ boxes.truth
-            columns = {}
-            for i, name in enumerate(self.spec.loc_classes):
+            columns = []
+            for i in range(len(self.spec.loc_classes)):
                 mine = boxes.classes == i
-                columns[name] = average_precisions(boxes.hits[mine, 0], boxes.image[mine], weights, positives[:, i])
-            kept = [column for column, there in zip(columns.values(), defined, strict=True) if there]
-            mean = mean_over_classes(kept, len(weights))
-            return {"AP40": mean} | {f"AP40/{name}": column for name, column in columns.items()}
+                columns.append(average_precisions(boxes.hits[mine, 0], boxes.image[mine], weights, positives[:, i]))
+            mean = mean_over_classes([columns[i] for i in np.flatnonzero(defined)], len(weights))
+            return {"AP40": mean} | {f"AP40/{c}": v for c, v in zip(self.spec.loc_classes, columns, strict=True)}
 
         return values
 
