@@ -90,7 +90,7 @@ def test_no_metrics_give_an_empty_table() -> None:
 
 
 def test_results_on_disk(tmp_path: Path) -> None:
-    meta = {"config_hash": "abc", "command": "train_net.py --eval-only", "seed": 3, "versions": {"torch": "2"}}
+    meta = {"config": "A: 1\nB:\n  C: 2\n", "command": "train_net.py --eval-only", "seed": 3, "versions": {"torch": "2"}}
     report = write_results(tmp_path / "new" / "results.json", FOUND, meta, SPECS)
     content = json.loads((tmp_path / "new" / "results.json").read_text(), parse_constant=pytest.fail)
     assert content["meta"] == meta
@@ -106,6 +106,7 @@ def test_results_on_disk(tmp_path: Path) -> None:
         results_table(METRICS, SPECS, FOUND.intervals),
         per_class_table(METRICS, SPECS),
         "--eval-only",
+        "    A: 1\n    B:\n      C: 2\n",
     ):
         assert part in text
     assert sorted(path.name for path in report.parent.iterdir()) == ["results.json", "results.md"]
