@@ -156,3 +156,8 @@ def test_only_tasks_of_both_and_only_the_same_images(tmp_path: Path) -> None:
     others = read_scores(write(tmp_path / "c.npz", rows_of(2), patients=PATIENTS[::-1]))
     with pytest.raises(FXError, match="patient_id differ"):
         paired_differences(whole, others, draws=5, seed=0)
+    other_truth = rows_of(2)
+    other_truth["cls"][7][1][0] = 1 - other_truth["cls"][7][1][0]
+    relabelled = read_scores(write(tmp_path / "d.npz", other_truth))
+    with pytest.raises(FXError, match="cls_labels differ"):
+        paired_differences(whole, relabelled, draws=5, seed=0)
