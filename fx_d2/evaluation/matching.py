@@ -123,9 +123,10 @@ def average_precisions(hits: np.ndarray, image: np.ndarray, weights: np.ndarray,
     # Precision rises only at hits, so that its envelope and the recalls are known from there.
     places, counted = np.flatnonzero(hits == HIT), np.flatnonzero(hits != IGNORED)
     ends = np.searchsorted(counted, places, side="right")
-    # A row a hit: the images of the boxes that have passed since the hit before it.
-    rows = np.append(0, ends), image[counted[: ends[-1]]] if len(ends) else counted[:0]
-    since = sparse.csr_array((np.ones(len(rows[1]), np.int64), rows[1], rows[0]), (len(places), weights.shape[1]))
+    # A row a hit: of each image the boxes that have passed since the hit before it.
+    passing = image[counted[: ends[-1]]] if len(ends) else counted[:0]
+    entries = np.ones(len(passing), np.int64), passing, np.append(0, ends)
+    since = sparse.csr_array(entries, (len(places), weights.shape[1]))
     passed = np.cumsum(since @ weights.T, axis=0, dtype=np.int64).T
     ours = weights[:, image[places]]
     found = np.cumsum(ours, axis=1, dtype=np.float64)
