@@ -17,7 +17,6 @@ from typing import Any, overload
 
 import numpy as np
 import torch
-from detectron2.structures import Boxes, Instances
 
 from fx_d2.data.cache import read_size, resize_image
 from fx_d2.data.film import Film, Source, read_film
@@ -113,36 +112,6 @@ class ImagePrediction:
         """Plain data for json: {"file_name", "height", "width", "heads": {dataset: `HeadPrediction.to_dict`}}."""
         heads = {name: head.to_dict() for name, head in self.heads.items()}
         return {"file_name": self.file_name, "height": self.height, "width": self.width, "heads": heads}
-
-    def box_instances(self, dataset: str) -> Instances:
-        """The boxes for Detectron2's `Visualizer.draw_instance_predictions`: pred_boxes, scores, pred_classes.
-
-        Raises FXError when boxes of the dataset were not predicted.
-        """
-        head = self.heads.get(dataset)
-        if head is None or head.boxes is None:
-            raise FXError(f"no boxes of dataset {dataset!r} were predicted: ask for it with tasks=['loc']")
-        return Instances(
-            (self.height, self.width),
-            pred_boxes=Boxes(torch.from_numpy(head.boxes)),
-            scores=torch.from_numpy(head.scores),
-            pred_classes=torch.from_numpy(head.classes),
-        )
-
-    def mask_instances(self, dataset: str) -> Instances:
-        """The masks that are not empty, for the same function: pred_masks, pred_classes (into `spec.seg_classes`).
-
-        Raises FXError when masks of the dataset were not predicted.
-        """
-        head = self.heads.get(dataset)
-        if head is None or head.masks is None:
-            raise FXError(f"no masks of dataset {dataset!r} were predicted: ask for it with tasks=['seg']")
-        there = np.flatnonzero(head.masks.any(axis=(1, 2)))
-        return Instances(
-            (self.height, self.width),
-            pred_masks=torch.from_numpy(head.masks[there]),
-            pred_classes=torch.from_numpy(there),
-        )
 
 
 class FXPredictor:

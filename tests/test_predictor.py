@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import Metadata
-from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 from pycocotools import mask as mask_utils
 from pydicom import dcmread
@@ -155,21 +153,10 @@ def test_low_scores_are_left_out(predictor: FXPredictor, films: list[Path]) -> N
     assert len(kept.boxes) == len(kept.classes) == (scores >= middle).sum() < len(scores)
 
 
-def test_pictures_by_detectron2_and_by_our_own(predictor: FXPredictor, films: list[Path]) -> None:
-    found = predictor(films[0], score_thresh=0.0)
-    pixels = cv2.imread(str(films[0]))
-    spec = found["tiny"].spec
-    for kind, names in (("box", spec.loc_classes), ("mask", spec.seg_classes)):
-        instances = getattr(found, f"{kind}_instances")("tiny")
-        page = Visualizer(pixels, Metadata().set(thing_classes=list(names)))
-        drawn = page.draw_instance_predictions(instances).get_image()
-        assert instances.image_size == (HEIGHT, WIDTH) and len(instances) > 0
-        assert drawn.shape == pixels.shape and not np.array_equal(drawn, pixels)
-    assert draw_comparison(pixels[..., 0], spec, Findings(), found["tiny"].findings()).ndim == 3
-    with pytest.raises(FXError, match="no boxes of dataset 'tiny_softmax'"):
-        found.box_instances("tiny_softmax")
-    with pytest.raises(FXError, match="no masks of dataset 'none'"):
-        found.mask_instances("none")
+def test_a_head_is_drawn(predictor: FXPredictor, films: list[Path]) -> None:
+    found = predictor(films[0], score_thresh=0.0)["tiny"]
+    grey = cv2.imread(str(films[0]))[..., 0]
+    assert len(found.boxes) and draw_comparison(grey, found.spec, Findings(), found.findings()).ndim == 3
 
 
 @pytest.mark.parametrize(

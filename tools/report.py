@@ -54,6 +54,8 @@ def write_report(args: argparse.Namespace) -> Path:
     for name in ("draws", "gallery"):
         if getattr(args, name) < 0:
             raise FXError(f"--{name} must be 0 or more, not {getattr(args, name)}")
+    if args.compare and not args.draws:
+        raise FXError("--compare needs draws of patients: --draws 1 or more")
     if args.data and not Path(args.data).is_dir():
         raise FXError(f"--data {args.data}: no such folder")
     options = ReportOptions(

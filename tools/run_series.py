@@ -20,22 +20,19 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import re
 import shlex
 import signal
-import statistics
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 import yaml
 from detectron2.config import CfgNode
-from tabulate import tabulate
 
 from fx_d2.data.catalog import split_name
 from fx_d2.data.loaders import STOP_SIGNALS
@@ -44,13 +41,12 @@ from fx_d2.engine.checkpoint_files import FINAL, best_name
 from fx_d2.engine.resume import FREE, differences
 from fx_d2.engine.signals import EXIT_CODE
 from fx_d2.evaluation.report import HEADLINES, LABELS
+from fx_d2.reporting import Run, read_runs
+from fx_d2.reporting.runs import RESULTS, TEST
+from fx_d2.reporting.tables import Table, pooled
 from fx_d2.structures import FXError
 
 TRAIN_NET = Path(__file__).resolve().with_name("train_net.py")
-RESULTS = "results.json"
-TEST = "test"
-"""Folder of a cell's evaluation on test splits."""
-
 Opts = tuple[str, ...]
 
 
@@ -210,26 +206,27 @@ def run_cell(cell: Cell, *, prune: bool) -> str:
     return "done"
 
 
-def series_table(cells: Iterable[Cell]) -> str:
-    """Headline metrics of the tested cells in percent, over the seeds: mean, and deviation (n - 1) where n > 1."""
-    found: dict[tuple[str, ...], list[float]] = defaultdict(list)
-    axes: list[str] = []
-    for cell in cells:
-        if not cell.tested:
-            continue
-        axes = [axis for axis in cell.labels if axis != "seed"]
-        metrics = json.loads((cell.folder / TEST / RESULTS).read_text(encoding="utf-8"))["metrics"]
-        for key, value in metrics.items():
-            which, name, task, *metric = key.split("/")
-            if metric == [HEADLINES[task][0]] and value is not None:
-                labels = [cell.labels[axis] for axis in axes]
-                found[(*labels, which, name, LABELS[metric[0]])].append(100 * value)
+def series_table(cells: Sequence[Cell]) -> str:
+    """Headline metrics of the tested cells in percent: several seeds as mean and deviation, one with its interval.
+
+    Raises:
+        FXError: see `reporting.read_runs`.
+    """
+    tested = [cell for cell in cells if cell.tested]
+    axes = [axis for axis in cells[0].labels if axis != "seed"]
+    runs = read_runs([str(cell.folder) for cell in tested]) if tested else ()
+    alike: dict[tuple[str, ...], list[Run]] = defaultdict(list)
+    for cell, run in zip(tested, runs, strict=True):
+        alike[tuple(cell.labels[axis] for axis in axes)].append(run)
     rows = []
-    for labels, values in found.items():
-        spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-        rows.append([*labels, len(values), f"{statistics.fmean(values):.2f}{spread}"])
-    headers = [*axes, "model", "tested on", "metric", "runs", "percent"]
-    return tabulate(rows, headers=headers, tablefmt="pipe", disable_numparse=True)
+    for labels, group in alike.items():
+        results = group[0].results
+        for which, split in itertools.product(results.models, results.splits) if results else ():
+            for task in results.tasks(split):
+                metric = HEADLINES[task][0]
+                rows.append((*labels, which, split, LABELS[metric], pooled(group, which, split, task, metric)))
+    columns = (*axes, "model", "tested on", "metric", "percent")
+    return Table(key="series", title="Series", columns=columns, rows=tuple(rows)).markdown()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -245,9 +242,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             sys.stdout.write(f"{number}/{len(cells)} {cell.folder}: ")
             sys.stdout.flush()
             sys.stdout.write(f"{run_cell(cell, prune=args.prune)}\n")
+        sys.stdout.write(f"\n{series_table(cells)}\n")
     except FXError as error:
         sys.exit(f"error: {error}")
-    sys.stdout.write(f"\n{series_table(cells)}\n")
 
 
 if __name__ == "__main__":

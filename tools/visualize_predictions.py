@@ -47,7 +47,7 @@ def draw_split(args: argparse.Namespace) -> list[Path]:
     dicts = _dicts(cfg, args.dataset)
     spec = spec_of(args.dataset)
     if args.predictions:
-        which, records = read_predictions(args.predictions, args.dataset)
+        which, records = read_predictions(args.predictions, args.dataset, args.score_thresh)
         if args.which not in (None, which):
             raise FXError(f"{args.predictions} holds the {which}'s predictions, --which asks for the {args.which}'s")
         chosen = _spread([d for d in dicts if d["image_id"] in records], args.num)

@@ -103,7 +103,7 @@ def check_parts(cfg: CfgNode, model: FoundationX) -> None:
     """
     trained = {row["task"] for row in cfg.SCHEDULE.STRATEGY} & {task for s in model.specs.values() for task in s.tasks}
     for task in TASKS:
-        sizes, key = sizes_of(cfg, task), f"SOLVER.MICRO_BATCH.{task.upper()}"
+        sizes, key = _sizes_of(cfg, task), f"SOLVER.MICRO_BATCH.{task.upper()}"
         if len(sizes) == 1 or task not in trained:
             continue
         decoder = list(model.seg_decoder.modules()) if task == "seg" and model.seg_decoder is not None else []
@@ -119,7 +119,7 @@ def check_parts(cfg: CfgNode, model: FoundationX) -> None:
             logger.warning("%s: %s: of %d images at a time, not of %d", key, what, max(sizes), sum(sizes))
 
 
-def sizes_of(cfg: CfgNode, task: str) -> list[int]:
+def _sizes_of(cfg: CfgNode, task: str) -> list[int]:
     """Images of each part of a process's batch; FXError for a negative SOLVER.MICRO_BATCH."""
     most: Mapping[str, int] = cfg.SOLVER.MICRO_BATCH
     if most[task.upper()] < 0:

@@ -16,7 +16,6 @@ from detectron2.utils import comm
 from torch import nn
 
 from fx_d2.data import TrainData, check_test_split, evaluation_splits
-from fx_d2.engine.accumulation import sizes_of
 from fx_d2.engine.checkpoint_files import BEST, numbered
 from fx_d2.engine.distributed import on_first
 from fx_d2.engine.optimizer import moments_kept
@@ -138,7 +137,7 @@ def _check_images(cfg: CfgNode, data: TrainData, splits: Iterable[str]) -> None:
         check_test_split(cfg, name)
 
 
-def check_norm(cfg: CfgNode, model: FoundationX) -> None:
+def check_norm(cfg: CfgNode, model: nn.Module) -> None:
     """FXError for a norm that fails in a step: of one image a process, or of synchronised statistics on a CPU."""
     kinds = {type(module) for module in model.modules()}
     if nn.SyncBatchNorm in kinds and cfg.MODEL.DEVICE == "cpu" and comm.get_world_size() > 1:
@@ -150,19 +149,6 @@ def check_norm(cfg: CfgNode, model: FoundationX) -> None:
             "SCHEDULE.BATCH_SIZE.SEG gives each process one image, of which batch statistics (MODEL.SEG.NORM BN) "
             "cannot be taken: use a larger batch, or MODEL.SEG.NORM GN or SyncBN"
         )
-    coarsest = 2 * max((shape.stride for shape in model.backbone.output_shape().values()), default=0)
-    single = any(isinstance(m, nn.GroupNorm) and m.num_groups == m.num_channels for m in _encoder_modules(model))
-    trains_boxes = any(row["task"] == "loc" for row in cfg.SCHEDULE.STRATEGY)
-    if single and trains_boxes and max(cfg.INPUT.SIZE) <= coarsest and min(sizes_of(cfg, "loc")) == 1:
-        raise FXError(
-            f"MODEL.LOC.HIDDEN_DIM {cfg.MODEL.LOC.HIDDEN_DIM} gives each group of a norm one channel, and INPUT.SIZE "
-            f"{list(cfg.INPUT.SIZE)} a map of one place, of which one image (SCHEDULE.BATCH_SIZE.LOC, "
-            "SOLVER.MICRO_BATCH.LOC) has no statistics: use a larger INPUT.SIZE, HIDDEN_DIM or part"
-        )
-
-
-def _encoder_modules(model: FoundationX) -> Iterable[nn.Module]:
-    return model.loc_encoder.modules() if model.loc_encoder is not None else ()
 
 
 def check_heads(model: FoundationX, schedule: PhaseSchedule) -> None:

@@ -9,7 +9,7 @@ from fx_d2.evaluation.operating_points import build_thresholds, read_points, wri
 from fx_d2.evaluation.options import MetricOptions
 from fx_d2.evaluation.paired import Paired, paired_differences
 from fx_d2.evaluation.predictions import prediction_record, read_all_predictions, read_predictions
-from fx_d2.evaluation.ranking import auroc, average_precision
+from fx_d2.evaluation.ranking import auroc
 from fx_d2.evaluation.report import per_class_table, results_table, write_results
 from fx_d2.evaluation.segmentation import SegmentationEvaluator, dice
 
@@ -21,7 +21,6 @@ __all__ = [
     "Paired",
     "SegmentationEvaluator",
     "auroc",
-    "average_precision",
     "build_evaluators",
     "build_thresholds",
     "dice",

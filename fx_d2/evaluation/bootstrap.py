@@ -76,10 +76,9 @@ def weighted_means(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
         return total / (weights @ known.astype(np.float64))
 
 
-def mean_of_defined(columns: Sequence[np.ndarray]) -> np.ndarray:
-    """Per draw the mean over classes, (D,); classes that no draw defines are left out.
+def mean_over_classes(columns: Sequence[np.ndarray], draws: int) -> np.ndarray:
+    """Per draw the mean over classes, (D,); NaN where a draw leaves one undefined, and without a class.
 
-    A draw that leaves one of the others undefined has no mean: leaving that class out would compare other sets.
+    To leave that class out would compare other sets. Classes that the images themselves do not define are not given.
     """
-    kept = [column for column in columns if not np.isnan(column).all()]
-    return np.mean(kept, axis=0) if kept else np.full(len(columns[0]) if columns else 0, np.nan)
+    return np.mean(columns, axis=0) if columns else np.full(draws, np.nan)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fx_d2.evaluation.bootstrap import mean_of_defined
+from fx_d2.evaluation.bootstrap import mean_over_classes
 from fx_d2.evaluation.calibration import calibration_error, reliability
 from fx_d2.evaluation.common import Drawn, TaskEvaluator, log_undefined, nan_mean
 from fx_d2.evaluation.options import MetricOptions
@@ -48,7 +48,7 @@ class ClassificationEvaluator(TaskEvaluator[Row]):
         self._thresholds = thresholds or {}
 
     def read(self, sample: dict[str, Any], output: dict[str, Any]) -> Row | None:
-        """Scores and labels; raises FXError for scores that are not finite and strange labels."""
+        """Scores and labels, None where no label is known; raises FXError for scores not finite and strange labels."""
         if sample.get("labels") is None:
             return None
         scores = output["cls"].detach().float().cpu().numpy()
@@ -61,7 +61,7 @@ class ClassificationEvaluator(TaskEvaluator[Row]):
             raise FXError(f"{where}: the model's class probabilities are not finite: training has diverged")
         if not np.isin(labels[~np.isnan(labels)], (0.0, 1.0)).all():
             raise FXError(f"{where}: labels in evaluation must be 0, 1 or unknown, not {labels.tolist()}")
-        return scores, labels
+        return None if np.isnan(labels).all() else (scores, labels)
 
     def metrics(self, rows: Mapping[int, Row]) -> dict[str, float]:
         """Metrics of some images.
@@ -95,15 +95,17 @@ class ClassificationEvaluator(TaskEvaluator[Row]):
         """ "auroc", "ap" and "auroc_published", mean and per class."""
         scores, labels = self._arrays(rows)
         ranked = {c: RankedClass(scores[:, i], labels[:, i]) for i, c in enumerate(self.spec.cls_classes)}
+        means = {"auroc": (0, self.reporting), "ap": (1, self.reporting)}
+        means |= {"auroc_published": (0, self.spec.published)} if self.spec.published else {}
 
         def values(weights: np.ndarray) -> dict[str, np.ndarray]:
             pairs = {name: one.metrics(weights) for name, one in ranked.items()}
             found = {}
+            for key, (k, names) in means.items():
+                columns = [pairs[name][k] for name in names if ranked[name].defined]
+                found[key] = mean_over_classes(columns, len(weights))
             for k, key in enumerate(("auroc", "ap")):
-                found[key] = mean_of_defined([pairs[name][k] for name in self.reporting])
                 found |= {f"{key}/{name}": pair[k] for name, pair in pairs.items()}
-            if self.spec.published:
-                found["auroc_published"] = mean_of_defined([pairs[name][0] for name in self.spec.published])
             return found
 
         return values
@@ -125,7 +127,7 @@ class ClassificationEvaluator(TaskEvaluator[Row]):
         return {"cls_scores": scores, "cls_labels": labels}
 
     def restored(self, arrays: Mapping[str, np.ndarray]) -> dict[int, Row]:
-        """The inverse of `arrays`; an image without any known label counts for no metric and has no row."""
+        """The inverse of `arrays`."""
         rows = zip(arrays["image_id"].tolist(), arrays["cls_scores"], arrays["cls_labels"], strict=True)
         return {image: (scores, labels) for image, scores, labels in rows if not np.isnan(labels).all()}
 

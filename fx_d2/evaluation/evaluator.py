@@ -231,7 +231,8 @@ class _Run:
 
 def _info(sample: Mapping[str, Any]) -> ImageInfo:
     meta = sample.get("meta") or {}
-    known = (str(meta.get(key) or "") for key in ("sex", "age", "view"))
+    # An age of 0 is known.
+    known = ("" if meta.get(key) is None else str(meta[key]) for key in ("sex", "age", "view"))
     return ImageInfo(str(sample["file_name"]), str(sample["patient_id"]), *known)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from detectron2.structures import BoxMode
 
-from fx_d2.evaluation.bootstrap import mean_of_defined
+from fx_d2.evaluation.bootstrap import mean_over_classes
 from fx_d2.evaluation.common import Drawn, TaskEvaluator, log_undefined, nan_mean
 from fx_d2.evaluation.matching import (
     FALSE_POSITIVES,
@@ -139,8 +139,8 @@ class LocalizationEvaluator(TaskEvaluator[BoxRow]):
             return dict.fromkeys(keys, float("nan"))
         mine = boxes.classes == index
         scores, hits, rank = boxes.scores[mine], boxes.hits[mine], boxes.rank[mine]
-        one, total = np.ones((1, len(scores)), np.int64), np.array([positives])
-        curve = [float(average_precisions(hits[:, t], one, total)[0]) for t in range(len(IOU_THRESHOLDS))]
+        once = boxes.image[mine], np.ones((1, len(boxes.truth)), np.int64), np.array([positives])
+        curve = [float(average_precisions(hits[:, t], *once)[0]) for t in range(len(IOU_THRESHOLDS))]
         recalls = [float((hits[rank < k, 2:-1] == HIT).sum(axis=0).mean() / positives) for k in MAX_DETECTIONS]
         rates = sensitivities(*froc(scores, hits[:, -1], positives, len(boxes.truth)))
         values = [curve[0], curve[2], curve[7], float(np.mean(curve[2:])), *recalls, float(rates.mean()), *rates]
@@ -149,15 +149,16 @@ class LocalizationEvaluator(TaskEvaluator[BoxRow]):
     def drawn(self, rows: Mapping[int, BoxRow]) -> Drawn:
         """ "AP40", mean and per class."""
         boxes = self._stack(rows)
+        defined = boxes.truth.sum(axis=0) > 0
 
         def values(weights: np.ndarray) -> dict[str, np.ndarray]:
             positives = weights @ boxes.truth
-            columns = {}
-            for i, name in enumerate(self.spec.loc_classes):
+            columns = []
+            for i in range(len(self.spec.loc_classes)):
                 mine = boxes.classes == i
-                columns[name] = average_precisions(boxes.hits[mine, 0], weights[:, boxes.image[mine]], positives[:, i])
-            mean = mean_of_defined(list(columns.values()))
-            return {"AP40": mean} | {f"AP40/{name}": column for name, column in columns.items()}
+                columns.append(average_precisions(boxes.hits[mine, 0], boxes.image[mine], weights, positives[:, i]))
+            mean = mean_over_classes([columns[i] for i in np.flatnonzero(defined)], len(weights))
+            return {"AP40": mean} | {f"AP40/{c}": v for c, v in zip(self.spec.loc_classes, columns, strict=True)}
 
         return values
 

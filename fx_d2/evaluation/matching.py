@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy import sparse
 
 RECALLS = np.linspace(0.0, 1.0, 101)
 """Recall levels at which COCO reads the precision."""
@@ -112,26 +113,35 @@ def rank_in_class(classes: np.ndarray) -> np.ndarray:
     return rank
 
 
-def average_precisions(hits: np.ndarray, weights: np.ndarray, positives: np.ndarray) -> np.ndarray:
+def average_precisions(hits: np.ndarray, image: np.ndarray, weights: np.ndarray, positives: np.ndarray) -> np.ndarray:
     """COCO's average precision of one class at one threshold, under several weightings of the images at once.
+
+    Memory grows with draws x hits, of which there are no more than truth boxes, not with draws x boxes.
 
     Args:
         hits: (D,) HIT, MISS or IGNORED: the boxes of all images, best score first, equal ones in order of the images.
-        weights: (W, D) integers >= 0: how often each box's image occurs in each of W draws.
+        image: (D,) int, the image of each box.
+        weights: (W, N) integers >= 0: how often each of N images occurs in each of W draws.
         positives: (W,) truth boxes in each draw.
 
     Returns:
         (W,) float64, NaN where there is no truth box.
     """
     # Precision rises only at hits, so that its envelope and the recalls are known from there.
-    places = np.flatnonzero(hits == HIT)
-    found = np.cumsum(weights[:, places], axis=1, dtype=np.float64)
-    passed = np.cumsum(weights * (hits != IGNORED), axis=1, dtype=np.int64)[:, places]
+    places, counted = np.flatnonzero(hits == HIT), np.flatnonzero(hits != IGNORED)
+    ends = np.searchsorted(counted, places, side="right")
+    # A row a hit: of each image the boxes that have passed since the hit before it.
+    passing = image[counted[: ends[-1]]] if len(ends) else counted[:0]
+    entries = np.ones(len(passing), np.int64), passing, np.append(0, ends)
+    since = sparse.csr_array(entries, (len(places), weights.shape[1]))
+    passed = np.cumsum(since @ weights.T, axis=0, dtype=np.int64).T
+    ours = weights[:, image[places]]
+    found = np.cumsum(ours, axis=1, dtype=np.float64)
     result = np.full(len(weights), np.nan)
     for draw in np.flatnonzero(positives > 0):
-        counted = weights[draw, places] > 0
-        recall = found[draw, counted] / positives[draw]
-        precision = found[draw, counted] / passed[draw, counted]
+        drawn = ours[draw] > 0
+        recall = found[draw, drawn] / positives[draw]
+        precision = found[draw, drawn] / passed[draw, drawn]
         envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
         result[draw] = envelope[np.searchsorted(recall, RECALLS, side="left")].mean()
     return result

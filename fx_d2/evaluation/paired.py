@@ -57,17 +57,14 @@ def paired_differences(
         files hold.
 
     Raises:
-        FXError: the files are not of the same images, or a task that both hold not of the same classes.
+        FXError: the files are not of the same images, or a task that both hold not of the same classes and truth.
     """
-    _check_same(first, second)
+    tasks = _shared_tasks(first, second)
     spec = scores_spec(first)
-    tasks = [task for task in TASKS if all(_HOLDS[task] in arrays for arrays in (first, second))]
     patients = dict(zip(first["image_id"].tolist(), first["patient_id"].tolist(), strict=True))
     found = {}
     for evaluator in build_evaluators(spec, tasks):
         rows = [evaluator.restored(arrays) for arrays in (first, second)]
-        if rows[0].keys() != rows[1].keys():
-            raise FXError(f"{spec.name}: {evaluator.task} was annotated on different images: evaluate both again")
         if not rows[0]:
             continue
         functions = [evaluator.drawn(part) for part in rows]
@@ -83,8 +80,8 @@ def paired_differences(
     return found
 
 
-_HOLDS = {"cls": "cls_scores", "loc": "loc_truth", "seg": "seg_dice"}
-"""An array that a file of scores has when the task was evaluated."""
+_TRUTH = {"cls": "cls_labels", "loc": "loc_truth", "seg": "seg_positive"}
+"""What a file of scores says of the truth when the task was evaluated."""
 
 
 def _interval(gains: np.ndarray) -> tuple[float, float, float]:
@@ -97,13 +94,16 @@ def _interval(gains: np.ndarray) -> tuple[float, float, float]:
     return float(low), float(high), float((defined > 0).mean())
 
 
-def _check_same(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> None:
+def _shared_tasks(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> list[str]:
+    """The tasks that both files hold; FXError where images, or classes or truth of such a task, differ."""
     names = [str(arrays["dataset"]) for arrays in (first, second)]
     # A model of one task has no classes of the others.
-    shared = [f"{task}_classes" for task in TASKS if all(_HOLDS[task] in arrays for arrays in (first, second))]
+    tasks = [task for task in TASKS if all(_TRUTH[task] in arrays for arrays in (first, second))]
+    shared = [key for task in tasks for key in (f"{task}_classes", _TRUTH[task])]
     for key in ("dataset", "image_id", "patient_id", *shared):
-        if not np.array_equal(first[key], second[key]):
+        if not np.array_equal(first[key], second[key], equal_nan=first[key].dtype.kind == "f"):
             raise FXError(
                 f"the scores of {names[0]} and {names[1]} cannot be compared: their {key} differ; evaluate both on the "
-                "same annotation file with the same DATASETS.LIMIT"
+                "same prepared dataset with the same DATASETS.LIMIT"
             )
+    return tasks

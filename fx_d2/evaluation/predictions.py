@@ -52,19 +52,22 @@ def write_predictions(path: str | Path, which: str, splits: dict[str, list[dict[
     write_atomic(path, json.dumps(content, separators=(",", ":")))
 
 
-def read_predictions(path: str | Path, split: str) -> tuple[str, dict[int, dict[str, Any]]]:
+def read_predictions(path: str | Path, split: str, score_thresh: float) -> tuple[str, dict[int, dict[str, Any]]]:
     """Name of the model, and the records of one registered split by image id.
 
-    Raises FXError when the file is absent, is something else, or lacks the split.
+    Raises FXError when the file lacks the split, and as `read_all_predictions`.
     """
-    which, splits = read_all_predictions(path)
+    which, splits = read_all_predictions(path, score_thresh)
     if split not in splits:
         raise FXError(f"{path} holds no split {split!r}, only {sorted(splits)}: put it in DATASETS.TEST")
     return which, splits[split]
 
 
-def read_all_predictions(path: str | Path) -> tuple[str, dict[str, dict[int, dict[str, Any]]]]:
-    """Name of the model, and by registered split its records by image id; FXError as of `read_predictions`."""
+def read_all_predictions(path: str | Path, score_thresh: float) -> tuple[str, dict[str, dict[int, dict[str, Any]]]]:
+    """Name of the model, and by registered split its records by image id.
+
+    Raises FXError when the file is absent, is something else, or lacks boxes from `score_thresh` up.
+    """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -73,5 +76,10 @@ def read_all_predictions(path: str | Path) -> tuple[str, dict[str, dict[int, dic
         raise FXError(f"predictions file {path} is not json: evaluate again to write it") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise FXError(f"{path} is not a predictions file of fx_d2: give a predictions_student.json of an evaluation")
+    if content["score_thresh"] > score_thresh:
+        raise FXError(
+            f"{path} holds boxes with a score of {content['score_thresh']:g} or more, not from {score_thresh:g} on: "
+            "evaluate again with a lower TEST.SAVE_SCORE_THRESH"
+        )
     splits = content["splits"].items()
     return content["which"], {split: {record["image_id"]: record for record in rows} for split, rows in splits}

@@ -22,6 +22,9 @@ class RankedClass:
     """The images of one class with a known label, best score first, ready for many weightings.
 
     Tied scores form one group, whatever the order in which they came: no metric depends on it.
+
+    Attributes:
+        defined: whether the known labels hold both values.
     """
 
     def __init__(self, scores: np.ndarray, labels: np.ndarray) -> None:
@@ -43,7 +46,7 @@ class RankedClass:
         self._first, self._last = first[kept], last[kept]
         self._positive = np.flatnonzero(positive)
         self._upto = np.cumsum(count[kept]) - 1
-        self._single = not positive.any() or positive.all()
+        self.defined = bool(positive.any() and not positive.all())
 
     def metrics(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """AUROC and average precision under several weightings of the images at once.
@@ -56,7 +59,7 @@ class RankedClass:
             sum of precision times gain in recall over the distinct scores. NaN for a draw without both label values.
         """
         draws = len(weights)
-        if self._single:
+        if not self.defined:
             return np.full(draws, np.nan), np.full(draws, np.nan)
         ordered = weights[:, self._order]
         passed = np.cumsum(ordered, axis=1, dtype=np.int64)
@@ -86,11 +89,6 @@ def auroc(scores: np.ndarray, labels: np.ndarray) -> float:
         A value in [0, 1], or NaN when the known labels do not hold both values.
     """
     return float(RankedClass(scores, labels).metrics(np.ones((1, len(scores)), np.int64))[0][0])
-
-
-def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Area under the precision-recall steps, without interpolation; arguments and NaN as `auroc`."""
-    return float(RankedClass(scores, labels).metrics(np.ones((1, len(scores)), np.int64))[1][0])
 
 
 def operating_point(scores: np.ndarray, labels: np.ndarray, specificity: float) -> OperatingPoint:

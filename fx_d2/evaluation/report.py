@@ -126,7 +126,7 @@ def write_results(
 
 
 def _markdown(evaluation: Evaluation, meta: Mapping[str, Any], specs: tuple[DatasetSpec, ...]) -> str:
-    origin = [[key, str(value).replace("\n", " ")] for key, value in meta.items()]
+    origin = [[key, str(value)] for key, value in meta.items() if key != "config"]
     metrics = evaluation.metrics
     parts = [
         "# Results",
@@ -136,6 +136,8 @@ def _markdown(evaluation: Evaluation, meta: Mapping[str, Any], specs: tuple[Data
         per_class_table(metrics, specs),
         "## Origin",
         _render(origin, ["", "value"], 0),
+        "## Config",
+        "\n".join(f"    {line}" for line in str(meta.get("config", "")).splitlines()),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -143,6 +145,7 @@ def _markdown(evaluation: Evaluation, meta: Mapping[str, Any], specs: tuple[Data
 def _render(rows: list[list[str]], headers: list[str], numeric: int) -> str:
     """A table that reads well as plain text and as Markdown; the last `numeric` columns are right-aligned."""
     align = ["left"] * (len(headers) - numeric) + ["right"] * numeric
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     return tabulate(rows, headers=headers, tablefmt="pipe", disable_numparse=True, colalign=align if rows else None)
 
 

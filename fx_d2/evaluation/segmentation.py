@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from detectron2.data.transforms import ResizeTransform
 from pycocotools import mask as mask_utils
 from scipy import ndimage
 
-from fx_d2.evaluation.bootstrap import mean_of_defined, weighted_means
+from fx_d2.data.augmentation import ResizeTransform
+from fx_d2.evaluation.bootstrap import mean_over_classes, weighted_means
 from fx_d2.evaluation.common import Drawn, TaskEvaluator, log_undefined, nan_mean
 from fx_d2.structures import FXError
 
@@ -69,14 +69,14 @@ class SegmentationEvaluator(TaskEvaluator[np.ndarray]):
     Reads `sample["masks"]` (compressed COCO RLE per class, None = unknown) and `sample["ignore_mask"]` (pixels left
     out) of images with `annotated["seg"]`, `output["masks"]` (bool (C, height, width), original pixels) and
     `output["seg"]` (float (C, H, W), probabilities at the network's resolution; inside above 0.5). A row is float64
-    (FIELDS, C), NaN = unknown. At the network's resolution the truth is resized like the masks of training (nearest
-    neighbour).
+    (FIELDS, C), NaN = unknown. At the network's resolution the truth is resized like the masks of training: the pixel
+    under the middle of the new one.
     """
 
     task = "seg"
 
     def read(self, sample: dict[str, Any], output: dict[str, Any]) -> np.ndarray | None:
-        """Score one image's masks; raises FXError for a mask of another size, or a map that is not finite."""
+        """Score one image's masks, None where none is known; FXError for a mask of another size or a map not finite."""
         if sample.get("masks") is None:
             return None
         size, predicted, maps = (int(sample["height"]), int(sample["width"])), output["masks"], output["seg"]
@@ -91,21 +91,21 @@ class SegmentationEvaluator(TaskEvaluator[np.ndarray]):
                 f"{self.spec.name}: {sample['file_name']}: the model's masks are not finite: training has diverged"
             )
         full, small = predicted.detach().cpu().numpy().astype(bool), (maps.detach().float() > 0.5).cpu().numpy()
-        shrink = ResizeTransform(*size, *small.shape[1:])
+        shrink = ResizeTransform(old=size, new=small.shape[1:]).apply_segmentation
         ignored = sample.get("ignore_mask")
         valid = None if ignored is None else ~_decode(ignored, size, sample["file_name"])
-        small_valid = None if valid is None else _shrunk(valid, shrink)
+        small_valid = None if valid is None else shrink(valid)
         row = np.full((len(FIELDS), expected[0]), np.nan)
         for i, encoded in enumerate(sample["masks"]):
             if encoded is None:
                 continue
             truth = _decode(encoded, size, sample["file_name"])
             row[:3, i] = overlap(full[i], truth, valid)
-            row[3:6, i] = overlap(small[i], _shrunk(truth, shrink), small_valid)
+            row[3:6, i] = overlap(small[i], shrink(truth), small_valid)
             if self.options.hausdorff:
                 counted = np.ones(size, bool) if valid is None else valid
                 row[6, i] = hausdorff95(full[i] & counted, truth & counted)
-        return row
+        return None if np.isnan(row[0]).all() else row
 
     def metrics(self, rows: Mapping[int, np.ndarray]) -> dict[str, float]:
         """Metrics of some images.
@@ -125,14 +125,15 @@ class SegmentationEvaluator(TaskEvaluator[np.ndarray]):
         return result | {"seg_defined": float(defined), "images": float(len(rows))}
 
     def drawn(self, rows: Mapping[int, np.ndarray]) -> Drawn:
-        """All metrics of overlap, mean and per class."""
+        """All metrics but the counts, mean and per class."""
         columns = self._values(rows)
+        defined = {key: ~np.isnan(table).all(axis=0) for key, table in columns.items()}
 
         def values(weights: np.ndarray) -> dict[str, np.ndarray]:
             found = {}
             for key, table in columns.items():
                 means = weighted_means(table, weights)
-                found[key] = mean_of_defined(list(means.T))
+                found[key] = mean_over_classes(list(means.T[defined[key]]), len(weights))
                 found |= {f"{key}/{name}": means[:, i] for i, name in enumerate(self.spec.seg_classes)}
             return found
 
@@ -153,7 +154,7 @@ class SegmentationEvaluator(TaskEvaluator[np.ndarray]):
         return {f"seg_{field}": table[:, k] for k, field in enumerate(FIELDS)}
 
     def restored(self, arrays: Mapping[str, np.ndarray]) -> dict[int, np.ndarray]:
-        """The inverse of `arrays`; an image without any known mask counts for no metric and has no row."""
+        """The inverse of `arrays`."""
         table = np.stack([arrays[f"seg_{field}"] for field in FIELDS], axis=1)
         known = ~np.isnan(arrays["seg_dice"]).all(axis=1)
         return {image: table[i] for i, image in enumerate(arrays["image_id"].tolist()) if known[i]}
@@ -181,10 +182,6 @@ class SegmentationEvaluator(TaskEvaluator[np.ndarray]):
         if self.options.hausdorff:
             values["hd95"] = table[:, FIELDS.index("hd95")]
         return values
-
-
-def _shrunk(mask: np.ndarray, transform: ResizeTransform) -> np.ndarray:
-    return np.asarray(transform.apply_segmentation(mask.astype(np.uint8))).astype(bool)
 
 
 def _decode(encoded: dict[str, Any], size: tuple[int, int], file_name: str) -> np.ndarray:

@@ -9,17 +9,23 @@ from detectron2.layers import Conv2d, get_norm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fx_d2.layers.group_norm import GroupNorm
 from fx_d2.structures import FXError
+
+_GROUPS = 32
+"""Of group norms, as in Detectron2."""
 
 
 def _norm(name: str, channels: int) -> nn.Module | None:
-    """Detectron2's norm; FXError where GroupNorm's 32 groups do not divide the channels."""
-    if name == "GN" and channels % 32:
+    """Detectron2's norm; FXError where GroupNorm's groups do not divide the channels."""
+    if name != "GN":
+        return get_norm(name, channels)
+    if channels % _GROUPS:
         raise FXError(
-            f"MODEL.SEG.NORM GN has 32 groups, which do not divide the {channels} channels of a convolution: change "
-            "MODEL.SEG.DIM, MODEL.SEG.POOL_BINS (the trunk's last width is divided by their number), or the norm"
+            f"MODEL.SEG.NORM GN has {_GROUPS} groups, which do not divide the {channels} channels of a convolution: "
+            "change MODEL.SEG.DIM, MODEL.SEG.POOL_BINS (the trunk's last width is divided by their number), or the norm"
         )
-    return get_norm(name, channels)
+    return GroupNorm(_GROUPS, channels)
 
 
 def _resize(x: Tensor, like: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 
 from fx_d2.data.table import BY_NAME
@@ -14,6 +15,9 @@ from fx_d2.reporting.tables import Cell, Number, Table, count, difference, poole
 from fx_d2.structures import TASKS, FXError
 
 logger = logging.getLogger(__name__)
+
+OTHERS = "of another config or of weights that are there already"
+"""Why a run is not averaged with those of its cell, see `methods`."""
 
 
 def title_of(dataset: str) -> str:
@@ -27,10 +31,14 @@ def row_title(row: PaperRow) -> str:
 
 
 def methods(runs: Sequence[Run]) -> list[list[Run]]:
-    """Runs by method, repetitions of one with other seeds together."""
-    found: dict[str, list[Run]] = {}
+    """Runs by method, repetitions of one with other seeds together; the same weights again are no repetition."""
+    found: dict[tuple[str, int], list[Run]] = {}
+    seen: Counter[tuple[str, str]] = Counter()
     for run in runs:
-        found.setdefault(run.recipe.method, []).append(run)
+        known = run.results.meta["weights_hash"].values() if run.results is not None else ()
+        weights = run.recipe.method, next(iter(known), run.name)
+        found.setdefault((run.recipe.method, seen[weights]), []).append(run)
+        seen[weights] += 1
     return list(found.values())
 
 
@@ -113,7 +121,7 @@ def _table(
         if len(kinds) > 1:
             others += [run.name for kind in kinds[1:] for run in kind]
         lines.append(_line(row, group, kinds[0] if kinds else [], models, published, comparer))
-    notes = [f"baselines of another config are left out: {', '.join(dict.fromkeys(others))}"] if others else []
+    notes = [f"baselines left out, {OTHERS}: {', '.join(dict.fromkeys(others))}"] if others else []
     name = " and ".join(run.name for run in group) or "baselines only"
     return Table(
         key=paper.key if not number else f"{paper.key}_{number + 1}",
@@ -163,5 +171,5 @@ def _notes(group: Sequence[Run], baselines: Sequence[Run], published: Sequence[s
     if len(group) == 1 and baselines:
         notes.append("an interval of a difference comes from the same draws of patients for both models")
     if published:
-        notes.append("the paper's numbers are the authors', on their test splits; ours stand on the split named")
+        notes.append("the paper's numbers are the authors', on images of their choice; ours stand on the split named")
     return notes

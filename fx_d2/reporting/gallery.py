@@ -97,10 +97,12 @@ def _label_errors(arrays: Arrays, threshold: float, areas: np.ndarray | None) ->
 def _box_errors(arrays: Arrays, threshold: float, areas: np.ndarray | None) -> dict[str, list[Choice]]:
     names = arrays["loc_classes"].tolist()
     found: dict[str, list[Choice]] = {kind: [] for kind in KINDS}
+    counted = np.flatnonzero(arrays["loc_score"] >= threshold)  # few of the hundred of each image
+    images = arrays["loc_image"][counted]
     for place, truth in enumerate(arrays["loc_truth"]):
         if (truth < 0).any():
             continue
-        mine = (arrays["loc_image"] == place) & (arrays["loc_score"] >= threshold)
+        mine = counted[images == place]
         hits, scores, classes = arrays["loc_hits"][mine, 0], arrays["loc_score"][mine], arrays["loc_class"][mine]
         total, right, wrong = int(truth.sum()), int((hits == HIT).sum()), int((hits == MISS).sum())
         missed = total - right
@@ -152,7 +154,7 @@ def galleries(results: Results, run: str, root: str, number: int, *, threshold: 
     which, parts = results.models[0], []
     missing: dict[str, list[str]] = {}
     try:
-        _, records = read_all_predictions(results.folder / "inference" / f"predictions_{which}.json")
+        _, records = read_all_predictions(results.folder / "inference" / f"predictions_{which}.json", threshold)
     except FXError as error:
         records, missing[str(error)] = {}, []
     for split in results.splits if records else ():

@@ -38,7 +38,9 @@ _STYLE: Any = {
 }
 
 
-def metric_plots(history: Sequence[Mapping[str, Any]], slots: Sequence[tuple[str, str]], run: str) -> list[Figure]:
+def metric_plots(
+    history: Sequence[Mapping[str, Any]], slots: Sequence[tuple[str, str]], passes: int, run: str
+) -> list[Figure]:
     """A plot for each dataset and task: its first metric after every evaluated pass, student and teacher.
 
     Filled marks: the dataset was just trained ("focused"); hollow ones: another was. A star is a model's best.
@@ -46,11 +48,11 @@ def metric_plots(history: Sequence[Mapping[str, Any]], slots: Sequence[tuple[str
     Args:
         history: lines of evaluations.jsonl; fewer than two give no plot.
         slots: pairs (dataset, task) that were trained, for the order.
+        passes: of a cycle.
         run: the run's name.
     """
     if len(history) < 2:
         return []
-    passes = 1 + max(line["pass"] for line in history)
     x = [line["cycle"] * passes + line["pass"] + 1 for line in history]
     found = []
     for dataset, task in sorted(slots, key=lambda slot: TASKS.index(slot[1])):

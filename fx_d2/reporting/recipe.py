@@ -35,6 +35,7 @@ class Recipe:
 
     Attributes:
         slots: pairs (dataset, task), in the order of training.
+        passes: passes of a cycle.
         heads_only: whether nothing but heads learned.
         teacher: whether there was a teacher.
         start: the initial weights in a word: "random", "ImageNet" (timm's), or the file's or its run's name.
@@ -44,6 +45,7 @@ class Recipe:
     """
 
     slots: tuple[tuple[str, str], ...]
+    passes: int
     heads_only: bool
     teacher: bool
     start: str
@@ -62,19 +64,21 @@ class Recipe:
         strategy = at(settings, "SCHEDULE", "STRATEGY") or []
         datasets = [name.rpartition("_")[0] for name in at(settings, "DATASETS", "TRAIN") or []]
         used = at(settings, "DATASETS", "TASKS") or TASKS
-        passes = [
+        repeat = at(settings, "SCHEDULE", "REPEAT") or {}
+        rows = [
             (name, row)
             for name in datasets
             for row in strategy
             if row["task"] in used and row["task"] in _tasks(name, tasks_of) and name in row.get("datasets", [name])
         ]
-        slots = tuple(dict.fromkeys((name, row["task"]) for name, row in passes))
-        learning = {part for _, row in passes for part in row["train"]}
+        slots = tuple(dict.fromkeys((name, row["task"]) for name, row in rows))
+        learning = {part for _, row in rows for part in row["train"]}
         teacher = bool(at(settings, "MODEL", "TEACHER", "ENABLED")) and at(settings, "MODEL", "TEACHER", "CONSISTENCY")
         few = at(settings, "DATASETS", "FEW_SHOT") or {}
         images = int(few.get("IMAGES") or 0)
         return cls(
             slots=slots,
+            passes=sum(row.get("passes", 1) * repeat.get(name, 1) for name, row in rows),
             heads_only=bool(learning) and learning <= set(HEAD_COMPONENTS.values()),
             teacher=bool(teacher),
             start=_start(settings),

@@ -23,6 +23,7 @@ from fx_d2.reporting.run_sections import (
 from fx_d2.reporting.runs import Run
 from fx_d2.reporting.tables import Cell, Table, count
 from fx_d2.reporting.transfer import transfer_tables
+from fx_d2.structures import FXError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +51,12 @@ def build_report(runs: Sequence[Run], options: ReportOptions) -> Document:
     """The report of some runs.
 
     Raises:
-        FXError: runs that cannot be compared, or files that cannot be read.
+        FXError: runs that cannot be compared, whose names would be one in file names, or files that cannot be read.
     """
+    names = [slug(run.name) for run in runs]
+    if twice := {name for name in names if names.count(name) > 1}:
+        alike = ", ".join(run.name for run in runs if slug(run.name) in twice)
+        raise FXError(f"{alike}: their files would have one name; give other names, NAME=PATH")
     comparer = Comparer(options.draws, options.seed)
     tables = [*baseline_tables(runs, options.paper, comparer), *transfer_tables(runs, options.paper)]
     pairs = [(find_side(first, runs), find_side(second, runs)) for first, second in options.compare]

@@ -27,7 +27,7 @@ _CLASS_METRICS = {
 
 def training_section(run: Run) -> Section:
     """Metrics over passes, losses, gradient norms, learning rate, and the time of a step."""
-    curves = tuple(metric_plots(run.history, run.recipe.slots, run.name))
+    curves = tuple(metric_plots(run.history, run.recipe.slots, run.recipe.passes, run.name))
     text = (
         "After every evaluated pass, on validation splits unless the config says otherwise. Filled marks: the dataset "
         "had just been trained (focused); hollow ones: another one had (unfocused). A star is the best of a model.",

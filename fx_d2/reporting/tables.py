@@ -53,10 +53,12 @@ class Number:
 
     @property
     def range(self) -> str:
-        """Its interval, or ""."""
+        """Its interval, or ""; of a difference with all digits, since it matters on which side of zero an end lies."""
         if self.interval is None:
             return ""
-        low, high = (f"{round(end, 1) + 0.0:{'+' if self.signed else ''}.1f}" for end in self.interval)
+        digits = self.digits if self.signed else 1
+        ends = (round(end, digits) + 0.0 for end in self.interval)
+        low, high = (f"{end:{'+' if self.signed and end else ''}.{digits}f}" for end in ends)
         return f"[{low}, {high}]"
 
     def data(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fx_d2.evaluation.report import LABELS
-from fx_d2.reporting.baselines import methods, row_title, split_single
+from fx_d2.reporting.baselines import OTHERS, methods, row_title, split_single
 from fx_d2.reporting.comparison import same_split
 from fx_d2.reporting.paper import PaperRow, PaperTable, row_of
 from fx_d2.reporting.runs import Run
@@ -57,16 +57,19 @@ def _by_start(paper: PaperTable, runs: Sequence[Run]) -> Table:
             others += [run.name for kind in kinds[1:] for run in kind]
         numbers = [Number(value=row.numbers[name]) if name in row.numbers else "" for name in published]
         lines.append((*_facts(row, mine), *([str(row.images)] if row.images else []), *cells, *numbers))
-    notes = [_NOTE] + [f"of another config, left out: {', '.join(dict.fromkeys(others))}"] * bool(others)
     few = ("training images",) if any(run.recipe.images for run in runs) else ()
     columns = ("dataset", "task", "metric", "split", *few, *labels, *(f"paper: {paper.columns[n]}" for n in published))
-    return Table(key=paper.key, title=paper.title, columns=columns, rows=tuple(lines), notes=tuple(notes))
+    return Table(key=paper.key, title=paper.title, columns=columns, rows=tuple(lines), notes=_notes(others))
+
+
+def _notes(others: Sequence[str]) -> tuple[str, ...]:
+    return (_NOTE, *[f"left out, {OTHERS}: {', '.join(dict.fromkeys(others))}"] * bool(others))
 
 
 def _rows(paper: PaperTable, runs: Sequence[Run]) -> list[PaperRow]:
     """The paper's rows of the slots that the runs have, and rows for what else they have."""
     there = dict.fromkeys((*slot, run.recipe.images) for run in runs for slot in run.recipe.slots)
-    slots = {key[:2] for key in there}
+    slots = list(dict.fromkeys(key[:2] for key in there))
     rows = [row for row in paper.rows if (row.dataset, row.task) in slots]
     for dataset, task, images in there:
         like = [row for row in rows if (row.dataset, row.task) == (dataset, task)]
@@ -77,15 +80,17 @@ def _rows(paper: PaperTable, runs: Sequence[Run]) -> list[PaperRow]:
                 PaperRow(dataset=dataset, task=task, metric=metric, classes=classes, images=images)
                 for metric, classes in kinds or [(fresh.metric, fresh.classes)]
             ]
-    return sorted(rows, key=lambda row: (list(slots).index((row.dataset, row.task)), -row.images))
+    return sorted(rows, key=lambda row: (slots.index((row.dataset, row.task)), -row.images))
 
 
 def _heads(paper: PaperTable, start: str, heads: Sequence[Run], runs: Sequence[Run], number: int) -> Table:
     """From one start: a row for each slot, what the heads alone reach and what all of the model reaches."""
     mine = [run for run in heads if run.recipe.start == start]
     single = [run for run in runs if run.recipe.single]
+    # What starts where other heads did is their full fine-tuning, and no baseline.
+    starts = {run.recipe.start for run in heads}
     published = list(paper.columns)
-    lines = []
+    lines, others = [], []
     for row in _rows(paper, mine):
         slot = (row.dataset, row.task)
         here = [run for run in mine if slot in run.recipe.slots]
@@ -93,10 +98,13 @@ def _heads(paper: PaperTable, start: str, heads: Sequence[Run], runs: Sequence[R
         fresh = [
             run
             for run in single
-            if run.recipe.slots == (slot,) and run.recipe.start != start and not run.recipe.teacher
+            if run.recipe.slots == (slot,) and run.recipe.start not in starts and not run.recipe.teacher
         ]
-        groups = [(methods(group) or [[]])[0] for group in (fresh, here, full)]
-        cells = [_value(group, row, [*here, *full]) for group in groups]
+        cells: list[Cell] = []
+        for group in (fresh, here, full):
+            kinds = methods(group)
+            cells.append(_value(kinds[0] if kinds else [], row, [*here, *full]))
+            others += [run.name for kind in kinds[1:] for run in kind]
         numbers = [Number(value=row.numbers[name]) if name in row.numbers else "" for name in published]
         lines.append((*_facts(row, [*here, *full]), *cells, difference(cells[1], cells[2]), *numbers))
     columns = ("dataset", "task", "metric", "split", "baseline", "heads only", "full", "full - heads only")
@@ -105,7 +113,7 @@ def _heads(paper: PaperTable, start: str, heads: Sequence[Run], runs: Sequence[R
         title=f"{paper.title}, from {start}",
         columns=(*columns, *(f"paper: {paper.columns[name]}" for name in published)),
         rows=tuple(lines),
-        notes=(_NOTE,),
+        notes=_notes(others),
     )
 
 

@@ -58,13 +58,16 @@ class Page:
         if found.boxes is None or found.classes is None:
             return
         order = range(len(found.boxes)) if found.scores is None else np.argsort(-found.scores, kind="stable")
+        drawn = []
         for i in order:
             name = spec.loc_classes[found.classes[i]]
             x0, y0, x1, y1 = found.boxes[i] * scale + [panel.x0, panel.y0, panel.x0, panel.y0]
             box = Box(max(x0, panel.x0), max(y0, panel.y0), min(x1, panel.x1), min(y1, panel.y1))
-            self._viz.draw_box(box, alpha=1.0, edge_color=colors[name])
-            label = name if found.scores is None else f"{name} {found.scores[i]:.2f}"
-            self._label(label, box, panel, colors[name])
+            drawn.append((name if found.scores is None else f"{name} {found.scores[i]:.2f}", box, colors[name]))
+        for _, box, color in reversed(drawn):
+            self._viz.draw_box(box, alpha=1.0, edge_color=color)
+        for label, box, color in drawn:
+            self._label(label, box, panel, color)
 
     def _label(self, label: str, box: Box, panel: Box, color: Color) -> None:
         """Put a label at its box, inside the panel, where no other label is if such a place exists."""

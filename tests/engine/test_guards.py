@@ -27,16 +27,6 @@ def test_one_image_a_process_has_no_batch_statistics(make_cfg: MakeCfg) -> None:
         check_norm(cfg, build_model(cfg))
 
 
-def test_a_group_of_one_number_has_no_statistics(make_cfg: MakeCfg) -> None:
-    part = ("SOLVER.MICRO_BATCH.LOC", "1", "INPUT.SIZE", "[64,64]")
-    cfg = make_cfg(*part)
-    with pytest.raises(FXError, match=r"MODEL\.LOC\.HIDDEN_DIM 32 gives each group.*MICRO_BATCH\.LOC"):
-        check_norm(cfg, build_model(cfg))
-    for fine in (("SOLVER.MICRO_BATCH.LOC", "0"), ("INPUT.SIZE", "[64,96]"), ("MODEL.LOC.HIDDEN_DIM", "64")):
-        cfg = make_cfg(*part, *fine)
-        check_norm(cfg, build_model(cfg))
-
-
 def test_synchronised_statistics_need_gpus(make_cfg: MakeCfg, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = make_cfg("MODEL.SEG.NORM", "SyncBN")
     model = build_model(cfg)

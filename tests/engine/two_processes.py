@@ -196,9 +196,8 @@ def evaluation(args: argparse.Namespace) -> dict[str, object]:
     names, models = ("alpha_test",), {}
     results = {}
     for kind in ("together", "alone"):
-        # One image on a map of 1 x 1 is one value for each of 32 groups of 32 channels, which GroupNorm refuses.
         # Batches of one: what a model gives for an image depends, in the last bits, on the images beside it.
-        cfg = make_cfg(args, kind, "DATASETS.LIMIT", "5", "TEST.BATCH_SIZE", "1", "MODEL.LOC.HIDDEN_DIM", "64")
+        cfg = make_cfg(args, kind, "DATASETS.LIMIT", "5", "TEST.BATCH_SIZE", "1")
         loaders = {name: functools.partial(build_test_loader, cfg, name) for name in names}
         if not models:
             torch.manual_seed(0)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fx_d2.evaluation import auroc
-from fx_d2.evaluation.bootstrap import intervals, mean_of_defined, patient_weights, weighted_means
+from fx_d2.evaluation.bootstrap import intervals, mean_over_classes, patient_weights, weighted_means
 from fx_d2.evaluation.ranking import RankedClass
 
 PATIENTS = [f"p{i // 3}" for i in range(60)]
@@ -65,6 +65,6 @@ def test_means() -> None:
     weights = np.array([[1, 1, 1], [3, 1, 0], [0, 0, 2]])
     expected = np.array([[2.0, 5.0], [1.5, 5.0], [np.nan, np.nan]])
     assert weighted_means(values, weights) == pytest.approx(expected, nan_ok=True)
-    never, sometimes, always = np.full(2, np.nan), np.array([1.0, np.nan]), np.array([3.0, 4.0])
-    assert mean_of_defined([never, sometimes, always]) == pytest.approx([2.0, np.nan], nan_ok=True)
-    assert np.isnan(mean_of_defined([never])).all() and len(mean_of_defined([])) == 0
+    sometimes, always = np.array([1.0, np.nan]), np.array([3.0, 4.0])
+    assert mean_over_classes([sometimes, always], 2) == pytest.approx([2.0, np.nan], nan_ok=True)
+    assert np.isnan(mean_over_classes([], 2)).all()

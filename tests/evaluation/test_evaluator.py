@@ -17,8 +17,17 @@ from pycocotools import mask as mask_utils
 from torch import nn
 
 from fx_d2.config import add_fx_config
-from fx_d2.evaluation import build_evaluators, evaluate_model, metric_names, read_predictions, read_scores
+from fx_d2.evaluation import (
+    MetricOptions,
+    build_evaluators,
+    evaluate_model,
+    metric_names,
+    read_predictions,
+    read_scores,
+)
 from fx_d2.evaluation.common import plain
+from fx_d2.evaluation.localization import IOU_THRESHOLDS, BoxRow
+from fx_d2.evaluation.segmentation import FIELDS
 from fx_d2.structures import DatasetSpec, FXError
 
 FULL = DatasetSpec(name="full", title="Full", cls_classes=("a",), loc_classes=("n",), seg_classes=("m",))
@@ -53,7 +62,7 @@ def make_sample(spec: DatasetSpec, image_id: int) -> dict[str, Any]:
         "masks": [{"size": rle["size"], "counts": rle["counts"].decode()}],
         "ignore_mask": None,
         "patient_id": str(image_id),
-        "meta": {"sex": "FM"[image_id % 3 == 0], "age": str(30 + 7 * image_id), "view": "PA"},
+        "meta": {"sex": "FM"[image_id % 3 == 0], "age": 7 * image_id, "view": "PA"},
     }
 
 
@@ -126,7 +135,7 @@ def test_training_flags_come_back_exactly(tmp_path: Path) -> None:
 def test_predictions_are_saved_and_read_back(tmp_path: Path) -> None:
     evaluate_model(make_cfg(tmp_path), {"teacher": Oracle()}, LOADERS, (FULL, PLAIN))
     path = tmp_path / "inference" / "predictions_teacher.json"
-    which, records = read_predictions(path, "full_test")
+    which, records = read_predictions(path, "full_test", 0.05)
     assert which == "teacher" and sorted(records) == list(range(8))
     record = records[1]
     assert record["file_name"] == "/images/1.png"
@@ -134,7 +143,7 @@ def test_predictions_are_saved_and_read_back(tmp_path: Path) -> None:
     assert record["scores"] == [0.9] and record["classes"] == [0]
     assert mask_utils.decode(record["masks"][0]).sum() == 100
     assert records[2]["boxes"] == []  # 0.04 is below TEST.SAVE_SCORE_THRESH
-    assert set(read_predictions(path, "plain_test")[1][0]) == {"file_name", "image_id", "cls"}
+    assert set(read_predictions(path, "plain_test", 0.05)[1][0]) == {"file_name", "image_id", "cls"}
     scores = {"scores_teacher_full_test.npz", "scores_teacher_plain_test.npz"}
     assert {p.name for p in path.parent.iterdir()} == {"predictions_teacher.json"} | scores
 
@@ -220,7 +229,8 @@ def test_everything_beside_the_metrics(tmp_path: Path) -> None:
         == (heads["heads"]["plain"])
     )
     subgroups = found.subgroups["student/full"]
-    assert set(subgroups) == {"sex=F", "sex=M", "age=20-39", "age=40-59", "age=60-79"}
+    assert set(subgroups) == {"sex=F", "sex=M", "age=0-19", "age=20-39", "age=40-59"}
+    assert subgroups["age=0-19"]["images"] == 3  # the newborn, too
     assert subgroups["sex=M"]["images"] == 3 and subgroups["sex=M"]["metrics"]["cls/auroc"] == 1.0
     assert "student/full/seg/dice" in found.intervals and not found.operating_points
     scores = read_scores(tmp_path / found.scores["student/full"])
@@ -247,3 +257,31 @@ def test_operating_points_are_chosen_on_validation_and_applied_on_test(tmp_path:
     ).metrics
     assert applied["student/plain_test/cls/op_specificity/b"] == 0.0
     assert not any("plain_val" in key and "op_" in key for key in applied)
+
+
+RARE = DatasetSpec(name="rare", title="Rare", cls_classes=("a", "b"), loc_classes=("n", "m"), seg_classes=("s", "t"))
+
+
+def test_draws_mean_the_same_whatever_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each task one class is there in one image only, which many a draw does not hold."""
+    rng, images = np.random.default_rng(0), range(12)
+    rows: dict[str, dict[int, Any]] = {"cls": {}, "loc": {}, "seg": {}}
+    for i in images:
+        rows["cls"][i] = rng.random(2).astype(np.float32), np.array([i % 2, i == 5], np.float32)
+        hits = np.ones((2, len(IOU_THRESHOLDS) + 1), np.int8) * (i % 3 > 0)
+        boxes = np.sort(rng.random(2).astype(np.float32))[::-1], np.array([0, 1], np.int16), np.zeros(2, np.int16)
+        rows["loc"][i] = BoxRow(*boxes, hits, np.array([1, i == 5], np.int32))
+        rows["seg"][i] = rng.random((len(FIELDS), 2))
+        rows["seg"][i][FIELDS.index("positive")] = 1, i == 5
+
+    def intervals(chunk: int) -> dict[str, tuple[float, float]]:
+        monkeypatch.setattr("fx_d2.evaluation.bootstrap._CHUNK_NUMBERS", chunk)
+        monkeypatch.setattr("fx_d2.evaluation.bootstrap.ENOUGH", 0.3)
+        evaluators = build_evaluators(RARE, options=MetricOptions(bootstrap=60))
+        patients = [str(i) for i in images]
+        return {f"{e.task}/{k}": v for e in evaluators for k, v in e.intervals(rows[e.task], patients).items()}
+
+    one, all_at_once = intervals(12), intervals(10**6)
+    for key, pair in one.items():
+        assert pair == pytest.approx(all_at_once[key], abs=1e-9, nan_ok=True), key
+    assert not np.isnan([one[key] for key in ("cls/auroc", "loc/AP40", "seg/dice_positives")]).any()

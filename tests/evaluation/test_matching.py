@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import tracemalloc
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,8 +67,8 @@ def ours(images: list[Image], classes: int) -> tuple[np.ndarray, np.ndarray]:
         positives = sum(int(((i.truth_classes == k) & ~i.crowd).sum()) for i in images)
         if positives:
             mine = hits[labels == k]
-            ones = np.ones((1, len(mine)), np.int64)
-            precision[:, k] = [average_precisions(mine[:, t], ones, np.array([positives]))[0] for t in range(12)]
+            once = np.zeros(len(mine), int), np.ones((1, 1), np.int64), np.array([positives])
+            precision[:, k] = [average_precisions(mine[:, t], *once)[0] for t in range(12)]
             for j, count in enumerate(COUNTS):
                 recall[:, k, j] = (hits[(labels == k) & (rank < count)] == HIT).sum(axis=0) / positives
     return precision, recall
@@ -143,10 +144,22 @@ def test_weights_are_copies_of_images() -> None:
     hits = rng.choice([HIT, MISS, MISS, IGNORED], 40).astype(np.int8)
     weights = rng.integers(0, 3, (20, 8))
     weights[0] = 0
-    found = average_precisions(hits, weights[:, image], weights @ truth)
+    found = average_precisions(hits, image, weights, weights @ truth)
     assert np.isnan(found[0])
     for row_weights, value in zip(weights[1:], found[1:], strict=True):
         assert value == pytest.approx(by_hand(hits, row_weights[image], int(row_weights @ truth)), abs=1e-12)
+
+
+def test_draws_cost_memory_for_hits_and_not_for_boxes() -> None:
+    rng = np.random.default_rng(0)
+    hits, image = np.zeros(20_000, np.int8), rng.integers(0, 200, 20_000)
+    hits[::400] = HIT
+    weights = rng.integers(0, 3, (500, 200))
+    tracemalloc.start()
+    average_precisions(hits, image, weights, weights.sum(axis=1))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 500 * 20_000  # bytes: one for each draw and box
 
 
 def by_hand(hits: np.ndarray, weights: np.ndarray, positives: int) -> float:

@@ -4,11 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from fx_d2.evaluation import (
     LocalizationEvaluator,
-    auroc,
-    average_precision,
     build_evaluators,
     paired_differences,
     read_scores,
@@ -98,14 +97,16 @@ def found(tmp_path: Path) -> tuple[Rows, Rows, dict]:
     return first, second, paired_differences(*files, draws=DRAWS, seed=SEED)
 
 
-@pytest.mark.parametrize(("metric", "function"), [("auroc", auroc), ("ap", average_precision)])
+@pytest.mark.parametrize(("metric", "function"), [("auroc", roc_auc_score), ("ap", average_precision_score)])
 def test_labels_agree_with_drawing_the_images_themselves(found: tuple, metric: str, function: object) -> None:
     first, second, pairs = found
 
     def mean(rows: Rows, images: list[int]) -> float:
-        table = [rows["cls"][i] for i in images]
-        scores, labels = np.array([r[0] for r in table]), np.array([r[1] for r in table])
-        return float(np.mean([function(scores[:, k], labels[:, k]) for k in (1, 0)]))
+        values = []
+        for k in (1, 0):
+            known = [(rows["cls"][i][1][k], rows["cls"][i][0][k]) for i in images if not np.isnan(rows["cls"][i][1][k])]
+            values.append(function(*zip(*known, strict=True)) if len({label for label, _ in known}) == 2 else np.nan)
+        return float(np.mean(values))
 
     gains = [mean(second, images) - mean(first, images) for images in drawn_images(list(first["cls"]))]
     pair = pairs[f"cls/{metric}"]
@@ -155,3 +156,8 @@ def test_only_tasks_of_both_and_only_the_same_images(tmp_path: Path) -> None:
     others = read_scores(write(tmp_path / "c.npz", rows_of(2), patients=PATIENTS[::-1]))
     with pytest.raises(FXError, match="patient_id differ"):
         paired_differences(whole, others, draws=5, seed=0)
+    other_truth = rows_of(2)
+    other_truth["cls"][7][1][0] = 1 - other_truth["cls"][7][1][0]
+    relabelled = read_scores(write(tmp_path / "d.npz", other_truth))
+    with pytest.raises(FXError, match="cls_labels differ"):
+        paired_differences(whole, relabelled, draws=5, seed=0)

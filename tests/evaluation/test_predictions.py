@@ -45,19 +45,21 @@ def test_written_predictions_are_read_back_by_image_id(tmp_path: Path) -> None:
     record = prediction_record(SAMPLE, output(), 0.0)
     path = tmp_path / "new" / "predictions_teacher.json"
     write_predictions(path, "teacher", {"a_test": [record], "b_test": []}, 0.05)
-    assert read_predictions(path, "a_test") == ("teacher", {7: record})
-    assert read_predictions(path, "b_test") == ("teacher", {})
+    assert read_predictions(path, "a_test", 0.05) == ("teacher", {7: record})
+    assert read_predictions(path, "b_test", 0.3) == ("teacher", {})
 
 
 def test_file_errors_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(FXError, match="No such file"):
-        read_predictions(tmp_path / "absent.json", "full_test")
+        read_predictions(tmp_path / "absent.json", "full_test", 0.3)
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(FXError, match="not json"):
-        read_predictions(tmp_path / "bad.json", "full_test")
+        read_predictions(tmp_path / "bad.json", "full_test", 0.3)
     (tmp_path / "other.json").write_text(json.dumps([1]))
     with pytest.raises(FXError, match="not a predictions file"):
-        read_predictions(tmp_path / "other.json", "full_test")
+        read_predictions(tmp_path / "other.json", "full_test", 0.3)
     write_predictions(tmp_path / "good.json", "student", {"full_test": []}, 0.05)
     with pytest.raises(FXError, match="no split 'full_val', only"):
-        read_predictions(tmp_path / "good.json", "full_val")
+        read_predictions(tmp_path / "good.json", "full_val", 0.3)
+    with pytest.raises(FXError, match="boxes with a score of 0.05 or more, not from 0.01 on"):
+        read_predictions(tmp_path / "good.json", "full_test", 0.01)

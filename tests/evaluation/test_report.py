@@ -81,12 +81,21 @@ def test_one_model_has_one_column_and_strange_datasets_come_last() -> None:
     assert [row[0] for row in rows[2:]] == ["NIH ChestX-ray14 (val)", "NIH ChestX-ray14 (test)", "zzz"]
 
 
+def test_a_bar_in_a_name_divides_no_cell() -> None:
+    assert "| a\\|b " in per_class_table({"student/nih/cls/auroc/a|b": 0.5}, SPECS)
+
+
 def test_no_metrics_give_an_empty_table() -> None:
     assert "dataset" in results_table({}, SPECS) and "class" in per_class_table({}, SPECS)
 
 
 def test_results_on_disk(tmp_path: Path) -> None:
-    meta = {"config_hash": "abc", "command": "train_net.py --eval-only", "seed": 3, "versions": {"torch": "2"}}
+    meta = {
+        "config": "A: 1\nB:\n  C: 2\n",
+        "command": "train_net.py --eval-only",
+        "seed": 3,
+        "versions": {"torch": "2"},
+    }
     report = write_results(tmp_path / "new" / "results.json", FOUND, meta, SPECS)
     content = json.loads((tmp_path / "new" / "results.json").read_text(), parse_constant=pytest.fail)
     assert content["meta"] == meta
@@ -102,6 +111,7 @@ def test_results_on_disk(tmp_path: Path) -> None:
         results_table(METRICS, SPECS, FOUND.intervals),
         per_class_table(METRICS, SPECS),
         "--eval-only",
+        "    A: 1\n    B:\n      C: 2\n",
     ):
         assert part in text
     assert sorted(path.name for path in report.parent.iterdir()) == ["results.json", "results.md"]

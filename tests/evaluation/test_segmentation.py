@@ -5,11 +5,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fvcore.transforms.transform import TransformList
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pycocotools import mask as mask_utils
 
+from fx_d2.data.augmentation import ResizeTransform
+from fx_d2.data.mapper import _mask_targets
 from fx_d2.evaluation import MetricOptions, SegmentationEvaluator, dice
 from fx_d2.evaluation.segmentation import FIELDS, hausdorff95, overlap
 from fx_d2.structures import DatasetSpec, FXError
@@ -98,7 +101,8 @@ def test_ignored_pixels_do_not_count() -> None:
     inside = LEFT & ~ignore
     result = run([sample(1, [LEFT, EMPTY], ignore)], [output(inside, ignore)])
     assert result["dice/lung"] == 1.0 and result["dice/heart"] == 1.0
-    assert np.isnan(run([sample(1, [LEFT, EMPTY], ~EMPTY)], [output(LEFT, LEFT)])["dice"])
+    nothing = run([sample(1, [LEFT, EMPTY], ~EMPTY)], [output(LEFT, LEFT)])
+    assert np.isnan(nothing["dice"]) and nothing["images"] == 0
     only_ignored = run([sample(1, [ignore & LEFT, EMPTY], ignore)], [output(EMPTY, EMPTY)])
     assert np.isnan(only_ignored["dice_positives"])
 
@@ -154,6 +158,15 @@ def test_at_the_networks_resolution_the_maps_are_compared_with_the_shrunken_trut
     lost = run([sample(1, [one_pixel, EMPTY])], [output(EMPTY, EMPTY)])
     assert lost["dice/lung"] == 0.0 and lost["dice_positives/lung"] == 0.0
     assert lost["network_dice/lung"] == 1.0 and np.isnan(lost["network_dice_positives/lung"])
+
+
+def test_the_truth_shrinks_exactly_as_in_training() -> None:
+    """1024 to 224 pixels in small: the middle of every seventh new pixel lies between two old ones."""
+    truth = np.random.default_rng(3).random((2, 32, 32)) < 0.5
+    record = sample(1, list(truth)) | {"height": 32, "width": 32}
+    trained = _mask_targets(record, TransformList([ResizeTransform(old=(32, 32), new=(7, 7))]), (7, 7), [0, 1])
+    found = {"masks": torch.from_numpy(truth), "seg": trained["masks"].float()}
+    assert run([record], [found])["network_dice"] == 1.0
 
 
 def brute_force_hausdorff(a: np.ndarray, b: np.ndarray) -> float:

@@ -149,3 +149,14 @@ def test_the_embedding_is_what_the_classification_heads_read(model: FoundationX,
     scores = model.cls_heads["tiny"](feature).sigmoid()
     assert feature.shape == (2, model.backbone.channels[-1])
     assert torch.equal(scores, torch.stack([found["cls"] for found in model(batch)]))
+
+
+def test_a_single_image_where_group_norms_have_groups_of_one_number(tiny_cfg: CfgNode, make_batch: Make) -> None:
+    """64 pixels end in a map of 1 x 1, and 32 groups of 32 channels have a channel each."""
+    tiny_cfg.MODEL.LOC.HIDDEN_DIM = tiny_cfg.MODEL.SEG.DIM = 32
+    tiny_cfg.MODEL.SEG.update({"NORM": "GN", "POOL_BINS": [1, 2, 3, 6]})
+    torch.manual_seed(0)
+    model, batch = build_model(tiny_cfg).eval(), make_batch("cls", (1, 1))
+    (alone,), (beside, _) = model(batch[:1]), model(batch)
+    assert torch.allclose(alone["seg"], beside["seg"], atol=1e-5)
+    assert torch.allclose(alone["instances"].scores, beside["instances"].scores, atol=1e-5)

@@ -76,7 +76,7 @@ def make_run(tmp_path: Path) -> MakeRun:
             files[key] = f"inference/scores_{key.replace('/', '_')}_{split}.npz"
             write_scores(folder / files[key], spec, images, arrays)
         known = {name: {"content_hash": f"sha256:{(hashes or {}).get(name, name)}"} for name in splits}
-        meta = {"splits": splits, "datasets": known, "weights": "", "weights_hash": {"student": "sha256:" + "ab" * 32}}
+        meta = {"splits": splits, "datasets": known, "weights": "", "weights_hash": {"student": f"sha256:{name}"}}
         content = {"format": FORMAT, "version": VERSION, "meta": meta | {"config": "{}", "time": "2026-01-02T03:04:05"}}
         content |= {"metrics": metrics, "intervals": intervals or {}, "details": {}, "subgroups": {}, "scores": files}
         (folder / "results.json").write_text(json.dumps(content | dict(more or {})))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -84,12 +85,22 @@ def test_repetitions_have_a_mean_and_other_methods_a_table(make_run: MakeRun) ->
     assert [len(group) for group in methods(read_runs([str(folder) for folder in folders]))] == [2, 1]
 
 
+def test_weights_that_are_evaluated_again_are_no_repetition(make_run: MakeRun) -> None:
+    metrics = {"student/siim_acr/cls/auroc": 0.8}
+    folders = [make_run(name, ("siim_acr", "node21"), ALL, metrics) for name in ("a", "b")]
+    content = json.loads((folders[0] / "results.json").read_text())
+    (folders[1] / "results.json").write_text(json.dumps(content))
+    tables = tables_of(*folders)
+    assert [table.title for table in tables] == ["Pretraining: a", "Pretraining: b"]
+    assert row_of(tables[0], "SIIM-ACR", "AUROC")["student"] == "80.00"
+
+
 def test_baselines_of_two_configs_are_not_mixed(make_run: MakeRun, joint: Path) -> None:
     metrics = {"student/siim_acr/cls/auroc": 0.95}
     singles = [make_run(f"s{lr}", ("siim_acr",), ("cls",), metrics, lr=lr) for lr in (1e-4, 1e-3)]
     (table,) = tables_of(joint, *singles)
     assert row_of(table, "SIIM-ACR", "AUROC")["baseline"] == "95.00"
-    assert table.notes[-1] == "baselines of another config are left out: s0.001"
+    assert table.notes[-1] == "baselines left out, of another config or of weights that are there already: s0.001"
 
 
 def test_organs_have_a_row_a_class(make_run: MakeRun) -> None:

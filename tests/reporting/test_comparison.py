@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fx_d2.evaluation import paired_differences, read_scores
-from fx_d2.evaluation.paired import _check_same
+from fx_d2.evaluation.paired import _shared_tasks
 from fx_d2.reporting.comparison import Comparer, comparison_table, find_side, same_split
 from fx_d2.reporting.runs import Run, read_runs
 from fx_d2.structures import FXError
@@ -70,8 +70,8 @@ def test_runs_with_nothing_in_common(runs: tuple[Run, ...], make_run: MakeRun) -
 def test_a_model_of_one_task_is_compared_in_it() -> None:
     """A baseline of one task has no classes of the others (DATASETS.TASKS)."""
     first = {"dataset": np.array("films"), "image_id": np.arange(2), "patient_id": np.array(["a", "b"])}
-    first |= {f"{task}_classes": np.array(["x"]) for task in ("cls", "loc", "seg")} | {"seg_dice": np.zeros((2, 1))}
+    first |= {f"{task}_classes": np.array(["x"]) for task in ("cls", "loc", "seg")} | {"seg_positive": np.zeros((2, 1))}
     second = first | {"cls_classes": np.array([], str)}
-    _check_same(first, second)
+    assert _shared_tasks(first, second) == ["seg"]
     with pytest.raises(FXError, match="their seg_classes differ"):
-        _check_same(first, second | {"seg_classes": np.array(["y"])})
+        _shared_tasks(first, second | {"seg_classes": np.array(["y"])})

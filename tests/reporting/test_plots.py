@@ -28,15 +28,16 @@ SLOTS = [("jsrt", "seg"), ("other", "cls")]
 
 
 def test_a_metric_over_passes() -> None:
-    (figure,) = metric_plots(HISTORY, SLOTS, "run")  # nothing is known of the other dataset
+    # The third pass of a cycle was not evaluated.
+    (figure,) = metric_plots(HISTORY, SLOTS, 3, "run")  # nothing is known of the other dataset
     assert figure.alt == (
-        "Dice of JSRT (SCR) over 3 passes: student 40.0 at the end, best 50.0 after 2 passes; "
-        "teacher 30.0 at the end, best 30.0 after 3 passes."
+        "Dice of JSRT (SCR) over 4 passes: student 40.0 at the end, best 50.0 after 2 passes; "
+        "teacher 30.0 at the end, best 30.0 after 4 passes."
     )
     text = svg(figure)
     assert {"focused", "unfocused", "student", "teacher", "passes"} <= set(re.findall(r">([a-z]+)</text>", text))
-    assert figure == metric_plots(HISTORY, SLOTS, "run")[0]  # no time, no chance
-    assert metric_plots(HISTORY[:1], SLOTS, "run") == []
+    assert figure == metric_plots(HISTORY, SLOTS, 3, "run")[0]  # no time, no chance
+    assert metric_plots(HISTORY[:1], SLOTS, 3, "run") == []
 
 
 def test_losses_gradients_and_learning_rate() -> None:

@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 
 from fx_d2.config import PAPER_STRATEGY
+from fx_d2.data.table import BY_NAME
+from fx_d2.engine.schedule import PhaseSchedule, build_cycle
 from fx_d2.reporting.recipe import Recipe
 
 
@@ -22,6 +24,7 @@ def test_slots_are_tasks_that_the_strategy_and_the_dataset_have() -> None:
     assert (
         recipe.teacher and not recipe.single and not recipe.heads_only and recipe.datasets == ("chexpert", "siim_acr")
     )
+    assert recipe.passes == 6  # cls; cls, loc locked and released, seg likewise
     own = Recipe.from_settings(settings(["own_train"]), {"own": ["seg"]})
     assert own.slots == (("own", "seg"),) and own.single
 
@@ -33,6 +36,15 @@ def test_a_config_may_use_some_tasks_and_rows_some_datasets() -> None:
         row | {"datasets": ["node21"]} if row["task"] == "loc" else row for row in PAPER_STRATEGY
     ]
     assert Recipe.from_settings(some, {}).slots == (("siim_acr", "cls"), ("node21", "cls"), ("node21", "loc"))
+
+
+def test_a_cycle_has_as_many_passes_as_the_schedule() -> None:
+    strategy = [row | {"passes": 2} if row["task"] == "cls" else row for row in PAPER_STRATEGY]
+    some = settings(["siim_acr_train", "node21_train"], strategy)
+    some["SCHEDULE"]["REPEAT"] = {"node21": 3}
+    phases = build_cycle([BY_NAME["siim_acr"], BY_NAME["node21"]], strategy)
+    schedule = PhaseSchedule(phases, [1] * len(phases), 1, repeat={"node21": 3})
+    assert Recipe.from_settings(some, {}).passes == len(schedule.phases) == 6 + 3 * 4
 
 
 def test_heads_only_and_few_images() -> None:

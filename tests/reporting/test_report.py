@@ -48,6 +48,12 @@ def test_comparisons_that_were_asked_for(make_run: MakeRun) -> None:
         report(*folders, compare=(("r1", "r3"),))
 
 
+def test_names_that_would_be_one_file_are_refused(make_run: MakeRun) -> None:
+    folders = [make_run(name, ("films",), ("cls",), METRICS) for name in ("a+b", "a b")]
+    with pytest.raises(FXError, match=r"a\+b, a b: their files would have one name"):
+        report(*folders)
+
+
 def test_pictures_that_cannot_be_drawn_are_a_sentence(make_run: MakeRun) -> None:
     folder = make_run("a", ("films",), ("cls",), METRICS)
     document = build_report(read_runs([str(folder)]), ReportOptions(pictures=1))
@@ -58,7 +64,7 @@ def test_pictures_that_cannot_be_drawn_are_a_sentence(make_run: MakeRun) -> None
 def test_splits_without_pictures_for_one_reason_share_a_sentence(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(gallery, "read_all_predictions", lambda path: ("student", {"films_test": {}}))
+    monkeypatch.setattr(gallery, "read_all_predictions", lambda path, score_thresh: ("student", {"films_test": {}}))
     folder = make_run("a", ("films", "more"), ("cls",), METRICS | {"student/more/cls/auroc": 0.5})
     section = gallery.galleries(read_runs([str(folder)])[0].results, "a", str(folder / "none"), 1)
     (line,) = section.text

@@ -16,7 +16,8 @@ def test_a_number_is_shown_with_what_is_known_of_it() -> None:
     assert str(Number(value=90.034)) == "90.03"
     assert str(Number(value=90.034, interval=(88.12, 91.96))) == "90.03 [88.1, 92.0]"
     assert str(Number(value=80.0, deviation=1.234, runs=5)) == "80.00 ± 1.23 (5)"
-    assert str(Number(value=1.25, signed=True, interval=(-0.04, 2.0))) == "+1.25 ↑ [+0.0, +2.0]"
+    assert str(Number(value=1.25, signed=True, interval=(-0.04, 2.0))) == "+1.25 ↑ [-0.04, +2.00]"
+    assert str(Number(value=1.25, signed=True, interval=(-0.004, 2.0))) == "+1.25 ↑ [0.00, +2.00]"
     assert str(Number(value=-1.25, signed=True)) == "-1.25 ↓"
 
 
@@ -28,7 +29,7 @@ def test_the_arrow_follows_what_is_shown(value: float, shown: str) -> None:
 def test_blank_is_not_zero() -> None:
     assert percent(None) == "" == percent(math.nan) == count(None) == difference("", Number(value=1.0))
     assert str(percent(0.0)) == "0.00" and str(count(3.0)) == "3"
-    assert str(difference(percent(0.5), percent(0.25), (-0.3, -0.2))) == "-25.00 ↓ [-30.0, -20.0]"
+    assert str(difference(percent(0.5), percent(0.25), (-0.3, -0.2))) == "-25.00 ↓ [-30.00, -20.00]"
 
 
 TABLE = Table(

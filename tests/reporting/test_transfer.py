@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from fx_d2.reporting.baselines import OTHERS, title_of
 from fx_d2.reporting.paper import read_paper
 from fx_d2.reporting.runs import read_runs
 from fx_d2.reporting.tables import Table
@@ -73,7 +74,7 @@ def test_runs_of_another_config_are_not_averaged(make_run: MakeRun) -> None:
         make_run(f"s{lr}", ("jsrt",), ("seg",), jsrt(0.9), images=3, draw=i, lr=lr) for i, lr in enumerate((1e-4, 1e-3))
     ]
     (table,) = tables_of(folders)
-    assert rows_of(table)[-1]["from random"] == "90.00" and table.notes[-1] == "of another config, left out: s0.001"
+    assert rows_of(table)[-1]["from random"] == "90.00" and table.notes[-1] == f"left out, {OTHERS}: s0.001"
 
 
 def test_heads_only_against_all_of_the_model(make_run: MakeRun) -> None:
@@ -87,7 +88,33 @@ def test_heads_only_against_all_of_the_model(make_run: MakeRun) -> None:
     (row,) = rows_of(table)
     assert (row["baseline"], row["heads only"], row["full"]) == ("12.00", "14.00", "15.50")
     assert row["full - heads only"] == "+1.50 ↑" and row["paper: heads only"] == "14.30"
-    assert table.title.endswith("from fx")
+    assert table.title.endswith("from fx") and len(table.notes) == 1
+    folders.append(make_run("c", ("vindr_local",), ("loc",), {key: 0.16}, lr=1e-3, **start))
+    table = next(table for table in tables_of(folders) if table.key == "heads_only")
+    assert rows_of(table)[0]["full"] == "15.50" and table.notes[-1] == f"left out, {OTHERS}: c"
+
+
+def test_a_fine_tuning_from_elsewhere_is_no_baseline_of_heads(make_run: MakeRun) -> None:
+    key = "student/vindr_local/loc/AP40"
+    starts = {name: {"weights": f"output/{name}/model_final.pth"} for name in ("fx", "other")}
+    folders = [
+        make_run(f"{name}_{heads}", ("vindr_local",), ("loc",), {key: value + heads}, heads=heads, **facts)
+        for (name, facts), value in zip(starts.items(), (0.1, 0.2), strict=True)
+        for heads in (False, True)
+    ]
+    tables = [table for table in tables_of(folders) if table.key.startswith("heads_only")]
+    assert [rows_of(table)[0]["full"] for table in tables] == ["10.00", "20.00"]
+    assert [rows_of(table)[0]["baseline"] for table in tables] == ["", ""]
+
+
+def test_rows_come_in_the_order_of_the_runs(make_run: MakeRun) -> None:
+    names = ["vindr_ribcxr", "siim_acr", "jsrt", "candid_ptx", "nih_montgomery", "chestx_det"]
+    folders = [
+        make_run(name, (name,), ("seg",), {f"student/{name}/seg/dice": 0.5}, weights="output/fx/model_final.pth")
+        for name in names
+    ]
+    (table,) = tables_of(folders)
+    assert list(dict.fromkeys(row[0].partition(":")[0] for row in table.rows)) == [title_of(name) for name in names]
 
 
 def test_no_such_runs_no_tables(make_run: MakeRun) -> None:

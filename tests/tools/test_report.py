@@ -129,6 +129,7 @@ def test_no_pictures_when_not_asked_for_or_the_dataset_is_another(
         (["--gallery", "-1"], "--gallery must be 0 or more"),
         (["--paper", "absent.yaml"], "absent.yaml"),
         (["--data", "absent"], "--data absent: no such folder"),
+        (["--compare", "own", "own", "--draws", "0"], "--compare needs draws"),
         (["--compare", "own", "other"], "--compare other: no evaluated run of that name"),
     ],
 )

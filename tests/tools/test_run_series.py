@@ -137,7 +137,7 @@ def test_a_series_trains_tests_and_is_not_run_twice(
         values.append(100 * results["metrics"]["student/films/cls/auroc"])
     mean, deviation = np.mean(values), np.std(values, ddof=1)
     row = [cell.strip() for cell in first.splitlines()[-1].strip("|").split("|")]
-    assert row == ["student", "films", "AUROC", "2", f"{mean:.2f} ± {deviation:.2f}"]
+    assert row == ["student", "films_test", "AUROC", f"{mean:.2f} ± {deviation:.2f} (2)"]
     series.main([*words, *opts])
     again = capsys.readouterr().out
     assert again.count("was done") == 2 and again.splitlines()[-3:] == first.splitlines()[-3:]

@@ -106,6 +106,7 @@ def test_pictures_from_a_checkpoint(tool: ModuleType, world: Path, monkeypatch: 
         (range(1, 11), ("--which", "student"), "--which asks for the student's"),
         (range(1, 11), ("--dataset", "nowhere_test"), "nowhere_test: no split of the config's datasets"),
         (range(1, 11), ("--num", "0"), "--num 0"),
+        (range(1, 11), ("--score-thresh", "0.01"), "not from 0.01 on"),
         (range(50, 52), (), "holds no image of this split"),
         (range(2, 3), ("--predictions", "absent.json"), "absent.json"),
     ],

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from fx_d2.layers.checkpointing import run_layer
 from fx_d2.layers.constants import constant
 from fx_d2.layers.deformable_attention import DeformableAttention
+from fx_d2.layers.group_norm import GroupNorm
 from fx_d2.layers.position_encoding import encode_positions
 from fx_d2.structures import FXError
 
@@ -109,7 +110,7 @@ class LocEncoder(nn.Module):
         self.num_levels = len(in_channels) + 1
         projections = [nn.Conv2d(c, dim, 1) for c in in_channels]
         projections.append(nn.Conv2d(in_channels[-1], dim, 3, stride=2, padding=1))
-        self.input_proj = nn.ModuleList(nn.Sequential(conv, nn.GroupNorm(_GROUPS, dim)) for conv in projections)
+        self.input_proj = nn.ModuleList(nn.Sequential(conv, GroupNorm(_GROUPS, dim)) for conv in projections)
         for conv in projections:
             nn.init.xavier_uniform_(conv.weight)
             nn.init.zeros_(conv.bias)  # type: ignore[arg-type]  # a convolution may have none
