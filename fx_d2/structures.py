@@ -105,7 +105,7 @@ class DatasetSpec:
         paired = [name for pair in pairs for name in pair]
         if any(len(pair) != 2 for pair in pairs) or len(set(paired)) != len(paired):
             raise FXError(
-                f"dataset {self.name!r}: flip_pairs must be pairs of names, each name in one pair, not {self.flip_pairs}"
+                f"dataset {self.name!r}: flip_pairs must be pairs of names, a name in one pair, not {self.flip_pairs}"
             )
         strange = set(paired) - known
         if strange:

@@ -42,7 +42,7 @@ FULL = DatasetSpec(
         ({"blank": "ones"}, "blank ignore or zeros"),
         ({"reporting": ("a", "c")}, "'toy': reporting names classes"),
         ({"flip_pairs": (("a", "left"),)}, r"flip_pairs names unknown classes \['left'\]"),
-        ({"cls_classes": ("a", "b", "c"), "flip_pairs": (("a", "b"), ("b", "c"))}, "each name in one pair"),
+        ({"cls_classes": ("a", "b", "c"), "flip_pairs": (("a", "b"), ("b", "c"))}, "a name in one pair"),
         ({"flip_pairs": ("ab",)}, "flip_pairs must be pairs"),
         ({"soft_range": (0.5, 3)}, r"soft_range must be two numbers in \[0, 1\]"),
     ],

@@ -52,10 +52,10 @@ def write_split(
         split: "train", "val" or "test".
         image_root: folder of the images, absolute or relative to the json's folder.
         images: one mapping an image with `file_name` (relative to image_root), `width`, `height` (pixels),
-            `patient_id` (a text or whole number), and per task, None meaning not annotated: `labels` (list per cls class of 1, 0,
-            -1 = uncertain, None = blank), `boxes` (list of (class name, [x, y, w, h] in pixels); empty list = true
-            negative), `masks` (list per seg class of array (H, W), RLE, {"file": mask file relative to image_root, read
-            when needed}, or None = unknown; all-zero = annotated and absent).
+            `patient_id` (text or whole number), and per task, None meaning not annotated: `labels` (list per cls class
+            of 1, 0, -1 = uncertain, None = blank), `boxes` (list of (class name, [x, y, w, h] in pixels); empty list =
+            true negative), `masks` (list per seg class of array (H, W), RLE, {"file": mask file relative to image_root,
+            read when needed}, or None = unknown; all-zero = annotated and absent).
             Optional: `study_id`; `intensity` ([black, white] of the stored values, see `read_image`); `stored_size`
             (see `cache_images`); `ignore_mask` (array or RLE: pixels to leave out of loss and metrics); `meta` (plain
             data).

@@ -196,7 +196,10 @@ def _attach_boxes(
         (~np.isfinite(boxes).all(1), "has a coordinate that is not a finite number"),
         ((boxes[:, 2:] <= 0).any(1), "has no area"),
         (outside, "leaves its image"),
-        (np.array([type(c) is not int or c not in known_ids for c in classes]), f"has an unknown category_id (1..{len(known_ids)})"),
+        (
+            np.array([type(c) is not int or c not in known_ids for c in classes]),
+            f"has an unknown category_id (1..{len(known_ids)})",
+        ),
         (np.array([not owner["annotated"]["loc"] for owner in owners]), "is on an image with boxes_annotated false"),
     )
     for wrong, text in faults:
