@@ -1,4 +1,4 @@
-"""Readers of what public releases hold beside images: tables, json files, and where each image lies.
+"""Readers of what public releases and folders hold beside images: tables, json files, and where each image lies.
 
 Byte order marks, blanks around cells and headers, and gzip are harmless; every fault is an FXError of one line.
 """
@@ -45,7 +45,7 @@ def read_rows(path: Path, columns: Sequence[str], *, optional: Sequence[str] = (
                     raise FXError(f"{path}: row {number} has {len(cells)} cells, the header {len(header)}")
                 yield {name: "" if place is None else cells[place].strip() for name, place in places.items()}
     except FileNotFoundError:
-        raise FXError(f"{path}: not found; datasets/README.md shows what the release holds") from None
+        raise FXError(f"{path}: not found; datasets/README.md shows what is needed") from None
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
         raise FXError(f"{path}: cannot be read as a table after row {number} ({error})") from None
     if number == 1:
@@ -69,7 +69,7 @@ def read_json(path: Path, kind: type[dict] | type[list]) -> Any:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        raise FXError(f"{path}: not found; datasets/README.md shows what the release holds") from None
+        raise FXError(f"{path}: not found; datasets/README.md shows what is needed") from None
     except (OSError, ValueError) as error:
         raise FXError(f"{path}: not readable json ({error})") from None
     if not isinstance(content, kind):
@@ -82,7 +82,7 @@ def find_file(root: Path, names: Sequence[str]) -> Path:
     found = sorted(path for name in names for path in root.rglob(name) if path.is_file())
     if len(found) != 1:
         problem = f"{len(found)} files of the name, {found[0]} and {found[1]}" if found else "not found in the folder"
-        raise FXError(f"{root}: {' or '.join(names)}: {problem}; datasets/README.md shows what the release holds")
+        raise FXError(f"{root}: {' or '.join(names)}: {problem}; datasets/README.md shows what is needed")
     return found[0]
 
 
@@ -98,7 +98,7 @@ def index_files(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
         FXError: no such folder, no such file, or two of one name.
     """
     if not folder.is_dir():
-        raise FXError(f"{folder}: no such folder; datasets/README.md shows what the release holds")
+        raise FXError(f"{folder}: no such folder; datasets/README.md shows what is needed")
     files: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         ending = next((ending for ending in endings if path.name.lower().endswith(ending)), None)
