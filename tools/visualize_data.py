@@ -128,6 +128,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FXError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"error: {error.filename or args.output}: {error.strerror or error}", file=sys.stderr)
+        return 1
     print("\n".join(str(path) for path in written))
     return 0
 

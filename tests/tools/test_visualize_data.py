@@ -108,3 +108,9 @@ def test_refused(
 ) -> None:
     assert run(tool, config, *options) == 1
     assert message in capsys.readouterr().err
+
+
+def test_output_that_is_a_file(tool: ModuleType, config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (config.parent / "out").write_text("")
+    assert run(tool, config) == 1
+    assert capsys.readouterr().err == f"error: {config.parent / 'out'}: File exists\n"
