@@ -174,6 +174,7 @@ def prepare(plan: Plan, options: Options) -> Prepared:
     if not plan.cases:
         raise FXError(f"{plan.root}: the release's tables name no image")
     cases, target = _choose(plan, options), options.output / plan.spec.name
+    check_patients({split: [vars(case) for case in cases if case.split == split] for split in SPLITS})
     cache = f"cache_{options.cache_size}" if options.cache_size and not options.dry_run else ""
     work = partial(_annotate, plan.annotate, plan.root, options, target / cache if cache else None)
     images: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
@@ -191,7 +192,6 @@ def prepare(plan: Plan, options: Options) -> Prepared:
     images = {split: rows for split, rows in images.items() if rows}
     if not images:
         raise FXError(f"{plan.root}: no image is left")
-    check_patients(images)
     texts = {"source": "; ".join(filter(None, (plan.spec.source, plan.note))), "release": plan.release}
     if not options.dry_run:
         image_root = cache or relative_root(plan.root, target)
