@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,9 +78,18 @@ def read_json(path: Path, kind: type[dict] | type[list]) -> Any:
     return content
 
 
+def find_files(folder: Path, names: Sequence[str] = ()) -> list[Path]:
+    """The files of a folder, at any depth, sorted; with `names`, those called so.
+
+    Folders behind links are looked through as well: large releases are often spread over disks.
+    """
+    walk = os.walk(folder, followlinks=True)
+    return sorted(Path(top, name) for top, _, files in walk for name in files if not names or name in names)
+
+
 def find_file(root: Path, names: Sequence[str]) -> Path:
     """The file of one of these names in a folder, at any depth; FXError when there is none, or several."""
-    found = sorted(path for name in names for path in root.rglob(name) if path.is_file())
+    found = find_files(root, names)
     if len(found) != 1:
         problem = f"{len(found)} files of the name, {found[0]} and {found[1]}" if found else "not found in the folder"
         raise FXError(f"{root}: {' or '.join(names)}: {problem}; datasets/README.md shows what is needed")
@@ -100,7 +110,7 @@ def index_files(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
     if not folder.is_dir():
         raise FXError(f"{folder}: no such folder; datasets/README.md shows what is needed")
     files: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
+    for path in find_files(folder):
         ending = next((ending for ending in endings if path.name.lower().endswith(ending)), None)
         if ending is None or path.name.startswith(".") or not path.is_file():
             continue
