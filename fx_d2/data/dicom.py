@@ -104,7 +104,9 @@ def _picture(dataset: Any, pixels: ModuleType, where: str) -> np.ndarray:
     bits = int(dataset.BitsStored)
     low = -(2 ** (bits - 1)) if dataset.PixelRepresentation == 1 else 0
     if stored.min() < low or stored.max() >= low + 2**bits:
-        raise FXError(f"{where}: has values {stored.min()} to {stored.max()}, beyond the {bits} bits it states")
+        raise FXError(
+            f"{where}: has values {stored.min()} to {stored.max()}, beyond the {bits} bits it states; convert the file"
+        )
     if stored.ndim == 3 and dataset.SamplesPerPixel == 3:
         return (stored @ np.array([0.299, 0.587, 0.114]) / (2**bits - 1)).astype(np.float32)
     kind = str(dataset.PhotometricInterpretation)
