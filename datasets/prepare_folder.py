@@ -9,17 +9,19 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from fx_d2.data.annotations import load_spec
 from fx_d2.data.folder import FolderOptions, prepare_folder
-from fx_d2.data.summary import count_table
-from fx_d2.structures import LABEL_POLICIES, FXError
+from fx_d2.data.preparation import Prepared, report
+from fx_d2.structures import LABEL_POLICIES, DatasetSpec, FXError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prepare one folder; returns 0, or 1 after one line on stderr about what is wrong."""
+    """Prepare one folder; see `preparation.report`."""
     args = _parser().parse_args(argv)
-    try:
+
+    def work() -> tuple[DatasetSpec, Prepared]:
         options = FolderOptions(
             name=args.name,
             tasks=_names(args.tasks),
@@ -32,19 +34,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             cache_size=args.cache_size,
         )
         target, splits = prepare_folder(args.source, args.output, options)
-        sys.stdout.write(count_table(load_spec(target), splits) + "\n")
-    except FXError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    first = next(iter(splits))
-    sys.stdout.write(f"written to {target}; use it as DATASETS.ROOT {args.output} and split {target.name}_{first}\n")
-    return 0
+        return load_spec(target), (target, splits)
+
+    return report(work, args.output)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", metavar="SRC", help="the folder, with dataset.json")
-    parser.add_argument("--output", required=True, metavar="DIR", help="root of the prepared datasets (DATASETS.ROOT)")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="root of the prepared datasets")
     parser.add_argument("--name", default="", help="name of the dataset (default: the one in dataset.json)")
     parser.add_argument("--tasks", default="", help="some of cls,loc,seg (default: all that the folder has)")
     parser.add_argument("--boxes", default="", metavar="KIND", help="kind of boxes, where the folder has several")

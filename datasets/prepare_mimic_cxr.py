@@ -6,6 +6,7 @@ Example: python datasets/prepare_mimic_cxr.py mimic-cxr-jpg --output datasets/pr
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ SPEC = BY_NAME["mimic_cxr"]
 SPLIT = {"train": "train", "validate": "val", "test": "test"}
 FRONTAL = ("AP", "PA")
 
+logger = logging.getLogger(__name__)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prepare the release; see `preparation.run`."""
@@ -33,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_plan(args: argparse.Namespace) -> Plan:
-    """A case a row of the split table; its annotation are the labels of its study, None where there are none."""
+    """A case a row of the split table; its annotation are the labels of its study, None where the table has none."""
     labels = {}
     table = find_table(args.source, args.labels)
     for row in read_rows(table, ("subject_id", "study_id", *SPEC.cls_classes)):
@@ -63,6 +66,10 @@ def make_plan(args: argparse.Namespace) -> Plan:
                 meta={"view": views[image]} if views[image] else {},
             )
         )
+    bare = [case for case in cases if case.annotation is None]
+    if bare:
+        known = f"{len({case.study_id for case in bare})} studies have no row in the table of labels"
+        logger.warning("%s: their %d images are not annotated, such as %s", known, len(bare), bare[0].image.name)
     return Plan(
         spec=SPEC, root=args.source, cases=cases, annotate=annotate, note=f"labels: {args.labels}; views: {args.views}"
     )
@@ -77,9 +84,7 @@ def find_table(source: Path, name: str) -> Path:
 
 
 def annotate(labels: Sequence[int | None] | None, shape: tuple[int, int]) -> Mapping[str, Any]:
-    """The labels; FXError where the study has none."""
-    if labels is None:
-        raise FXError("its study has no row in the table of labels")
+    """The labels, where the image's study has some."""
     return {"labels": labels}
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from fx_d2.data.derived_boxes import clip_box
 from fx_d2.data.metaimage import metaimage_type
 from fx_d2.data.preparation import Case, Plan, make_parser, run
-from fx_d2.data.release_files import find_file, index_files, read_rows
+from fx_d2.data.release_files import find_file, find_files, index_files, read_rows
 from fx_d2.data.table import BY_NAME
 from fx_d2.structures import FXError
 
@@ -79,7 +79,7 @@ def read_origins(source: Path) -> dict[str, str]:
     """The collection that each film comes from, such as "jsrt", as far as the release tells."""
     origins: dict[str, str] = defaultdict(str)
     for name in ORIGINS:
-        if any(source.rglob(name)):
+        if find_files(source, (name,)):
             rows = read_rows(find_file(source, (name,)), ("node21_img_id", "orig_dataset"))
             origins |= {row["node21_img_id"].removesuffix(".mha"): row["orig_dataset"] for row in rows}
     return dict(origins)

@@ -57,7 +57,7 @@ class DatasetSpec:
         reporting: classes whose mean is the headline AUROC; empty = all.
         published: classes whose mean AUROC the literature gives under the name of `reporting`, where it took other
             ones; reported as a second column. Empty = none.
-        flip_pairs: pairs of class names, of any task, that change places in a left-right flip.
+        flip_pairs: pairs of class names, of any task, that change places in a left-right flip; a name is in one pair.
         source: where the data comes from.
         licence: its terms.
         expected: published number of images per split as pairs (split, count); shown beside the counted ones.
@@ -97,9 +97,17 @@ class DatasetSpec:
             raise FXError(f"dataset {self.name!r}: uncertain must be one of {LABEL_POLICIES}, blank ignore or zeros")
         known = set(self.cls_classes) | set(self.loc_classes) | set(self.seg_classes)
         for field in ("reporting", "published"):
-            if not set(getattr(self, field)) <= set(self.cls_classes):
+            if isinstance(getattr(self, field), str) or not set(getattr(self, field)) <= set(self.cls_classes):
                 raise FXError(f"dataset {self.name!r}: {field} names classes that are not in cls_classes")
-        strange = {name for pair in self.flip_pairs for name in pair} - known
+        if len(self.soft_range) != 2 or not 0 <= self.soft_range[0] <= self.soft_range[1] <= 1:
+            raise FXError(f"dataset {self.name!r}: soft_range must be two numbers in [0, 1], not {self.soft_range}")
+        pairs: list[Any] = [(pair,) if isinstance(pair, str) else pair for pair in self.flip_pairs]
+        paired = [name for pair in pairs for name in pair]
+        if any(len(pair) != 2 for pair in pairs) or len(set(paired)) != len(paired):
+            raise FXError(
+                f"dataset {self.name!r}: flip_pairs must be pairs of names, a name in one pair, not {self.flip_pairs}"
+            )
+        strange = set(paired) - known
         if strange:
             raise FXError(f"dataset {self.name!r}: flip_pairs names unknown classes {sorted(strange)}")
 

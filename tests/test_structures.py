@@ -42,6 +42,9 @@ FULL = DatasetSpec(
         ({"blank": "ones"}, "blank ignore or zeros"),
         ({"reporting": ("a", "c")}, "'toy': reporting names classes"),
         ({"flip_pairs": (("a", "left"),)}, r"flip_pairs names unknown classes \['left'\]"),
+        ({"cls_classes": ("a", "b", "c"), "flip_pairs": (("a", "b"), ("b", "c"))}, "a name in one pair"),
+        ({"flip_pairs": ("ab",)}, "flip_pairs must be pairs"),
+        ({"soft_range": (0.5, 3)}, r"soft_range must be two numbers in \[0, 1\]"),
     ],
 )
 def test_a_wrong_row_names_itself_and_the_field(changes: dict[str, Any], message: str) -> None:

@@ -88,7 +88,7 @@ def _registered(args: argparse.Namespace) -> list[str]:
     add_fx_config(cfg)
     cfg.DATASETS.ROOT = args.root
     root = dataset_root(cfg)
-    asked = args.datasets or sorted(file.name for file in root.iterdir() if any(file.glob("*.json")))
+    asked = args.datasets or sorted({file.parent.name for split in SPLITS for file in root.glob(f"*/{split}.json")})
     if not asked:
         raise FXError(f"no prepared dataset in {root}: see datasets/README.md")
     names: list[str] = []
@@ -128,8 +128,7 @@ def _check_row(row: str, splits: Splits) -> list[str]:
     faults += _fault(check_patients, splits)
     spec = spec_of(next(iter(splits)))
     by_split = {MetadataCatalog.get(name).split: dicts for name, dicts in splits.items()}
-    print(f"\n{count_table(spec, by_split)}")
-    return faults
+    return faults + _fault(lambda counted: print(f"\n{count_table(spec, counted)}"), by_split)
 
 
 def _fault(find: Callable[[Any], None], argument: Any) -> list[str]:
@@ -185,7 +184,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1 if check(args) else 0
     except FXError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+    except OSError as error:
+        print(f"error: {error.filename or args.exclude}: {error.strerror or error}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ tools/visualize_data.py --config-file X --output DIR --dataset jsrt_test  one sp
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +17,12 @@ from typing import Any
 import numpy as np
 from detectron2.config import CfgNode
 from PIL import Image
+from pycocotools import mask as mask_api
 
 from fx_d2.data import TrainMapper, get_dicts, read_full_size
 from fx_d2.data.catalog import split_name
+from fx_d2.data.loaders import training_dicts
+from fx_d2.data.masks import image_masks
 from fx_d2.structures import TASKS, DatasetSpec, FXError, spec_of
 from fx_d2.visualization import Cell, Findings, draw_sheet, training_findings, truth_findings
 
@@ -56,8 +60,9 @@ def draw_sheets(args: argparse.Namespace) -> list[Path]:
     args.output.mkdir(parents=True, exist_ok=True)
     written = []
     for name in names:
-        dicts, spec = get_dicts(name, cfg.DATASETS.LIMIT), spec_of(name)
         augmented = split_name(name)[1] == "train" and not args.original
+        dicts = training_dicts(cfg, name) if augmented else get_dicts(name, cfg.DATASETS.LIMIT)
+        spec = spec_of(name)
         for task in [task for task in spec.tasks if not args.task or task in args.task]:
             records = _choose([record for record in dicts if record["annotated"][task]], task, args)
             if not records:
@@ -76,9 +81,9 @@ def draw_sheets(args: argparse.Namespace) -> list[Path]:
 def _choose(records: Records, task: str, args: argparse.Namespace) -> Records:
     """Some of the records by chance, `WITH_FINDINGS` of them with something found."""
     order = np.random.default_rng(args.seed).permutation(len(records))
-    found = [i for i in order if _has_findings(records[i], task)]
-    first = found[: max(1, round(WITH_FINDINGS * args.num))]
-    rest = [i for i in order if i not in set(first)]
+    found = (i for i in order if _has_findings(records[i], task))
+    first = list(itertools.islice(found, max(1, round(WITH_FINDINGS * args.num))))
+    rest = [i for i in order if i not in first]
     return [records[i] for i in sorted([*first, *rest[: args.num - len(first)]])]
 
 
@@ -87,7 +92,7 @@ def _has_findings(record: dict[str, Any], task: str) -> bool:
         return any(value == 1 for value in record["labels"])
     if task == "loc":
         return bool(record["annotations"])
-    return any(mask is not None for mask in record["masks"])
+    return any(mask is not None and mask_api.area(mask) > 0 for mask in image_masks(record) or ())
 
 
 def _training_cells(cfg: CfgNode, spec: DatasetSpec, task: str, records: Records, seed: int) -> list[Cell]:
@@ -122,6 +127,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         written = draw_sheets(args)
     except FXError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error.filename or args.output}: {error.strerror or error}", file=sys.stderr)
         return 1
     print("\n".join(str(path) for path in written))
     return 0

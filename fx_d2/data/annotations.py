@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,12 @@ from fx_d2.structures import TASKS, DatasetSpec, FXError
 FORMAT = "fx_d2"
 FORMAT_VERSION = 1
 SPEC_FILE = "dataset.yaml"
+
+_FIELDS = (
+    "file_name", "width", "height", "patient_id", "study_id", "labels", "boxes", "masks", "ignore_mask", "intensity",
+    "stored_size", "meta",
+)  # fmt: skip
+"""Keys of an image in `write_split`'s form."""
 
 
 def write_split(
@@ -45,10 +52,10 @@ def write_split(
         split: "train", "val" or "test".
         image_root: folder of the images, absolute or relative to the json's folder.
         images: one mapping an image with `file_name` (relative to image_root), `width`, `height` (pixels),
-            `patient_id`, and per task, None meaning not annotated: `labels` (list per cls class of 1, 0,
-            -1 = uncertain, None = blank), `boxes` (list of (class name, [x, y, w, h] in pixels); empty list = true
-            negative), `masks` (list per seg class of array (H, W), RLE, {"file": mask file relative to image_root, read
-            when needed}, or None = unknown; all-zero = annotated and absent).
+            `patient_id` (text or whole number), and per task, None meaning not annotated: `labels` (list per cls class
+            of 1, 0, -1 = uncertain, None = blank), `boxes` (list of (class name, [x, y, w, h] in pixels); empty list =
+            true negative), `masks` (list per seg class of array (H, W), RLE, {"file": mask file relative to image_root,
+            read when needed}, or None = unknown; all-zero = annotated and absent).
             Optional: `study_id`; `intensity` ([black, white] of the stored values, see `read_image`); `stored_size`
             (see `cache_images`); `ignore_mask` (array or RLE: pixels to leave out of loss and metrics); `meta` (plain
             data).
@@ -57,7 +64,7 @@ def write_split(
         release: version of the public release.
 
     Raises:
-        FXError: anything `load_split` would refuse, naming the image.
+        FXError: an unknown key, and anything `load_split` would refuse, naming the image.
     """
     request = SplitRequest(Path(path), split, images, source, licence, release)
     write_splits([request], spec=spec, image_root=image_root)
@@ -88,8 +95,13 @@ def _split_text(request: SplitRequest, spec: DatasetSpec, image_root: str | Path
     rows: list[dict[str, Any]] = []
     boxes: list[dict[str, Any]] = []
     for image_id, image in enumerate(request.images, start=1):
-        rows.append(_image_row(image, image_id, spec, path))
-        boxes += _box_rows(image, image_id, spec, path, first=len(boxes) + 1)
+        try:
+            rows.append(_image_row(image, image_id, spec))
+            boxes += _box_rows(image.get("boxes"), image_id, spec, first=len(boxes) + 1)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            name = image.get("file_name") if isinstance(image, Mapping) else image
+            problem = {FXError: str(error), KeyError: f"lacks {error}"}.get(type(error), f"malformed ({error})")
+            raise FXError(f"{path}: image {name!r}: {problem}") from None
     content = {
         "classes": {task: list(spec.classes(task)) for task in TASKS},
         "categories": [{"id": i, "name": name} for i, name in enumerate(spec.loc_classes, start=1)],
@@ -217,6 +229,8 @@ def _check_head(document: Any, spec: DatasetSpec, split: str, where: str) -> Non
     for key, wanted in (("dataset", spec.name), ("split", split)):
         if info.get(key) != wanted:
             raise FXError(f"{where}: its {key} is {info.get(key)!r}, expected {wanted!r}")
+    if not isinstance(info.get("image_root", ""), str):
+        raise FXError(f"{where}: info.image_root must be a text, not {info['image_root']!r}")
     for key in ("classes", "categories", "images", "annotations"):
         if not isinstance(document.get(key), dict if key == "classes" else list):
             raise FXError(f"{where}: `{key}` is missing or of the wrong type; prepare the dataset again")
@@ -229,77 +243,86 @@ def _check_head(document: Any, spec: DatasetSpec, split: str, where: str) -> Non
         raise FXError(f"{where}: categories must be the loc classes with ids 1, 2, ... in order, not {categories}")
 
 
-def _image_row(image: Mapping[str, Any], image_id: int, spec: DatasetSpec, path: Path) -> dict[str, Any]:
-    """The json row of one image."""
-    name = image.get("file_name")
-    where = f"{path}: image {name!r}"
-    try:
-        row = {
-            "id": image_id,
-            "file_name": str(image["file_name"]),
-            "width": int(image["width"]),
-            "height": int(image["height"]),
-            "patient_id": str(image["patient_id"]),
-            "labels": _labels(image.get("labels"), where),
-            "boxes_annotated": image.get("boxes") is not None,
-            "masks": _masks(image.get("masks"), where),
-        }
-    except KeyError as error:
-        raise FXError(f"{where}: lacks {error}") from None
+def _image_row(image: Mapping[str, Any], image_id: int, spec: DatasetSpec) -> dict[str, Any]:
+    """The json row of one image; what is wrong with it raises whatever error comes first."""
+    strange = sorted(set(image) - set(_FIELDS))
+    if strange:
+        raise FXError(f"unknown key {strange[0]!r}; an image may have {list(_FIELDS)}")
+    patient = image["patient_id"]
+    row = {
+        "id": image_id,
+        "file_name": os.fspath(image["file_name"]),
+        "width": _plain(image["width"]),
+        "height": _plain(image["height"]),
+        # Not of a missing value such as NaN or None, which would make one patient of many.
+        "patient_id": str(patient) if isinstance(patient, Integral) else patient,
+        "labels": _labels(image.get("labels")),
+        "boxes_annotated": image.get("boxes") is not None,
+        "masks": _masks(image.get("masks")),
+    }
     if not spec.seg_classes and row["masks"] is not None:
-        raise FXError(f"{where}: has masks, but the row {spec.name!r} has no seg classes")
+        raise FXError(f"has masks, but the row {spec.name!r} has no seg classes")
     if image.get("study_id"):
         row["study_id"] = str(image["study_id"])
-    # Tuples and numbers of numpy become json's.
-    pairs = {key: image[key] for key in ("intensity", "stored_size") if image.get(key) is not None}
-    row |= {key: np.asarray(pair).tolist() for key, pair in pairs.items()}
+    row |= {key: _plain(image[key]) for key in ("intensity", "stored_size") if image.get(key) is not None}
     if image.get("meta"):
-        row["meta"] = dict(image["meta"])
+        try:
+            row["meta"] = json.loads(json.dumps(dict(image["meta"]), allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise FXError(f"meta {image['meta']!r} is not plain data: {error}") from None
     if image.get("ignore_mask") is not None:
-        row["ignore_mask"] = _as_rle(image["ignore_mask"], where)
+        row["ignore_mask"] = _as_rle(image["ignore_mask"])
     return row
 
 
-def _labels(labels: Sequence[Any] | None, where: str) -> list[int | None] | None:
+def _plain(value: Any) -> Any:
+    """Tuples and numbers of numpy as json's."""
+    return np.asarray(value).tolist()
+
+
+def _labels(labels: Sequence[Any] | None) -> list[int | None] | None:
     """Labels as json ints and nulls; values other than 1, 0, -1, None are an FXError and are never rounded."""
     if labels is None:
         return None
     for value in labels:
         if value is not None and value not in (0, 1, -1):
-            raise FXError(f"{where}: label {value!r} is not 1, 0, -1 (uncertain) or None (blank)")
+            raise FXError(f"label {value!r} is not 1, 0, -1 (uncertain) or None (blank)")
     return [None if value is None else int(value) for value in labels]
 
 
-def _masks(masks: Sequence[Any] | None, where: str) -> list[dict[str, Any] | None] | None:
+def _masks(masks: Sequence[Any] | None) -> list[dict[str, Any] | None] | None:
     """Masks as RLEs or names of files; a list of only unknown masks is no annotation."""
     if masks is None or all(mask is None for mask in masks):
         return None
-    return [mask if mask is None or "file" in mask else _as_rle(mask, where) for mask in masks]
+    return [None if mask is None else _as_file(mask) or _as_rle(mask) for mask in masks]
 
 
-def _as_rle(mask: np.ndarray | Mapping[str, Any], where: str) -> Rle:
+def _as_file(mask: Any) -> dict[str, Any] | None:
+    """A mask that is kept in a file, or None."""
+    return mask | {"file": os.fspath(mask["file"])} if isinstance(mask, dict) and "file" in mask else None
+
+
+def _as_rle(mask: Any) -> Rle:
     """An RLE with json counts from an array or from pycocotools' RLE (str or bytes counts)."""
     if isinstance(mask, np.ndarray):
         return encode_mask(mask)
-    counts = mask.get("counts")
-    if not isinstance(counts, str | bytes):
-        raise FXError(f"{where}: masks must be arrays or compressed RLE; got counts of type {type(counts).__name__}")
+    counts = mask.get("counts") if isinstance(mask, Mapping) else mask
+    if not isinstance(mask, Mapping) or not isinstance(counts, str | bytes):
+        raise FXError(f"a mask must be an array, a compressed RLE or a file; got {type(counts).__name__}")
     return {
         "size": [int(side) for side in mask["size"]],
         "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts,
     }
 
 
-def _box_rows(
-    image: Mapping[str, Any], image_id: int, spec: DatasetSpec, path: Path, first: int
-) -> list[dict[str, Any]]:
-    """The annotation rows of one image, with ids from `first` on."""
+def _box_rows(boxes: Sequence[Any] | None, image_id: int, spec: DatasetSpec, first: int) -> list[dict[str, Any]]:
+    """The annotation rows of one image, with ids from `first` on; errors as `_image_row`."""
     rows = []
-    for number, (name, box) in enumerate(image.get("boxes") or []):
+    for number, (name, box) in enumerate(boxes if boxes is not None else ()):
         if name not in spec.loc_classes:
-            raise FXError(
-                f"{path}: image {image.get('file_name')!r}: box class {name!r} is not one of {list(spec.loc_classes)}"
-            )
+            raise FXError(f"box class {name!r} is not one of {list(spec.loc_classes)}")
+        if len(box) != 4:
+            raise FXError(f"box {list(box)} of class {name!r} must be four numbers x, y, w, h")
         x, y, w, h = (float(value) for value in box)
         row: dict[str, Any] = {"id": first + number, "image_id": image_id}
         row |= {"category_id": spec.loc_classes.index(name) + 1, "bbox": [x, y, w, h], "area": w * h, "iscrowd": 0}

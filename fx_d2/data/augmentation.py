@@ -27,8 +27,8 @@ MAX_LIGHT = 0.5
 CROP_ASPECT = (3 / 4, 4 / 3)
 """Width by height of a random crop, torchvision's default."""
 
-_SIDE = re.compile(r"(?<![a-z])(left|right)(?![a-z])", re.IGNORECASE)
-"""A side in the name of a class: "left_lung", "Right Clavicle"."""
+_SIDE = re.compile(r"(?<![A-Za-z])(left|right)(?![a-z])|(Left|Right)(?![a-z])|(?<![A-Z])(LEFT|RIGHT)(?![A-Z])")
+"""A side in the name of a class: "left_lung", "Right Clavicle", "lungLeft", "LEFT LUNG"; not in "upright", "CLEFT"."""
 
 
 class ResizeTransform(Transform):

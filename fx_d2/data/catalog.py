@@ -146,14 +146,30 @@ def get_dicts(name: str, limit: int = 0) -> list[dict[str, Any]]:
 
 
 def check_images(dicts: Sequence[dict[str, Any]]) -> None:
-    """Check that the image files exist, reading each folder once rather than asking for each file.
+    """Check that image and mask files exist, reading each folder once rather than asking for each file.
 
     Raises:
-        FXError: naming the first missing file and how many are missing.
+        FXError: naming the first missing file and how many of its kind are missing.
     """
+    masks = (mask for record in dicts for mask in record["masks"] or () if mask is not None)
+    for kind, paths in (
+        ("image", [record["file_name"] for record in dicts]),
+        ("mask", [mask["file"] for mask in masks if "file" in mask]),
+    ):
+        missing = _missing(paths)
+        if missing:
+            raise FXError(
+                f"{missing[0]}: {kind} file not found ({len(missing)} of {len(paths)} {kind}s of "
+                f"{dicts[0]['dataset']!r} are missing): check info.image_root in the annotation file, or prepare the "
+                "dataset again"
+            )
+
+
+def _missing(paths: Iterable[str]) -> list[str]:
+    """Those of the files that are not there."""
     folders: dict[str, list[str]] = defaultdict(list)
-    for record in dicts:
-        folder, _, name = record["file_name"].rpartition(os.sep)
+    for path in paths:
+        folder, _, name = path.rpartition(os.sep)
         folders[folder].append(name)
     missing = []
     for folder, names in folders.items():
@@ -162,11 +178,7 @@ def check_images(dicts: Sequence[dict[str, Any]]) -> None:
             continue
         present = set(os.listdir(folder)) if os.path.isdir(folder) else set()
         missing += [os.path.join(folder, name) for name in names if name not in present]
-    if missing:
-        raise FXError(
-            f"{missing[0]}: image file not found ({len(missing)} of {len(dicts)} images of {dicts[0]['dataset']!r} are "
-            "missing): check info.image_root in the annotation file, or prepare the dataset again"
-        )
+    return missing
 
 
 def _root_path(cfg: CfgNode) -> Path:

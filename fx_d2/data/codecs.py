@@ -145,7 +145,7 @@ def read_mask_file(path: str | Path) -> np.ndarray:
         pixels = pixels.max(axis=2)
     values = np.unique(pixels)
     top = int(values[-1])
-    if len(values) > 2 and top not in (255, 65535):
+    if np.count_nonzero(values) > 1 and top not in (255, 65535):
         raise FXError(f"{path}: a mask has 0 and one other value, this file has {len(values)} values up to {top}")
     return (pixels > top / 2).astype(np.uint8)
 

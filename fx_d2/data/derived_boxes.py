@@ -19,14 +19,13 @@ MASK_RULES = ("annotations", "components", "extent")
 """How boxes follow from the masks of a class: see `boxes_of_masks`."""
 
 
-def boxes_of_masks(masks: Sequence[np.ndarray], rule: str, min_pixels: int = 1) -> list[Box]:
+def boxes_of_masks(masks: Sequence[np.ndarray], rule: str) -> list[Box]:
     """The boxes of one class from its masks on one image.
 
     Args:
         masks: one array (H, W) an annotation, nonzero = inside; equal shapes, may overlap or be empty.
         rule: "annotations": the extent of each mask; "components": of each 8-connected piece of their union;
             "extent": of the union as a whole.
-        min_pixels: smaller masks (or pieces, by the rule) give no box.
 
     Returns:
         boxes [x, y, w, h] of whole pixels; empty masks give none.
@@ -40,12 +39,12 @@ def boxes_of_masks(masks: Sequence[np.ndarray], rule: str, min_pixels: int = 1) 
         parts = [np.any(parts, axis=0)]
     if rule == "components":
         _, _, stats, _ = cv2.connectedComponentsWithStats(parts[0].astype(np.uint8), connectivity=8)
-        return [[float(v) for v in row[:4]] for row in stats[1:] if row[cv2.CC_STAT_AREA] >= min_pixels]
-    return [_extent(part) for part in parts if part.sum() >= max(1, min_pixels)]
+        return [[float(v) for v in row[:4]] for row in stats[1:]]
+    return [_extent(part) for part in parts if part.any()]
 
 
 def annotate_from_masks(
-    spec: DatasetSpec, masks: Mapping[str, Sequence[np.ndarray]], shape: tuple[int, int], rule: str, min_pixels: int = 1
+    spec: DatasetSpec, masks: Mapping[str, Sequence[np.ndarray]], shape: tuple[int, int], rule: str
 ) -> dict[str, Any]:
     """Labels, boxes and masks of an image whose findings are all masks: part of a mapping for `write_split`.
 
@@ -54,7 +53,6 @@ def annotate_from_masks(
         masks: class name -> masks (H, W) of its annotations, by `boxes_of_masks`; a class without is absent.
         shape: (H, W).
         rule: see `boxes_of_masks`.
-        min_pixels: likewise.
 
     Returns:
         `labels` (1 where a mask has a pixel, else 0), `boxes` and `masks` (merged), each None where the row has no
@@ -62,7 +60,7 @@ def annotate_from_masks(
     """
     merged = {name: merge_masks([np.zeros(shape, np.uint8), *found]) for name, found in masks.items()}
     empty = np.zeros(shape, np.uint8)
-    boxes = [(name, box) for name in spec.loc_classes for box in boxes_of_masks(masks.get(name, ()), rule, min_pixels)]
+    boxes = [(name, box) for name in spec.loc_classes for box in boxes_of_masks(masks.get(name, ()), rule)]
     return {
         "labels": [int(merged.get(name, empty).any()) for name in spec.cls_classes] or None,
         "boxes": boxes if spec.loc_classes else None,

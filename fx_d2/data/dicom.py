@@ -98,8 +98,15 @@ def _picture(dataset: Any, pixels: ModuleType, where: str) -> np.ndarray:
     """The picture of `read_dicom`."""
     if int(dataset.get("NumberOfFrames") or 1) != 1:
         raise FXError(f"{where}: has {dataset.NumberOfFrames} frames; a chest X-ray has one")
-    stored = pixels.pixel_array(dataset, decoding_plugin=_PLUGIN.get(dataset.file_meta.TransferSyntaxUID, ""))
+    plugin = _PLUGIN.get(dataset.file_meta.TransferSyntaxUID, "")
+    # pydicom would cut bits beyond the stated ones off: bright values would come out dark.
+    stored = pixels.pixel_array(dataset, decoding_plugin=plugin, correct_unused_bits=False)
     bits = int(dataset.BitsStored)
+    low = -(2 ** (bits - 1)) if dataset.PixelRepresentation == 1 else 0
+    if stored.min() < low or stored.max() >= low + 2**bits:
+        raise FXError(
+            f"{where}: has values {stored.min()} to {stored.max()}, beyond the {bits} bits it states; convert the file"
+        )
     if stored.ndim == 3 and dataset.SamplesPerPixel == 3:
         return (stored @ np.array([0.299, 0.587, 0.114]) / (2**bits - 1)).astype(np.float32)
     kind = str(dataset.PhotometricInterpretation)
@@ -107,10 +114,7 @@ def _picture(dataset: Any, pixels: ModuleType, where: str) -> np.ndarray:
         raise FXError(f"{where}: an image of kind {kind!r} and shape {stored.shape} is not a grey X-ray; convert it")
     if not 1 <= bits <= 16 or not np.issubdtype(stored.dtype, np.integer):
         raise FXError(f"{where}: pixels of type {stored.dtype} and {bits} bits are not supported; convert the file")
-    low = -(2 ** (bits - 1)) if dataset.PixelRepresentation == 1 else 0
     levels = np.arange(low, low + 2**bits)
-    if stored.min() < levels[0] or stored.max() > levels[-1]:
-        raise FXError(f"{where}: has values {stored.min()} to {stored.max()}, beyond the {bits} bits it states")
     # All steps act on single values: they are done once for each possible value, not once for each pixel.
     table = _shade(levels, dataset, pixels)
     if kind == "MONOCHROME1":

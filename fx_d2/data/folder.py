@@ -15,20 +15,22 @@ from typing import Any
 
 import numpy as np
 
-from fx_d2.data.annotations import SplitRequest, check_patients, load_split, write_spec, write_splits
+from fx_d2.data.annotations import check_patients
 from fx_d2.data.cache import cache_images
 from fx_d2.data.catalog import check_own_row
 from fx_d2.data.codecs import read_mask_file
 from fx_d2.data.folder_tables import Boxes, read_boxes, read_description, read_names, read_table
 from fx_d2.data.image_io import image_size
 from fx_d2.data.masks import Rle, encode_mask
-from fx_d2.data.preparation import Prepared, relative_root
+from fx_d2.data.preparation import Prepared, relative_root, write_dataset
+from fx_d2.data.report_labels import read_labels
 from fx_d2.structures import SPLITS, TASKS, DatasetSpec, FXError
 
 logger = logging.getLogger(__name__)
 
 _META = ("sex", "age", "view")
-_NUMBERS = {"1": 1, "0": 0, "-1": -1, "1.0": 1, "0.0": 0, "-1.0": -1, "": None}
+_OPTIONAL = ("study_id", "width", "height", *_META)
+"""Columns of labels.csv that need not be there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +77,12 @@ class _Source:
     @property
     def table_file(self) -> Path:
         """labels.csv."""
-        return self.root / (self.description.get("labels") or {}).get("file", "labels.csv")
+        return self.root / ((self.description.get("labels") or {}).get("file") or "labels.csv")
+
+    @property
+    def index_file(self) -> Path:
+        """masks_index.csv."""
+        return self.root / (self.description["masks"].get("index") or "masks_index.csv")
 
 
 def prepare_folder(source: str | Path, output: str | Path, options: FolderOptions) -> Prepared:
@@ -109,10 +116,7 @@ def prepare_folder(source: str | Path, output: str | Path, options: FolderOption
             split: cache_images(images, **roots, shorter=options.cache_size, threads=os.cpu_count() or 1)
             for split, images in splits.items()
         }
-    requests = [SplitRequest(target / f"{split}.json", split, images) for split, images in splits.items()]
-    write_splits(requests, spec=spec, image_root=image_root)
-    write_spec(target, spec)
-    return target, {split: load_split(target / f"{split}.json", spec, split) for split in splits}
+    return target, write_dataset(target, spec, splits, image_root=image_root)
 
 
 def find_flip_pairs(names: Iterable[str]) -> tuple[tuple[str, str], ...]:
@@ -152,11 +156,25 @@ def _choose(root: Path, options: FolderOptions) -> _Source:
         unknown = [name for name in src.masks if name not in masks["structures"]]
         if unknown:
             raise FXError(f"{where}: no mask structure {unknown[0]!r}; it has {masks['structures']}")
-    src.table = read_table(src.table_file, ["patient_id", *src.labels])
+    src.table = read_table(src.table_file, ["patient_id", *src.labels], _OPTIONAL)
     if src.masks:
-        wanted = [*src.masks, *([src.ignore] if src.ignore else [])]
-        src.mask_index = read_table(root / masks.get("index", "masks_index.csv"), wanted)
+        src.mask_index = read_table(src.index_file, [*src.masks, *filter(None, [src.ignore])])
+        _check_mask_index(src)
     return src
+
+
+def _check_mask_index(src: _Source) -> None:
+    """FXError for a row of no image, or two images whose masks would be one file."""
+    strange = [name for name in src.mask_index if name not in src.table]
+    if strange:
+        raise FXError(f"{src.index_file}: image {strange[0]!r} is not in {src.table_file} ({len(strange)} such images)")
+    owner: dict[str, str] = {}
+    for name in src.mask_index:
+        if owner.setdefault(Path(name).stem, name) != name:
+            raise FXError(
+                f"{src.index_file}: images {owner[Path(name).stem]!r} and {name!r} would have the same mask files, "
+                f"{Path(name).stem}.png: rename one of them"
+            )
 
 
 def _build_spec(src: _Source) -> DatasetSpec:
@@ -211,12 +229,12 @@ def _read_image_row(src: _Source, name: str, boxes: Boxes | None) -> dict[str, A
         "width": width,
         "height": height,
         "patient_id": row["patient_id"],
-        "study_id": row.get("study_id", ""),
+        "study_id": row["study_id"],
         "intensity": src.description.get("intensity"),
-        "labels": [_number(row[column], column, name, src.table_file) for column in src.labels] or None,
+        "labels": read_labels(row, src.labels, f"{src.table_file}: image {name!r}") or None,
         "boxes": boxes[name].boxes if boxes is not None and name in boxes else None,
         "masks": None,
-        "meta": {key: row[key] for key in _META if row.get(key)},
+        "meta": {key: row[key] for key in _META if row[key]},
     }
     if name in src.mask_index:
         image["masks"] = [_mask(src, structure, name, (height, width)) for structure in src.masks]
@@ -229,27 +247,18 @@ def _image_size(file: Path, row: dict[str, str], table: Path) -> tuple[int, int]
     if not file.is_file():
         raise FXError(f"{file}: image file not found, but {table.name} and a split list it")
     size = image_size(file)[::-1]
-    stated = (row.get("width", ""), row.get("height", ""))
+    stated = (row["width"], row["height"])
     if all(stated) and stated != (str(size[0]), str(size[1])):
         raise FXError(f"{file}: the image is {size[0]} x {size[1]}, {table.name} says {stated[0]} x {stated[1]}")
     return size
 
 
-def _number(text: str, column: str, name: str, file: Path) -> int | None:
-    """1, 0, -1 or None of a cell; FXError for anything else."""
-    if text not in _NUMBERS:
-        raise FXError(f"{file}: image {name!r}, column {column!r}: {text!r} is not 1, 0, -1 or blank")
-    return _NUMBERS[text]
-
-
 def _mask(src: _Source, structure: str, name: str, shape: tuple[int, int]) -> Rle | None:
     """One mask: from its file (index 1), empty (0), or None (blank: unknown)."""
-    masks = src.description["masks"]
-    file = src.root / masks.get("folder", "masks") / structure / f"{Path(name).stem}.png"
-    index = src.root / masks.get("index", "masks_index.csv")
-    present = _number(src.mask_index[name][structure], structure, name, index)
+    file = src.root / (src.description["masks"].get("folder") or "masks") / structure / f"{Path(name).stem}.png"
+    (present,) = read_labels(src.mask_index[name], [structure], f"{src.index_file}: image {name!r}")
     if present == -1:
-        raise FXError(f"{index}: image {name!r}, column {structure!r}: -1 has no meaning for a mask")
+        raise FXError(f"{src.index_file}: image {name!r}, column {structure!r}: -1 has no meaning for a mask")
     if not present:
         return None if present is None else encode_mask(np.zeros(shape, dtype=bool))
     mask = read_mask_file(file)

@@ -5,13 +5,12 @@ Byte order marks, CRLF line ends and blanks around cells are harmless; every fau
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fx_d2.data.release_files import read_json, read_rows
 from fx_d2.structures import SPLITS, FXError
 
 
@@ -35,60 +34,70 @@ Boxes = dict[str, ImageBoxes]
 
 
 def read_description(root: Path) -> dict[str, Any]:
-    """dataset.json of a folder, with the parts that are needed; FXError says what a minimal one holds."""
+    """dataset.json of a folder, each key checked; FXError says what a minimal one holds."""
     file = root / "dataset.json"
     if not root.is_dir():
         raise FXError(f"{root}: no such folder")
-    if not file.is_file():
-        raise FXError(f"{file}: not found; it describes the folder, datasets/README.md shows a minimal one")
-    description = _read_json(file)
-    if not isinstance(description, dict):
-        raise FXError(f"{file}: must hold an object with name, splits and labels (datasets/README.md)")
-    for key, kind in (("name", str), ("splits", dict)):
-        if not isinstance(description.get(key), kind):
-            raise FXError(f"{file}: lacks `{key}` (datasets/README.md shows a minimal dataset.json)")
+    description = read_json(file, dict)
+    _check_part(description, _DESCRIPTION, ("name", "splits"), f"{file}:")
     strange = sorted(set(description["splits"]) - set(SPLITS))
     if strange or not description["splits"]:
         raise FXError(f"{file}: `splits` must map some of {list(SPLITS)} to list files; unknown: {strange}")
-    shapes: dict[str, dict[str, type]] = {"labels": {"columns": list}, "masks": {"structures": list}}
-    for key, needed in shapes.items():
-        _check_part(description.get(key), needed, f"{file}: `{key}`")
-    for kind_name, part in (description.get("boxes") or {}).items():
-        _check_part(part, {"files": dict, "categories": list}, f"{file}: `boxes.{kind_name}`")
+    for key, (keys, needed) in {"labels": _LABELS, "masks": _MASKS}.items():
+        if description.get(key) is not None:
+            _check_part(description[key], keys, needed, f"{file}: `{key}`")
+    for kind, part in (description.get("boxes") or {}).items():
+        _check_part(part, *_BOXES, f"{file}: `boxes.{kind}`")
     return description
 
 
-def _check_part(part: object, needed: dict[str, type], where: str) -> None:
-    """FXError unless a part of the description is absent or holds the needed keys."""
-    if part is None:
-        return
-    missing = [key for key, kind in needed.items() if not isinstance(part, dict) or not isinstance(part.get(key), kind)]
+_TEXT = ("a text", lambda value: isinstance(value, str))
+_OBJECT = ("an object", lambda value: isinstance(value, dict))
+_NAMES = ("a list of texts", lambda value: isinstance(value, list) and all(isinstance(x, str) for x in value))
+_FILES = ("an object of file names", lambda value: isinstance(value, dict) and _NAMES[1](list(value.values())))
+_LIST = ("a list", lambda value: isinstance(value, list))
+
+Keys = Mapping[str, tuple[str, Callable[[Any], bool]]]
+"""Keys that an object may have: what the value must be, in words and as a test. null stands for no value."""
+
+_DESCRIPTION: Keys = {
+    **dict.fromkeys(("name", "title", "source", "licence", "images"), _TEXT),
+    **dict.fromkeys(("labels", "boxes", "masks"), _OBJECT),
+    "splits": _FILES,
+    "intensity": _LIST,
+}
+_LABELS: tuple[Keys, tuple[str, ...]] = ({"file": _TEXT, "columns": _NAMES}, ("columns",))
+_BOXES: tuple[Keys, tuple[str, ...]] = ({"files": _FILES, "categories": _NAMES}, ("files", "categories"))
+_MASKS: tuple[Keys, tuple[str, ...]] = (
+    {**dict.fromkeys(("folder", "index", "ignore"), _TEXT), "structures": _NAMES},
+    ("structures",),
+)
+"""Keys of the parts, and those that are needed."""
+
+
+def _check_part(part: Any, keys: Keys, needed: Sequence[str], where: str) -> None:
+    """FXError unless a part of the description is an object that has the needed keys and no others than `keys`."""
+    see = "(datasets/README.md shows a minimal dataset.json)"
+    if not isinstance(part, dict):
+        raise FXError(f"{where} must be an object, not {part!r} {see}")
+    for key, value in part.items():
+        if key not in keys:
+            raise FXError(f"{where} has the unknown key `{key}`; it may have {sorted(keys)}")
+        what, fits = keys[key]
+        if value is not None and not fits(value):
+            raise FXError(f"{where} has a `{key}` that is not {what}: {value!r}")
+    missing = [key for key in needed if part.get(key) is None]
     if missing:
-        raise FXError(f"{where} lacks `{missing[0]}` (datasets/README.md shows a minimal dataset.json)")
+        raise FXError(f"{where} lacks `{missing[0]}` {see}")
 
 
-def read_table(file: Path, columns: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Rows of a csv by its column `image`, cells stripped; FXError for a missing column, naming the existing ones."""
+def read_table(file: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> dict[str, dict[str, str]]:
+    """Rows of a csv by its column `image` (see `release_files.read_rows`); FXError also for an image in two rows."""
     rows: dict[str, dict[str, str]] = {}
-    lines = csv.reader(_read_text(file).splitlines())
-    header = [cell.strip() for cell in next(lines, [])]
-    for column in ("image", *columns):
-        if column not in header:
-            raise FXError(f"{file}: no column {column!r}; it has {header}")
-    repeated = sorted({column for column in header if header.count(column) > 1})
-    if repeated:
-        raise FXError(f"{file}: column {repeated[0]!r} occurs twice")
-    for number, cells in enumerate(lines, start=2):
-        if not cells:
-            continue
-        if len(cells) != len(header):
-            raise FXError(f"{file}: line {number} has {len(cells)} cells, the header {len(header)}")
-        row = dict(zip(header, (cell.strip() for cell in cells), strict=True))
+    for row in read_rows(file, ("image", *columns), optional=optional):
         if row["image"] in rows:
-            raise FXError(f"{file}: line {number}: image {row['image']!r} occurs twice")
+            raise FXError(f"{file}: image {row['image']!r} occurs twice")
         rows[row["image"]] = row
-    if not rows:
-        raise FXError(f"{file}: has no rows")
     return rows
 
 
@@ -116,15 +125,17 @@ def read_boxes(file: Path, categories: Sequence[str], names: set[str]) -> Boxes:
     Raises:
         FXError: naming file and image or annotation.
     """
-    document = _read_json(file)
+    document = read_json(file, dict)
     try:
         classes = {row["id"]: row["name"] for row in document["categories"]}
         owners = {row["id"]: row for row in document["images"]}
         boxes = {
             row["file_name"]: ImageBoxes((int(row["width"]), int(row["height"])), file) for row in document["images"]
         }
-        annotations = [(row.get("id"), row["image_id"], row["category_id"], row["bbox"], row.get("iscrowd"))
-                       for row in document["annotations"]]  # fmt: skip
+        annotations = [
+            (row, row["bbox"], owners.get(row["image_id"]), classes.get(row["category_id"]))
+            for row in document["annotations"]
+        ]
     except (KeyError, TypeError, ValueError) as error:
         raise FXError(f"{file}: not COCO detection json ({error!r})") from None
     if sorted(classes.values()) != sorted(categories):
@@ -135,25 +146,18 @@ def read_boxes(file: Path, categories: Sequence[str], names: set[str]) -> Boxes:
     strange = sorted(set(boxes) - names)
     if strange:
         raise FXError(f"{file}: image {strange[0]!r} is not in this split ({len(strange)} such images)")
-    for number, owner, category, box, crowd in annotations:
-        where = f"{file}: annotation {number}"
-        if owner not in owners:
-            raise FXError(f"{where}: there is no image with id {owner!r}")
-        if category not in classes:
-            raise FXError(f"{where}: there is no category with id {category!r}")
-        if crowd:
+    for row, box, owner, name in annotations:
+        where = f"{file}: annotation {row.get('id')}"
+        if owner is None:
+            raise FXError(f"{where}: there is no image with id {row['image_id']!r}")
+        if name is None:
+            raise FXError(f"{where}: there is no category with id {row['category_id']!r}")
+        if row.get("iscrowd"):
             raise FXError(f"{where}: crowd boxes (iscrowd 1) are not supported")
         if not isinstance(box, list) or len(box) != 4 or not all(isinstance(v, int | float) for v in box):
             raise FXError(f"{where}: bbox must be four numbers [x, y, w, h], not {box!r}")
-        boxes[owners[owner]["file_name"]].boxes.append((classes[category], box))
+        boxes[owner["file_name"]].boxes.append((name, box))
     return boxes
-
-
-def _read_json(file: Path) -> Any:
-    try:
-        return json.loads(_read_text(file))
-    except ValueError as error:
-        raise FXError(f"{file}: not readable json ({error})") from None
 
 
 def _read_text(file: Path) -> str:

@@ -36,7 +36,7 @@ _JSRT_INTENSITY: Intensity = (4095, 0)
 """JSRT's .IMG files: no header, big-endian 16 bits of which 12 are used, high values are dark (jsrt.or.jp)."""
 
 MAX_PIXELS = 2**26
-"""Of a content to decode: twice the largest films in use, and far from what fills a machine's memory."""
+"""Of a PNG, and of a content to decode: twice the largest films in use, and far from what fills a machine's memory."""
 
 _TOO_LARGE = f"more than the {MAX_PIXELS:,} pixels that are taken"
 
@@ -64,9 +64,9 @@ def read_image(path: str | Path, *, intensity: Intensity | None = None, dtype: s
 
     Raises:
         FXError: naming the file: missing, of another kind, truncated or corrupt (a PNG's checksums are verified and a
-            JPEG's end marker is looked for, since decoders return half an image without a word); a value outside
-            `intensity`; no `intensity` for a file that needs one: 16 bits that use at most 14, or signed or fractional
-            values; a missing optional package.
+            JPEG's end marker is looked for, since decoders return half an image without a word); a PNG of more than
+            MAX_PIXELS; a value outside `intensity`; no `intensity` for a file that needs one: 16 bits that use at most
+            14, or signed or fractional values; a missing optional package.
     """
     path = Path(path)
     return _shown(*_stored(path), path, intensity, dtype)
@@ -77,7 +77,7 @@ def decode_image(data: bytes, name: str, *, dtype: str = "uint8") -> np.ndarray:
 
     Args:
         data: all bytes of the file.
-        name: what errors call it, and by its suffix a DICOM file without a preamble; nothing of that name is opened.
+        name: what errors call it; nothing of that name is opened.
         dtype: as `read_image`.
 
     Raises:
@@ -205,8 +205,12 @@ def _stored(path: Path) -> tuple[np.ndarray, Intensity | None]:
 def _decode(data: bytes) -> np.ndarray | str:
     """The pixels uint8 or uint16 (H, W) of a PNG or JPEG, or what is wrong with it."""
     if data.startswith(_PNG):
+        width, height = (int.from_bytes(data[i : i + 4], "big") for i in (16, 20))
+        if height * width > MAX_PIXELS:
+            # Decoders take the memory before they look for damage, and where there is too little the process ends.
+            return png_problem(data) or _TOO_LARGE
         if _is_plain_grey(data):
-            return _decode_grey_png(data)
+            return _decode_grey_png(data, (height, width))
         problem = png_problem(data)
     elif data.startswith(_JPEG):
         problem = "" if _JPEG_END in data[-_TAIL:] else "truncated JPEG (no end marker)"
@@ -231,12 +235,11 @@ def _is_plain_grey(data: bytes) -> bool:
     return header[4:8] == b"IHDR" and len(header) == 21 and header[16] in (8, 16) and not header[17] and not header[20]
 
 
-def _decode_grey_png(data: bytes) -> np.ndarray | str:
+def _decode_grey_png(data: bytes, size: tuple[int, int]) -> np.ndarray | str:
     """`_decode` for the usual X-ray PNG: twice as fast as cv2's libpng, all checksums and the end chunk verified."""
-    width, height = (int.from_bytes(data[i : i + 4], "big") for i in (16, 20))
     decode = kornia_io.decode_image_png_u8 if data[24] == 8 else kornia_io.decode_image_png_u16
     try:
-        return decode(data, (height, width), "mono")[:, :, 0]
+        return decode(data, size, "mono")[:, :, 0]
     except Exception:  # It raises no narrower class.
         return png_problem(data) or _CORRUPT
 

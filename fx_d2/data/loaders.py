@@ -24,7 +24,7 @@ from fx_d2.data.few_shot import draw_images
 from fx_d2.data.mapper import EvalMapper, TrainMapper
 from fx_d2.data.overlap import excluded_images
 from fx_d2.data.sampler import PassBatchSampler, SampleKey, Schedule, Slot, check_batch_sizes
-from fx_d2.structures import FXError, spec_of
+from fx_d2.structures import DatasetSpec, FXError, spec_of
 
 logger = logging.getLogger(__name__)
 
@@ -182,9 +182,13 @@ def training_dicts(cfg: CfgNode, registered: str) -> list[dict[str, Any]]:
     node = cfg.DATASETS.FEW_SHOT
     if not node.IMAGES:
         return dicts
-    trained = {row["task"] for row in cfg.SCHEDULE.STRATEGY}
-    tasks = [task for task in spec_of(registered).tasks if task in trained]
-    return [dicts[i] for i in draw_images(dicts, tasks, node.IMAGES, node.SEED)]
+    return [dicts[i] for i in draw_images(dicts, trained_tasks(cfg, spec_of(registered)), node.IMAGES, node.SEED)]
+
+
+def trained_tasks(cfg: CfgNode, spec: DatasetSpec) -> list[str]:
+    """The tasks of a dataset that rows of SCHEDULE.STRATEGY train on it."""
+    rows = [row for row in cfg.SCHEDULE.STRATEGY if spec.name in row.get("datasets", [spec.name])]
+    return [task for task in spec.tasks if any(row["task"] == task for row in rows)]
 
 
 def _wanted_dicts(cfg: CfgNode, registered: str) -> list[dict[str, Any]]:
@@ -201,7 +205,7 @@ def _wanted_dicts(cfg: CfgNode, registered: str) -> list[dict[str, Any]]:
 
 
 def build_train_data(cfg: CfgNode) -> TrainData:
-    """The training images of DATASETS.TRAIN for the tasks that SCHEDULE.STRATEGY trains, checked.
+    """The training images of DATASETS.TRAIN for the tasks that SCHEDULE.STRATEGY trains on each, checked.
 
     Raises:
         FXError: no or repeated training rows, a split without images annotated for one of its tasks, missing image
@@ -213,7 +217,6 @@ def build_train_data(cfg: CfgNode) -> TrainData:
     if repeated or not rows:
         raise FXError(f"DATASETS.TRAIN must name each dataset once, and at least one; repeated: {repeated}")
     cv2.setNumThreads(0)  # Threads of the parent would not survive the fork of the workers.
-    trained = {row["task"] for row in cfg.SCHEDULE.STRATEGY}
     records: dict[str, DatasetFromList] = {}
     annotated: dict[Slot, np.ndarray] = {}
     mappers: dict[Slot, Callable[..., dict[str, Any]]] = {}
@@ -227,11 +230,11 @@ def build_train_data(cfg: CfgNode) -> TrainData:
             logger.info("%s: %d images of %d patients drawn: %s", name, len(dicts), patients, names)
         _check_test_patients(cfg, name, dicts)
         records[spec.name] = DatasetFromList(dicts, copy=False)
-        for task in (task for task in spec.tasks if task in trained):
+        for task in trained_tasks(cfg, spec):
             annotated[spec.name, task] = _annotated(name, task, dicts)
             mappers[spec.name, task] = TrainMapper(cfg, spec, task)
     if not annotated:
-        raise FXError(f"SCHEDULE.STRATEGY trains {sorted(trained)}, which no dataset of DATASETS.TRAIN offers")
+        raise FXError("SCHEDULE.STRATEGY trains no task that a dataset of DATASETS.TRAIN offers")
     batch_sizes = {task: cfg.SCHEDULE.BATCH_SIZE[task.upper()] for _, task in annotated}
     check_batch_sizes(batch_sizes, comm.get_world_size())
     return TrainData(

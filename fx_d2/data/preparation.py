@@ -130,23 +130,37 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
 def run(parser: argparse.ArgumentParser, make_plan: Callable[[Any], Plan], argv: Sequence[str] | None = None) -> int:
     """A script's `main`: returns 0 after a table of counts, or 1 after one line on stderr about what is wrong."""
     args = parser.parse_args(argv)
-    logging.basicConfig(format="%(levelname)s: %(message)s")
-    names = Options.__dataclass_fields__
-    try:
+
+    def work() -> tuple[DatasetSpec, Prepared]:
         plan = make_plan(args)
-        target, splits = prepare(plan, Options(**{name: getattr(args, name) for name in names}))
+        return plan.spec, prepare(plan, Options(**{name: getattr(args, name) for name in Options.__dataclass_fields__}))
+
+    return report(work, args.output, dry_run=args.dry_run)
+
+
+def report(work: Callable[[], tuple[DatasetSpec, Prepared]], output: Path, *, dry_run: bool = False) -> int:
+    """Do the work of a script and say what came out, on stdout, or in one line on stderr what is wrong: 0 or 1.
+
+    Args:
+        work: gives the row, and what was prepared of it.
+        output: root of the prepared datasets.
+        dry_run: whether nothing was written.
+    """
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    try:
+        spec, (target, splits) = work()
     except FXError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
     except OSError as error:
-        sys.stderr.write(f"error: {error.filename or args.output}: {error.strerror or error}\n")
+        sys.stderr.write(f"error: {error.filename or output}: {error.strerror or error}\n")
         return 1
-    sys.stdout.write(count_table(plan.spec, splits) + "\n")
-    if args.dry_run:
+    sys.stdout.write(count_table(spec, splits) + "\n")
+    if dry_run:
         sys.stdout.write("nothing written (--dry-run)\n")
         return 0
     first = next(iter(splits))
-    sys.stdout.write(f"written to {target}; use it as DATASETS.ROOT {args.output} and split {target.name}_{first}\n")
+    sys.stdout.write(f"written to {target}; use it as DATASETS.ROOT {output} and split {target.name}_{first}\n")
     return 0
 
 
@@ -160,6 +174,7 @@ def prepare(plan: Plan, options: Options) -> Prepared:
     if not plan.cases:
         raise FXError(f"{plan.root}: the release's tables name no image")
     cases, target = _choose(plan, options), options.output / plan.spec.name
+    check_patients({split: [vars(case) for case in cases if case.split == split] for split in SPLITS})
     cache = f"cache_{options.cache_size}" if options.cache_size and not options.dry_run else ""
     work = partial(_annotate, plan.annotate, plan.root, options, target / cache if cache else None)
     images: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
@@ -177,11 +192,13 @@ def prepare(plan: Plan, options: Options) -> Prepared:
     images = {split: rows for split, rows in images.items() if rows}
     if not images:
         raise FXError(f"{plan.root}: no image is left")
-    check_patients(images)
+    texts = {"source": "; ".join(filter(None, (plan.spec.source, plan.note))), "release": plan.release}
     if not options.dry_run:
-        return target, _write(plan, images, target, cache or relative_root(plan.root, target))
+        image_root = cache or relative_root(plan.root, target)
+        return target, write_dataset(target, plan.spec, images, image_root=image_root, **texts)
     with tempfile.TemporaryDirectory() as folder:
-        return target, _write(plan, images, Path(folder), str(plan.root.resolve()))
+        root = str(plan.root.resolve())
+        return target, write_dataset(Path(folder), plan.spec, images, image_root=root, **texts)
 
 
 def relative_root(images: Path, target: Path) -> str:
@@ -192,23 +209,40 @@ def relative_root(images: Path, target: Path) -> str:
     return os.path.relpath(images, target.resolve()) if inside else str(images)
 
 
-def _write(
-    plan: Plan, images: Mapping[str, Sequence[dict[str, Any]]], target: Path, image_root: str
+def write_dataset(
+    target: Path,
+    spec: DatasetSpec,
+    images: Mapping[str, Sequence[Mapping[str, Any]]],
+    *,
+    image_root: str,
+    source: str = "",
+    release: str = "",
 ) -> dict[str, list[dict[str, Any]]]:
-    """Write the files of a dataset's folder and read them back: the Detectron2 dicts by split."""
-    source = "; ".join(filter(None, (plan.spec.source, plan.note)))
+    """Write the files of a dataset's folder and read them back; splits that it does not have any more are removed.
+
+    Args:
+        target: the folder.
+        spec: the row.
+        images: by split, in `write_split`'s form; see there also for the other arguments.
+        image_root: how the files name the folder of the images.
+        source: where the data comes from.
+        release: its version.
+
+    Returns:
+        the Detectron2 dicts by split.
+    """
     requests = [
-        SplitRequest(target / f"{split}.json", split, rows, source=source, release=plan.release)
+        SplitRequest(target / f"{split}.json", split, rows, source=source, release=release)
         for split, rows in images.items()
     ]
-    write_splits(requests, spec=plan.spec, image_root=image_root)
+    write_splits(requests, spec=spec, image_root=image_root)
     for split in set(SPLITS) - set(images):
         # A split of an earlier preparation may hold patients that are in another one now.
         if (target / f"{split}.json").is_file():
             logger.warning("%s: removed, the dataset has no such split any more", target / f"{split}.json")
             (target / f"{split}.json").unlink()
-    write_spec(target, plan.spec)
-    return {split: load_split(target / f"{split}.json", plan.spec, split) for split in images}
+    write_spec(target, spec)
+    return {split: load_split(target / f"{split}.json", spec, split) for split in images}
 
 
 def _choose(plan: Plan, options: Options) -> list[Case]:

@@ -86,7 +86,7 @@ def _image_records(
             }
         except (KeyError, TypeError) as error:
             raise FXError(f"{where}: image {_name(image)}: malformed or incomplete row ({error!r})") from None
-        problem = _image_problem(record, label_set, spec)
+        problem = _row_problem(image) or _image_problem(record, label_set, spec)
         if not problem and image["id"] in records:
             problem = f"its id {image['id']} occurs twice"
         if problem:
@@ -96,6 +96,19 @@ def _image_records(
         records[image["id"]] = record
     _check_unique_names(records, where, len(prefix))
     return records
+
+
+def _row_problem(image: dict[str, Any]) -> str:
+    """What is wrong with the name, id, patient and such of an image's row, or ""."""
+    if not image["file_name"] or os.path.isabs(image["file_name"]):
+        return "its file_name must be a path relative to info.image_root"
+    if type(image["id"]) is not int:
+        return f"its id {image['id']!r} is not a whole number"
+    if not isinstance(image["patient_id"], str) or not image["patient_id"].strip():
+        return f"its patient_id {image['patient_id']!r} is not a text, or blank"
+    if type(image["boxes_annotated"]) is not bool:
+        return f"its boxes_annotated {image['boxes_annotated']!r} is not true or false"
+    return "" if isinstance(image.get("meta", {}), dict) else f"its meta {image['meta']!r} is not an object"
 
 
 def _image_problem(record: dict[str, Any], label_set: set[Any] | None, spec: DatasetSpec) -> str:
@@ -114,7 +127,8 @@ def _image_problem(record: dict[str, Any], label_set: set[Any] | None, spec: Dat
         if not label_set <= LABEL_VALUES:
             strange = next(value for value in labels if value not in LABEL_VALUES)
             return f"label {strange!r} is not 1, 0, -1 (uncertain) or null (blank)"
-        if spec.cls_kind == "softmax" and not label_set & {-1, None} and labels.count(1) != 1:
+        positive, unknown = labels.count(1), label_set & {-1, None}
+        if spec.cls_kind == "softmax" and positive != 1 and (positive or not unknown):
             return f"labels {labels} of a softmax dataset must hold exactly one 1"
     if masks is not None:
         if not spec.seg_classes or len(masks) != len(spec.seg_classes):
@@ -165,12 +179,12 @@ def _attach_boxes(
         return
     try:
         owners = [records[row["image_id"]] for row in annotations]
-        boxes = np.array([row["bbox"] for row in annotations], dtype=np.float64)
+        boxes = np.array([row["bbox"] for row in annotations])
         classes = [row["category_id"] for row in annotations]
         crowd = [row for row in annotations if row.get("iscrowd")]
     except (KeyError, TypeError, ValueError):
         raise FXError(_first_malformed(records, annotations, where)) from None
-    if boxes.ndim != 2 or boxes.shape[1] != 4:
+    if boxes.ndim != 2 or boxes.shape[1] != 4 or boxes.dtype.kind not in "if":
         raise FXError(_first_malformed(records, annotations, where))
     if crowd:
         raise FXError(f"{where}: annotation {crowd[0].get('id')}: crowd boxes (iscrowd 1) are not supported")
@@ -182,7 +196,10 @@ def _attach_boxes(
         (~np.isfinite(boxes).all(1), "has a coordinate that is not a finite number"),
         ((boxes[:, 2:] <= 0).any(1), "has no area"),
         (outside, "leaves its image"),
-        (np.array([c not in known_ids for c in classes]), f"has an unknown category_id (1..{len(known_ids)})"),
+        (
+            np.array([type(c) is not int or c not in known_ids for c in classes]),
+            f"has an unknown category_id (1..{len(known_ids)})",
+        ),
         (np.array([not owner["annotated"]["loc"] for owner in owners]), "is on an image with boxes_annotated false"),
     )
     for wrong, text in faults:

@@ -1,4 +1,4 @@
-"""Readers of what public releases hold beside images: tables, json files, and where each image lies.
+"""Readers of what public releases and folders hold beside images: tables, json files, and where each image lies.
 
 Byte order marks, blanks around cells and headers, and gzip are harmless; every fault is an FXError of one line.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def read_rows(path: Path, columns: Sequence[str], *, optional: Sequence[str] = (
                     raise FXError(f"{path}: row {number} has {len(cells)} cells, the header {len(header)}")
                 yield {name: "" if place is None else cells[place].strip() for name, place in places.items()}
     except FileNotFoundError:
-        raise FXError(f"{path}: not found; datasets/README.md shows what the release holds") from None
+        raise FXError(f"{path}: not found; datasets/README.md shows what is needed") from None
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
         raise FXError(f"{path}: cannot be read as a table after row {number} ({error})") from None
     if number == 1:
@@ -69,7 +70,7 @@ def read_json(path: Path, kind: type[dict] | type[list]) -> Any:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        raise FXError(f"{path}: not found; datasets/README.md shows what the release holds") from None
+        raise FXError(f"{path}: not found; datasets/README.md shows what is needed") from None
     except (OSError, ValueError) as error:
         raise FXError(f"{path}: not readable json ({error})") from None
     if not isinstance(content, kind):
@@ -77,12 +78,21 @@ def read_json(path: Path, kind: type[dict] | type[list]) -> Any:
     return content
 
 
+def find_files(folder: Path, names: Sequence[str] = ()) -> list[Path]:
+    """The files of a folder, at any depth, sorted; with `names`, those called so.
+
+    Folders behind links are looked through as well: large releases are often spread over disks.
+    """
+    walk = os.walk(folder, followlinks=True)
+    return sorted(Path(top, name) for top, _, files in walk for name in files if not names or name in names)
+
+
 def find_file(root: Path, names: Sequence[str]) -> Path:
     """The file of one of these names in a folder, at any depth; FXError when there is none, or several."""
-    found = sorted(path for name in names for path in root.rglob(name) if path.is_file())
+    found = find_files(root, names)
     if len(found) != 1:
         problem = f"{len(found)} files of the name, {found[0]} and {found[1]}" if found else "not found in the folder"
-        raise FXError(f"{root}: {' or '.join(names)}: {problem}; datasets/README.md shows what the release holds")
+        raise FXError(f"{root}: {' or '.join(names)}: {problem}; datasets/README.md shows what is needed")
     return found[0]
 
 
@@ -98,9 +108,9 @@ def index_files(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
         FXError: no such folder, no such file, or two of one name.
     """
     if not folder.is_dir():
-        raise FXError(f"{folder}: no such folder; datasets/README.md shows what the release holds")
+        raise FXError(f"{folder}: no such folder; datasets/README.md shows what is needed")
     files: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
+    for path in find_files(folder):
         ending = next((ending for ending in endings if path.name.lower().endswith(ending)), None)
         if ending is None or path.name.startswith(".") or not path.is_file():
             continue

@@ -1,4 +1,4 @@
-"""Labels as the CheXpert and NegBio labellers write them, which mine reports."""
+"""Labels as tables write them: as the CheXpert and NegBio labellers do, which mine reports."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from tabulate import tabulate  # type: ignore[import-untyped]
 
 from fx_d2.data import images_in_pass, register_rows
 from fx_d2.data.catalog import split_name
-from fx_d2.data.loaders import training_dicts
+from fx_d2.data.loaders import trained_tasks, training_dicts
 from fx_d2.engine.convert import build_shapes
 from fx_d2.engine.lock import describe_parameters, parameters_of, short_count
 from fx_d2.engine.schedule import build_schedule
@@ -140,7 +140,7 @@ def _remark(cfg: CfgNode, seed: int) -> str:
 
 
 def count_images(cfg: CfgNode) -> tuple[dict[tuple[str, str], int], list[str]]:
-    """Annotated training images by (dataset, task) of DATASETS.TRAIN, from the annotation files.
+    """Annotated training images by (dataset, task) of what DATASETS.TRAIN is trained for, from the annotation files.
 
     Returns:
         The numbers, and the datasets for which they are the published ones because there is no file.
@@ -154,7 +154,8 @@ def count_images(cfg: CfgNode) -> tuple[dict[tuple[str, str], int], list[str]]:
         spec, file = spec_of(registered), Path(MetadataCatalog.get(registered).json_file)
         if file.is_file():
             dicts = training_dicts(cfg, registered)
-            sizes |= {(spec.name, t): sum(bool(record["annotated"][t]) for record in dicts) for t in spec.tasks}
+            tasks = trained_tasks(cfg, spec)
+            sizes |= {(spec.name, t): sum(bool(record["annotated"][t]) for record in dicts) for t in tasks}
             continue
         expected = dict(spec.expected)
         count = expected.get(split_name(registered)[1], expected.get("total", 0))
@@ -163,7 +164,7 @@ def count_images(cfg: CfgNode) -> tuple[dict[tuple[str, str], int], list[str]]:
                 f"{registered}: annotation file {str(file)!r} not found, and no number of images is published"
             )
         published.append(spec.name)
-        sizes |= {(spec.name, task): min(count, cfg.DATASETS.LIMIT or count) for task in spec.tasks}
+        sizes |= {(spec.name, task): min(count, cfg.DATASETS.LIMIT or count) for task in trained_tasks(cfg, spec)}
     return sizes, published
 
 

@@ -83,6 +83,8 @@ def test_what_is_written_of_the_release_and_the_file(
     tmp_path: Path, spec: DatasetSpec, images: list[dict[str, Any]]
 ) -> None:
     """The release's version stands in info; tuples and numpy's numbers are written as json's."""
+    images[0] |= {"width": np.int64(60), "patient_id": np.int64(3), "file_name": Path("a.png")}
+    images[0] |= {"boxes": np.zeros((0, 2)), "masks": [{"file": Path("m.png")}, None, None]}
     images[0] |= {"intensity": (np.uint16(0), np.uint16(4095)), "stored_size": np.array([20, 30]), "study_id": 7}
     path = tmp_path / "train.json"
     write_split(path, spec=spec, split="train", image_root=".", images=images, release="v2", licence="CC0")
@@ -90,6 +92,8 @@ def test_what_is_written_of_the_release_and_the_file(
     assert (info["release"], info["licence"], info["dataset"], info["split"]) == ("v2", "CC0", "toy", "train")
     first, second = load_split(path, spec, "train")
     assert (first["intensity"], first["stored_size"], first["study_id"]) == ([0, 4095], [20, 30], "7")
+    assert (first["width"], first["patient_id"], first["file_name"]) == (60, "3", str(tmp_path / "a.png"))
+    assert first["annotated"]["loc"] and first["masks"][0] == {"file": str(tmp_path / "m.png")}
     assert (second["intensity"], second["stored_size"]) == (None, None)
 
 
@@ -115,6 +119,20 @@ def test_content_hash(make_dataset: Callable[..., Path], spec: DatasetSpec) -> N
         ("boxes", [("left_lung", [50, 1, 20, 5])], "leaves its image"),
         ("labels", [0.5, 0, 0], "label 0.5"),
         ("labels", [1, 0], "2 labels for 3"),
+        ("labels", [[1, 0, 0], [1, 0, 0]], "image 'a.png': label"),
+        ("lables", [1, 0, 0], "image 'a.png': unknown key 'lables'"),
+        ("boxes", [("left_lung", [1, 1, 5])], "image 'a.png': box .* must be four numbers"),
+        ("boxes", [[1, 1, 5, 5]], "image 'a.png': malformed"),
+        ("masks", [[[0, 1]], None, None], "image 'a.png': a mask must be an array"),
+        ("masks", [np.zeros((40, 60, 1)), None, None], "image 'a.png': a mask must be an array"),
+        ("meta", {"age": float("nan")}, "image 'a.png': meta .* is not plain data"),
+        ("meta", {"age": np.int64(3)}, "image 'a.png': meta .* is not plain data"),
+        ("width", 60.5, "size 60.5 x 40 is not two positive whole numbers"),
+        ("patient_id", None, "patient_id None is not a text"),
+        ("patient_id", float("nan"), "patient_id nan is not a text"),
+        ("patient_id", " ", "patient_id ' ' is not a text, or blank"),
+        ("file_name", None, "image None: malformed"),
+        ("file_name", "/a.png", "must be a path relative"),
         ("masks", [np.zeros((3, 3)), None, None], "mask .left_lung. is of size"),
     ],
 )
@@ -123,18 +141,20 @@ def test_writer_refuses_and_leaves_nothing(
 ) -> None:
     """What the loader would refuse is not written."""
     images[0][key] = value
-    with pytest.raises(FXError, match=message):
+    with pytest.raises(FXError, match=message) as caught:
         write_split(tmp_path / "toy" / "train.json", spec=spec, split="train", image_root=".", images=images)
-    assert not (tmp_path / "toy").exists()
+    assert not (tmp_path / "toy").exists() and "train.json: image" in str(caught.value)
 
 
 def test_softmax_needs_one_class(tmp_path: Path, spec: DatasetSpec, images: list[dict[str, Any]]) -> None:
-    """A softmax row has exactly one positive."""
-    images[1]["labels"] = [1, 1, 0]
-    with pytest.raises(FXError, match="exactly one 1"):
-        write_split(
-            tmp_path / "t.json", spec=replace(spec, cls_kind="softmax"), split="t", image_root=".", images=images
-        )
+    """A softmax row has exactly one positive, of which blanks may hide one and no more."""
+    row = replace(spec, cls_kind="softmax")
+    for labels in ([1, 1, 0], [0, 0, 0], [1, 1, None]):
+        images[1]["labels"] = labels
+        with pytest.raises(FXError, match="exactly one 1"):
+            write_split(tmp_path / "t.json", spec=row, split="t", image_root=".", images=images)
+    images[1]["labels"] = [0, None, 0]
+    write_split(tmp_path / "t.json", spec=row, split="t", image_root=".", images=images)
 
 
 def test_patient_in_two_splits() -> None:

@@ -192,7 +192,7 @@ def test_probability_of_affine_and_light(cfg: CfgNode, spec: DatasetSpec) -> Non
         assert low <= moved <= high and low <= lit <= high
 
 
-@pytest.mark.parametrize("name", ["Left Lung", "right_clavicle", "LEFT"])
+@pytest.mark.parametrize("name", ["Left Lung", "right_clavicle", "LEFT", "leftLung", "lungRight", "LEFT_LUNG"])
 def test_a_side_without_a_partner_is_not_flipped(cfg: CfgNode, name: str) -> None:
     """A mirrored left lung is no left lung: the row must say what it is."""
     spec = DatasetSpec(name="sides", title="", seg_classes=(name, "heart"))
@@ -201,4 +201,6 @@ def test_a_side_without_a_partner_is_not_flipped(cfg: CfgNode, name: str) -> Non
     cfg.INPUT.SEG.FLIP = 0.0
     build_augmentation(cfg, "seg", spec)
     cfg.INPUT.SEG.FLIP = 0.5
-    build_augmentation(cfg, "seg", DatasetSpec(name="sides", title="", seg_classes=("upright", "cleft")))
+    build_augmentation(
+        cfg, "seg", DatasetSpec(name="sides", title="", seg_classes=("upright", "cleft", "Bright", "CLEFT", "Leftover"))
+    )

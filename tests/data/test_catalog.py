@@ -103,7 +103,7 @@ def test_register_spec(tmp_path: Path, make_dataset: Callable[..., Path], spec: 
 
 
 def test_check_images(cfg: CfgNode, make_dataset: Callable[..., Path], tmp_path: Path) -> None:
-    """Missing images are counted and the first is named."""
+    """Missing images and masks are counted and the first is named."""
     make_dataset(splits=("train", "test"))
     register_datasets(cfg)
     dicts = get_dicts("toy_train")
@@ -112,6 +112,10 @@ def test_check_images(cfg: CfgNode, make_dataset: Callable[..., Path], tmp_path:
     for records, count in ((dicts, "1 of 2"), (dicts * 3, "3 of 6")):
         with pytest.raises(FXError, match=f"train_b.png: image file not found \\({count}"):
             check_images(records)
+    dicts = get_dicts("toy_test")
+    dicts[1]["masks"] = [None, {"file": str(tmp_path / "none.png")}, dicts[0]["masks"][0]]
+    with pytest.raises(FXError, match=r"none.png: mask file not found \(1 of 1 masks of 'toy'"):
+        check_images(dicts)
 
 
 def test_a_training_evaluates_validation_splits_and_a_request_what_it_names(

@@ -140,9 +140,12 @@ def test_soft_edges_and_label_maps(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.fromarray(np.array([[0, 100, 200, 255]], dtype=np.uint8)).save(path)
     assert read_mask_file(path).tolist() == [[0, 0, 1, 1]]
-    Image.fromarray(np.array([[0, 1, 2, 3]], dtype=np.uint8)).save(path)
-    with pytest.raises(FXError, match=r"a.png: a mask has 0 and one other value, this file has 4"):
-        read_mask_file(path)
+    for labels in ([0, 1, 2, 3], [1, 2]):  # The second has no background: which of its values is inside, nothing tells.
+        Image.fromarray(np.array([labels], dtype=np.uint8)).save(path)
+        with pytest.raises(FXError, match=rf"a.png: a mask has 0 and one other value, this file has {len(labels)}"):
+            read_mask_file(path)
+    Image.fromarray(np.array([[7, 7]], dtype=np.uint8)).save(path)
+    assert read_mask_file(path).tolist() == [[1, 1]]
     Image.fromarray(HAND).save(tmp_path / "a.jpg")
     with pytest.raises(FXError, match="JPEG"):
         read_mask_file(tmp_path / "a.jpg")

@@ -237,6 +237,18 @@ def test_refused(write: Callable[..., Path]) -> None:
         read_image(write(LEVELS, 12), intensity=(0, 4095))
 
 
+@pytest.mark.parametrize("offset", [0, -2048])
+def test_values_beyond_the_stated_bits_are_refused(write: Callable[..., Path], offset: int) -> None:
+    """The bits that are not stated are not cut off, which would make the brightest values dark."""
+    pixels = LEVELS.astype(np.int16) + offset if offset else LEVELS
+    with pytest.raises(FXError, match=rf"a\.dcm: has values {offset} to {4095 + offset}, beyond the 10 bits"):
+        read_image(write(pixels, 10))
+    colour = np.full((20, 30, 3), 200, dtype=np.uint8)
+    path = write(colour, 7, SamplesPerPixel=3, PlanarConfiguration=0, PhotometricInterpretation="RGB")
+    with pytest.raises(FXError, match="has values 200 to 200, beyond the 7 bits"):
+        read_image(path)
+
+
 def test_tags_of_the_header_are_text(write: Callable[..., Path], tmp_path: Path) -> None:
     path = write(LEVELS, 12, PatientID=" p 1 ", PatientSex="F")
     assert dicom_tags(path, ("PatientID", "PatientSex", "ViewPosition", "Rows")) == {

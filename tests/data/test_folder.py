@@ -122,6 +122,13 @@ def _big_mask(root: Path) -> None:
     cv2.imwrite(str(root / "masks" / "left_lung" / "0.png"), np.zeros((5, 5), dtype=np.uint8))
 
 
+def _same_stem(root: Path) -> None:
+    (root / "images" / "a").mkdir()
+    (root / "images" / "1.png").rename(root / "images" / "a" / "0.png")
+    for file in ("labels.csv", "masks_index.csv", "splits/train.txt"):
+        _replace(file, "1.png", "a/0.png")(root)
+
+
 def _bad_test_box(root: Path) -> None:
     box = {"id": 1, "image_id": 1, "category_id": 7, "bbox": [25, 1, 9, 9]}
     document = json.loads((root / "boxes_test.json").read_text()) | {"annotations": [box]}
@@ -132,7 +139,7 @@ def _bad_test_box(root: Path) -> None:
     ("change", "argv", "message"),
     [
         (lambda root: (root / "dataset.json").unlink(), [], "dataset.json: not found"),
-        (_replace("dataset.json", '"name"', '"nam"'), [], "lacks `name`"),
+        (_replace("dataset.json", '"name": "tiny", ', ""), [], "lacks `name`"),
         (
             _replace(
                 "dataset.json",
@@ -142,9 +149,15 @@ def _bad_test_box(root: Path) -> None:
             [],
             "not readable json",
         ),
-        (_replace("dataset.json", '"columns"', '"cols"'), [], "`labels` lacks `columns`"),
+        (_replace("dataset.json", ', "columns": ["tb", "other"]', ""), [], "`labels` lacks `columns`"),
         (_replace("dataset.json", '"test": "splits', '"exam": "splits'), [], "unknown: ['exam']"),
-        (lambda root: (root / "labels.csv").unlink(), [], "labels.csv: cannot be read"),
+        (_replace("dataset.json", '"labels"', '"lables"'), [], "dataset.json: has the unknown key `lables`"),
+        (_replace("dataset.json", '"structures"', '"structure"'), [], "`masks` has the unknown key `structure`"),
+        (_replace("dataset.json", '"labels.csv"', "3"), [], "`labels` has a `file` that is not a text: 3"),
+        (_replace("dataset.json", '["tb"]', "[1]"), [], "`boxes.drawn` has a `categories` that is not a list of texts"),
+        (_replace("dataset.json", '"splits/test.txt"', "null"), [], "a `splits` that is not an object of file names"),
+        (_replace("dataset.json", '{"drawn"', '[], "boxe": {"drawn"'), [], "a `boxes` that is not an object"),
+        (lambda root: (root / "labels.csv").unlink(), [], "labels.csv: not found"),
         (lambda root: None, ["--labels", "cough"], "no column 'cough'; it has ['image', 'patient_id', 'sex', 'tb'"),
         (lambda root: None, ["--boxes", "dots"], "no boxes 'dots'; choose --boxes one of ['drawn']"),
         (lambda root: None, ["--masks", "heart"], "no mask structure 'heart'"),
@@ -152,8 +165,8 @@ def _bad_test_box(root: Path) -> None:
         (lambda root: None, ["--flip-pairs", "a-b"], "--flip-pairs: 'a-b'"),
         (lambda root: None, ["--flip-pairs", "a:b"], "flip_pairs names unknown classes"),
         (lambda root: None, ["--name", "chexpert"], "row of the table with other"),
-        (_replace("labels.csv", "a,F,1,0", "a,F,2,0"), [], "image '0.png', column 'tb': '2' is not 1, 0, -1 or blank"),
-        (_replace("labels.csv", "a,F,1,0", "a,F,1"), [], "line 2 has 4 cells"),
+        (_replace("labels.csv", "a,F,1,0", "a,F,2,0"), [], "image '0.png': column 'tb': '2' is not 1, 0, -1 or blank"),
+        (_replace("labels.csv", "a,F,1,0", "a,F,1"), [], "row 2 has 4 cells"),
         (_replace("labels.csv", "1.png", "0.png"), [], "image '0.png' occurs twice"),
         (_replace("labels.csv", "2.png,c", "2.png,a"), [], "patient 'a' is in train and in test"),
         (_replace("labels.csv", "2.png,c", "2.png,"), [], "patient_id is blank"),
@@ -163,6 +176,9 @@ def _bad_test_box(root: Path) -> None:
         (_replace("splits/train.txt", "1.png", "2.png"), ["--tasks", "cls"], "'2.png' is in train and in test"),
         (lambda root: (root / "images" / "1.png").unlink(), [], "1.png: image file not found"),
         (lambda root: (root / "images" / "1.png").write_text("x"), [], "1.png: not a whole PNG"),
+        (_replace("masks_index.csv", "1.png", "7.png"), [], "image '7.png' is not in"),
+        (_replace("masks_index.csv", "1.png,,,", "1.png,-1,,"), [], "-1 has no meaning for a mask"),
+        (_same_stem, [], "images '0.png' and 'a/0.png' would have the same mask files, 0.png"),
         (_big_mask, [], "the mask is 5 x 5, its image 30 x 20"),
         (lambda root: (root / "masks" / "left_lung" / "0.png").unlink(), [], "0.png: mask file cannot be read"),
         (_replace("boxes_train.json", "0.png", "8.png"), [], "image '8.png' is not in this split"),
@@ -190,6 +206,15 @@ def test_bad_folder(
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_an_earlier_preparation_leaves_no_split(script: ModuleType, source: Path, tmp_path: Path) -> None:
+    """Images of a split that is gone may be in another one now."""
+    assert script.main([str(source), "--output", str(tmp_path / "out")]) == 0
+    _replace("dataset.json", ', "test": "splits/test.txt"', "")(source)
+    (source / "splits" / "train.txt").write_text("0.png\n2.png\n")
+    assert script.main([str(source), "--output", str(tmp_path / "out"), "--tasks", "cls"]) == 0
+    assert sorted(file.name for file in (tmp_path / "out" / "tiny").iterdir()) == ["dataset.yaml", "train.json"]
 
 
 def test_several_kinds_of_boxes(script: ModuleType, source: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,8 @@ from fx_d2.structures import FXError
 def test_table_survives_byte_order_mark_crlf_and_blanks(tmp_path: Path) -> None:
     file = tmp_path / "labels.csv"
     file.write_bytes(b'\xef\xbb\xbfimage, tb ,note\r\na.png, 1 ,"x, y"\r\n\r\n')
-    assert read_table(file, ["tb"]) == {"a.png": {"image": "a.png", "tb": "1", "note": "x, y"}}
+    row = {"image": "a.png", "tb": "1", "note": "x, y", "sex": ""}
+    assert read_table(file, ["tb"], ["note", "sex"]) == {"a.png": row}
 
 
 @pytest.mark.parametrize(
@@ -23,7 +25,8 @@ def test_table_survives_byte_order_mark_crlf_and_blanks(tmp_path: Path) -> None:
         (b"", "no column 'image'"),
         (b"image,tb\n", "has no rows"),
         (b"image,tb,tb\na,1,1\n", "column 'tb' occurs twice"),
-        (b"image,tb\n\xff,1\n", "not UTF-8"),
+        (b"image,tb\n\xff,1\n", "cannot be read as a table"),
+        (b"image,tb\na,1\na,0\n", "image 'a' occurs twice"),
     ],
 )
 def test_bad_table(tmp_path: Path, content: bytes, message: str) -> None:
@@ -45,6 +48,24 @@ def test_boxes_tell_negatives_from_unknown(tmp_path: Path) -> None:
     boxes = read_boxes(tmp_path / "boxes.json", ["tb"], {"a", "b", "c"})
     assert boxes["a"].boxes == [("tb", [1, 2, 3, 4])] and boxes["b"].boxes == [] and "c" not in boxes
     assert boxes["a"].size == (9, 8)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_id": [0]}, "not COCO detection json"),
+        ({"image_id": 9}, "annotation 1: there is no image with id 9"),
+        ({"category_id": "4"}, "annotation 1: there is no category with id '4'"),
+        ({"bbox": ["1", "2", "3", "4"]}, "annotation 1: bbox must be four numbers"),
+    ],
+)
+def test_bad_boxes(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    images = [{"id": 0, "file_name": "a", "width": 9, "height": 8}]
+    box = {"id": 1, "image_id": 0, "category_id": 4, "bbox": [1, 2, 3, 4]} | change
+    document = {"images": images, "annotations": [box], "categories": [{"id": 4, "name": "tb"}]}
+    (tmp_path / "boxes.json").write_text(json.dumps(document))
+    with pytest.raises(FXError, match=f"boxes.json: {message}"):
+        read_boxes(tmp_path / "boxes.json", ["tb"], {"a"})
 
 
 def test_minimal_description(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import cv2
@@ -120,6 +121,21 @@ def test_corrupt_png(tmp_path: Path) -> None:
     path.write_bytes(bytes(data))
     with pytest.raises(FXError, match="corrupt PNG"):
         read_image(path)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_png_of_a_size_that_no_memory_holds(tmp_path: Path, mode: str) -> None:
+    """Damage or not, the size in the header is looked at before a decoder takes memory for it."""
+    Image.new(mode, (64, 48)).save(tmp_path / "a.png")
+    data = bytearray((tmp_path / "a.png").read_bytes())
+    data[16] ^= 64  # of the width
+    (tmp_path / "a.png").write_bytes(data)
+    with pytest.raises(FXError, match=r"a.png: corrupt PNG \(a checksum does not hold\)"):
+        read_image(tmp_path / "a.png")
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    (tmp_path / "a.png").write_bytes(data)
+    with pytest.raises(FXError, match="a.png: more than the 67,108,864 pixels that are taken"):
+        read_image(tmp_path / "a.png")
 
 
 def test_missing_and_other_formats(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from fx_d2.batch import Batch
 from fx_d2.data.annotations import load_spec, write_split
 from fx_d2.data.catalog import register_datasets
-from fx_d2.data.loaders import build_test_loader, build_train_data
+from fx_d2.data.loaders import build_test_loader, build_train_data, training_dicts
 from fx_d2.structures import DatasetSpec, FXError, Phase
 
 
@@ -142,8 +142,13 @@ def test_no_annotated_image(registered: CfgNode, spec: DatasetSpec, images: list
     write_split(folder / "train.json", spec=spec, split="train", image_root="images", images=poor)
     with pytest.raises(FXError, match="toy_train: none of its 2 images is annotated for 'seg'"):
         build_train_data(registered)
-    registered.SCHEDULE.STRATEGY = [{"task": "cls", "share": 1.0, "train": ["backbone", "cls_heads"]}]
-    assert build_train_data(registered).sizes == {("toy", "cls"): 2}
+    row = {"task": "cls", "share": 1.0, "train": ["backbone", "cls_heads"]}
+    elsewhere = {"task": "seg", "share": 1.0, "train": ["seg_heads"], "datasets": ["other"]}
+    for strategy in ([row], [row, elsewhere]):
+        registered.SCHEDULE.STRATEGY = strategy
+        assert build_train_data(registered).sizes == {("toy", "cls"): 2}
+    registered.DATASETS.FEW_SHOT.IMAGES = 2
+    assert len(training_dicts(registered, "toy_train")) == 2
 
 
 def test_patient_in_train_and_test(registered: CfgNode, spec: DatasetSpec, images: list[dict[str, Any]]) -> None:

@@ -177,10 +177,10 @@ def test_a_bad_image_stops_everything_or_is_left_out(
 
 
 def test_a_patient_in_two_splits_and_other_classes_are_refused(make_plan: MakePlan, tmp_path: Path) -> None:
-    plan = make_plan("ttvee")
-    for case in plan.cases:
-        object.__setattr__(case, "patient_id", "one")
-    with pytest.raises(FXError, match="one"):
+    """Before an image is looked at."""
+    plan = make_plan("ttvee", ("broken",) * 5)
+    plan = replace(plan, cases=[replace(case, patient_id="one") for case in plan.cases])
+    with pytest.raises(FXError, match="patient 'one' is in train and in val"):
         prepare(plan, Options(output=tmp_path / "out"))
     other = DatasetSpec(name="node21", title="N", cls_classes=("a",), loc_classes=("a",))
     with pytest.raises(FXError, match="is a row of the table with other cls classes"):

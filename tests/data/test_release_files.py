@@ -83,3 +83,17 @@ def test_a_file_is_found_at_any_depth_but_only_once(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("")
     with pytest.raises(FXError, match="2 files of the name"):
         find_file(tmp_path, ("a.csv", "b.csv"))
+
+
+def test_links_are_followed(tmp_path: Path) -> None:
+    """A release may be spread over disks; a link to nothing is no file."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "b.png").write_bytes(b"")
+    (tmp_path / "disk" / "b.csv").write_text("")
+    (tmp_path / "release").mkdir()
+    (tmp_path / "release" / "images").symlink_to(tmp_path / "disk")
+    (tmp_path / "release" / "a.png").symlink_to(tmp_path / "disk" / "b.png")
+    (tmp_path / "release" / "c.png").symlink_to(tmp_path / "none")
+    release = tmp_path / "release"
+    assert index_files(release, (".png",)) == {"a": release / "a.png", "b": release / "images" / "b.png"}
+    assert find_file(release, ("b.csv",)) == release / "images" / "b.csv"

@@ -52,8 +52,10 @@ def test_the_plan_is_what_is_trained(make_cfg: MakeCfg) -> None:
 
 
 def test_numbers_of_images_are_the_loaders(make_cfg: MakeCfg) -> None:
-    cfg = make_cfg()
-    assert count_images(cfg) == (build_train_data(cfg).sizes, [])
+    """By which SCHEDULE.ORDER may go: also where a task is trained on some datasets only, or not at all."""
+    row = "{'task': 'cls', 'share': 1.0, 'train': ['cls_heads'], 'datasets': ['beta']}"
+    for cfg in (make_cfg(), make_cfg("SCHEDULE.STRATEGY", f"[{row}]")):
+        assert count_images(cfg) == (build_train_data(cfg).sizes, [])
 
 
 def test_images_are_not_read(make_cfg: MakeCfg, world: Path, tmp_path: Path) -> None:

@@ -79,6 +79,33 @@ def test_faults(tool: ModuleType, root: Path, capsys: pytest.CaptureFixture[str]
     assert "5 faults in 3 splits" in out  # a missing file counts when it is looked for and when it is read
 
 
+def test_a_mask_file_that_is_missing(tool: ModuleType, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Is a fault among others, when it is looked for and when it is counted; the other dataset is counted still."""
+    spec = DatasetSpec(name="first", title="first", seg_classes=("lung",))
+    row = {"file_name": "train0.png", "width": 64, "height": 64, "patient_id": "p", "masks": [{"file": "none.png"}]}
+    write_split(root / "first" / "train.json", spec=spec, split="train", image_root="images", images=[row])
+    (root / "first" / "test.json").unlink()
+    write_spec(root / "first", spec)
+    assert run(tool, root) == 1
+    out = capsys.readouterr().out
+    assert "none.png: mask file not found (1 of 1 masks" in out and "none.png: mask file cannot be read" in out
+    assert "label tb  1/2/0  1/2/0" in out and "2 faults in 3 splits of 2 datasets" in out
+
+
+def test_other_folders_are_let_be(tool: ModuleType, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What datasets were prepared from may lie beside them."""
+    (root / "source").mkdir()
+    (root / "source" / "dataset.json").write_text("{}")
+    assert run(tool, root) == 0
+    assert "0 faults in 4 splits of 2 datasets" in capsys.readouterr().out
+
+
+def test_exclusions_that_cannot_be_written(tool: ModuleType, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "file").write_text("")
+    assert run(tool, root, "--exclude", str(root / "file" / "leaks.json")) == 2
+    assert capsys.readouterr().err == f"error: {root / 'file'}: File exists\n"
+
+
 def test_some_of_them(tool: ModuleType, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A row or a split by name; what is not there is refused."""
     assert run(tool, root, "first_test") == 0

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from fx_d2.data.annotations import write_spec, write_split
+from fx_d2.data.masks import encode_mask
 from fx_d2.structures import DatasetSpec
 
 SPEC = DatasetSpec(name="toy", title="Toy", cls_classes=("tb", "flu"), loc_classes=("tb",), seg_classes=("lung",))
@@ -66,13 +68,31 @@ def test_test_splits_and_single_tasks(tool: ModuleType, config: Path, capsys: py
     assert [Path(line).name for line in capsys.readouterr().out.split()] == ["toy_test_cls.png", "toy_train_cls.png"]
 
 
-def test_findings_are_shown_first(tool: ModuleType, config: Path) -> None:
-    """Of the films with labels one is positive: it is on every sheet."""
-    records = [{"labels": [int(i == 17)], "number": i} for i in range(100)]
+@pytest.mark.parametrize("task", ["cls", "loc", "seg"])
+def test_findings_are_shown_first(tool: ModuleType, task: str) -> None:
+    """Of the annotated films one is positive: it is on every sheet."""
+    empty, filled = (encode_mask(np.full((4, 4), value)) for value in (0, 1))
+    records = [
+        {"labels": [int(i == 17)], "annotations": [{}] * (i == 17), "masks": [None, filled if i == 17 else empty]}
+        for i in range(100)
+    ]
     for seed in range(3):
         args = tool.parse_args(["--config-file", "x", "--output", "y", "--num", "4", "--seed", str(seed)])
-        chosen = tool._choose(records, "cls", args)
+        chosen = tool._choose(records, task, args)
         assert len(chosen) == 4 and records[17] in chosen
+
+
+def test_only_what_is_trained_on_is_shown(tool: ModuleType, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = {}
+    draw = tool._training_cells
+
+    def spy(cfg: Any, spec: Any, task: str, records: list[dict[str, Any]], seed: int) -> Any:
+        shown[task] = len(records)
+        return draw(cfg, spec, task, records, seed)
+
+    monkeypatch.setattr(tool, "_training_cells", spy)
+    assert run(tool, config, "DATASETS.FEW_SHOT.IMAGES", "2") == 0
+    assert shown == {"cls": 2, "loc": 2, "seg": 2}
 
 
 @pytest.mark.parametrize(
@@ -88,3 +108,9 @@ def test_refused(
 ) -> None:
     assert run(tool, config, *options) == 1
     assert message in capsys.readouterr().err
+
+
+def test_output_that_is_a_file(tool: ModuleType, config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (config.parent / "out").write_text("")
+    assert run(tool, config) == 1
+    assert capsys.readouterr().err == f"error: {config.parent / 'out'}: File exists\n"
