@@ -126,7 +126,8 @@ def write_results(
 
 
 def _markdown(evaluation: Evaluation, meta: Mapping[str, Any], specs: tuple[DatasetSpec, ...]) -> str:
-    origin = [[key, str(value).replace("\n", " ")] for key, value in meta.items()]
+    # The config is a few hundred lines: in the json, and in config.yaml.
+    origin = [[key, str(value).replace("\n", " ")] for key, value in meta.items() if key != "config"]
     metrics = evaluation.metrics
     parts = [
         "# Results",

@@ -86,7 +86,7 @@ def test_no_metrics_give_an_empty_table() -> None:
 
 
 def test_results_on_disk(tmp_path: Path) -> None:
-    meta = {"config_hash": "abc", "command": "train_net.py --eval-only", "seed": 3, "versions": {"torch": "2"}}
+    meta = {"command": "train_net.py --eval-only", "seed": 3, "versions": {"torch": "2"}, "config": "SEED: 3\nVERSION: 2"}
     report = write_results(tmp_path / "new" / "results.json", FOUND, meta, SPECS)
     content = json.loads((tmp_path / "new" / "results.json").read_text(), parse_constant=pytest.fail)
     assert content["meta"] == meta
@@ -95,6 +95,7 @@ def test_results_on_disk(tmp_path: Path) -> None:
     assert content["metrics"].keys() == METRICS.keys()
     text = report.read_text()
     assert report.name == "results.md"
+    assert "VERSION: 2" not in text, "the config is for the json"
     assert content["intervals"] == {"teacher/siim/seg/dice": [0.8, 0.87], "student/nih/cls/auroc": [None, None]}
     assert set(content) == {"format", "version", "meta", *(entry.name for entry in fields(Evaluation))}
     for part in (
