@@ -86,7 +86,7 @@ def test_no_metrics_give_an_empty_table() -> None:
 
 
 def test_results_on_disk(tmp_path: Path) -> None:
-    meta = {"command": "train_net.py --eval-only", "seed": 3, "versions": {"torch": "2"}, "config": "SEED: 3\nVERSION: 2"}
+    meta = {"command": "train_net.py --eval-only", "seed": 3, "versions": {"torch": "2"}, "config": "A: 1\nVERSION: 2"}
     report = write_results(tmp_path / "new" / "results.json", FOUND, meta, SPECS)
     content = json.loads((tmp_path / "new" / "results.json").read_text(), parse_constant=pytest.fail)
     assert content["meta"] == meta
