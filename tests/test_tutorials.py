@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -49,3 +50,6 @@ def test_every_command_runs(page: Path, tmp_path: Path) -> None:
     for wanted in ("0 faults", "| My X-rays", "labels: {'nodule': ", "mask pixels: "):
         assert wanted in done.stdout, wanted
     assert len(list((tmp_path / "work" / "sheets").glob("*.png"))) == 3
+    metrics = json.loads((tmp_path / "work" / "eval" / "results.json").read_text())["metrics"]
+    for metric, least in (("cls/auroc", 0.9), ("loc/AP40", 0.7), ("seg/dice", 0.7)):
+        assert metrics[f"student/my_xrays/{metric}"] > least, f"the page promises more of {metric}"

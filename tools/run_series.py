@@ -12,7 +12,7 @@ SOLVER.CHECKPOINT_BEST, or the last one where there is no pattern. A cell that h
 first error ends the series (exit code 1); a run that a signal stopped ends it with 75: start it again.
 
 --dry-run prints a line of shell for each cell, for a cluster to run them in any order:
-    eval "$(tools/run_series.py ... --dry-run | sed -n "${SLURM_ARRAY_TASK_ID}p")"
+    eval "$(tools/run_series.py --dry-run ... | sed -n "${SLURM_ARRAY_TASK_ID}p")"
 --collect only reads the results that are there.
 """
 

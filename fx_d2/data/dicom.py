@@ -1,7 +1,7 @@
 """DICOM X-rays as grey values between black and white, the way a viewer shows them first.
 
 pydicom reads the file and applies the tables it carries; python-gdcm decodes compressed pixels. Both come with
-`pip install fx_d2[dicom]` and are imported only when a DICOM file is read.
+`pip install -e '.[dicom]'` and are imported only when a DICOM file is read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from fx_d2.structures import FXError
 
-EXTRA = "pip install fx_d2[dicom]"
+EXTRA = "pip install -e '.[dicom]'"
 
 _PLUGIN = {"1.2.840.10008.1.2.4.50": "pillow"}
 """Decoder by transfer syntax, where not pydicom's first: on damaged baseline JPEG gdcm can end the whole process."""

@@ -1,6 +1,6 @@
 """MetaImage files (.mha, .mhd with its raw file) as 2-D arrays of stored values, read with SimpleITK.
 
-SimpleITK comes with `pip install fx_d2[mha]` and is imported only when such a file is read.
+SimpleITK comes with `pip install -e '.[mha]'` and is imported only when such a file is read.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _simpleitk(path: Path) -> ModuleType:
     try:
         import SimpleITK
     except ImportError:
-        raise FXError(f"{path}: reading MHA and MHD needs SimpleITK: pip install fx_d2[mha]") from None
+        raise FXError(f"{path}: reading MHA and MHD needs SimpleITK: pip install -e '.[mha]'") from None
     return SimpleITK
 
 

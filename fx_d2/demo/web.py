@@ -1,6 +1,6 @@
 """A page in the browser on which films are dropped: a small local server around one predictor.
 
-Needs Flask and waitress: `pip install fx_d2[web]`. A film lives in memory for the time of its request; it is never
+Needs Flask and waitress: `pip install -e '.[web]'`. A film lives in memory for the time of its request; it is never
 written to a disk, and neither it nor its name is logged. The page itself loads nothing from elsewhere.
 """
 
@@ -29,7 +29,7 @@ try:
     from waitress.server import create_server
     from werkzeug.exceptions import BadRequest, HTTPException, UnsupportedMediaType
 except ImportError as error:
-    raise FXError(f"the page needs {error.name}: pip install fx_d2[web]") from None
+    raise FXError(f"the page needs {error.name}: pip install -e '.[web]'") from None
 
 logger = logging.getLogger(__name__)
 

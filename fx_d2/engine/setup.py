@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+from operator import attrgetter
 
 import torch
 import yaml
@@ -18,13 +19,37 @@ from fx_d2.config import add_fx_config
 from fx_d2.data import register_datasets
 from fx_d2.structures import FXError
 
+INSTEAD = {
+    "DATALOADER.SAMPLER_TRAIN": "SCHEDULE.STRATEGY",
+    "INPUT.MAX_SIZE_TRAIN": "INPUT.SIZE",
+    "INPUT.MAX_SIZE_TEST": "INPUT.SIZE",
+    "INPUT.MIN_SIZE_TRAIN": "INPUT.SIZE",
+    "INPUT.MIN_SIZE_TEST": "INPUT.SIZE",
+    "INPUT.RANDOM_FLIP": "INPUT.{CLS,LOC,SEG}.FLIP",
+    "MODEL.BACKBONE.FREEZE_AT": "MODEL.TIMM.FROZEN_STAGES",
+    "SOLVER.CHECKPOINT_PERIOD": "SOLVER.CHECKPOINT_CYCLES or CHECKPOINT_STEPS",
+    "SOLVER.CLIP_GRADIENTS.ENABLED": "SOLVER.CLIP_NORM",
+    "SOLVER.IMS_PER_BATCH": "SCHEDULE.BATCH_SIZE",
+    "SOLVER.MAX_ITER": "SCHEDULE.CYCLES",
+    "SOLVER.REFERENCE_WORLD_SIZE": "SOLVER.REFERENCE_BATCH",
+    "SOLVER.STEPS": "SOLVER.FINAL_LR_FACTOR, of a cosine",
+    "SOLVER.WARMUP_ITERS": "SOLVER.WARMUP_CYCLES",
+    "TEST.DETECTIONS_PER_IMAGE": "MODEL.LOC.NUM_SELECT",
+    "TEST.EVAL_PERIOD": "TEST.EVAL_CYCLES or EVAL_PASSES",
+}
+"""Detectron2's keys that its users change first and that nothing here reads -> what does their work."""
+
 
 def build_cfg(config_file: str, opts: list[str]) -> CfgNode:
     """Defaults, then the file, then `KEY VALUE` pairs.
 
     Raises:
-        FXError: the file is missing or no yaml, or a key or value does not fit.
+        FXError: the file is missing or no yaml, a key or value does not fit, one of INSTEAD is set, or an option
+            stands among the pairs.
     """
+    late = next((word for word in opts if str(word).startswith("--")), None)
+    if late is not None:
+        raise FXError(f"{late} stands behind KEY VALUE pairs, where it is taken for one: put it before them")
     cfg = get_cfg()
     add_fx_config(cfg)
     if config_file and not os.path.isfile(config_file):
@@ -38,6 +63,10 @@ def build_cfg(config_file: str, opts: list[str]) -> CfgNode:
         raise FXError(f"{where}: {error.args[0]}. The keys are listed in fx_d2/config.py") from error
     except (ValueError, AssertionError, yaml.YAMLError) as error:
         raise FXError(f"{where}: {' '.join(str(error).split())}") from error
+    default = get_cfg()
+    for key, ours in INSTEAD.items():
+        if attrgetter(key)(cfg) != attrgetter(key)(default):
+            raise FXError(f"{key} is Detectron2's and has no effect here: use {ours}")
     return cfg
 
 

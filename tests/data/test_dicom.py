@@ -273,7 +273,7 @@ def test_missing_package_names_the_extra(write: Callable[..., Path], monkeypatch
 
     monkeypatch.setattr(builtins, "__import__", refuse)
     for call in (read_image, image_size):
-        with pytest.raises(FXError, match=r"a\.dcm: reading DICOM needs pydicom: pip install fx_d2\[dicom\]"):
+        with pytest.raises(FXError, match=r"a\.dcm: reading DICOM needs pydicom: pip install -e '\.\[dicom\]'"):
             call(path)
 
 
@@ -283,7 +283,7 @@ def test_missing_decoder_names_the_extra(tmp_path: Path, monkeypatch: pytest.Mon
     path, _ = _compressed(tmp_path, JPEGLosslessSV1)
     decoder = type("Decoder", (), {"is_available": False})
     monkeypatch.setattr(pydicom.pixels, "get_decoder", lambda uid: decoder)
-    with pytest.raises(FXError, match=r"JPEG Lossless.*need a decoder: pip install fx_d2\[dicom\]"):
+    with pytest.raises(FXError, match=r"JPEG Lossless.*need a decoder: pip install -e '\.\[dicom\]'"):
         read_image(path)
 
 

@@ -71,5 +71,5 @@ def test_missing_file_volume_and_colour(tmp_path: Path) -> None:
 def test_missing_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = _write(tmp_path / "a.mha", LEVELS)
     monkeypatch.setitem(sys.modules, "SimpleITK", None)
-    with pytest.raises(FXError, match=r"needs SimpleITK: pip install fx_d2\[mha\]"):
+    with pytest.raises(FXError, match=r"needs SimpleITK: pip install -e '\.\[mha\]'"):
         read_image(path)

@@ -184,5 +184,5 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.delitem(sys.modules, "fx_d2.demo.web")
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(FXError, match=r"the page needs waitress: pip install fx_d2\[web\]"):
+    with pytest.raises(FXError, match=r"the page needs waitress: pip install -e '\.\[web\]'"):
         importlib.import_module("fx_d2.demo.web")

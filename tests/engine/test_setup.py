@@ -1,9 +1,10 @@
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
 import torch
 
-from fx_d2.engine.setup import build_cfg, check_device
+from fx_d2.engine.setup import INSTEAD, build_cfg, check_device
 from fx_d2.structures import FXError
 
 
@@ -18,11 +19,20 @@ def test_file_then_overrides(config_file: Path) -> None:
         (["MODEL.LOC.QUERIES", "3"], "MODEL.LOC.QUERIES"),
         (["MODEL.LOC.NUM_QUERIES", "many"], "NUM_QUERIES"),
         (["SEED"], "(?i)override|even|length"),
+        (["SEED", "3", "--resume"], "--resume .* before"),
+        (["SOLVER.IMS_PER_BATCH", "4"], "SOLVER.IMS_PER_BATCH .* no effect here: use SCHEDULE.BATCH_SIZE"),
     ],
 )
 def test_wrong_overrides_are_named(config_file: Path, opts: list[str], message: str) -> None:
     with pytest.raises(FXError, match=message):
         build_cfg(str(config_file), opts)
+
+
+def test_what_detectron2_s_keys_are_replaced_by_is_there(config_file: Path) -> None:
+    cfg = build_cfg(str(config_file), [])
+    for key, ours in INSTEAD.items():
+        attrgetter(key)(cfg)
+        assert attrgetter(ours.split()[0].rstrip(",").replace("{CLS,LOC,SEG}", "CLS"))(cfg) is not None
 
 
 @pytest.mark.parametrize("text", ["MODEL: {HEADS: 3}", "MODEL: [", "SEED: many"])
