@@ -38,6 +38,8 @@ def address(tiny_checkpoint: Path) -> Iterator[str]:
         "--port",
         "0",
     ]
+    # A shell's background jobs ignore Ctrl-C, and hand that on to what they start.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(
         command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True
     ) as server:
@@ -51,6 +53,7 @@ def address(tiny_checkpoint: Path) -> Iterator[str]:
             assert server.wait(60) == 0
         finally:
             server.kill()
+            signal.signal(signal.SIGINT, before)
 
 
 COLOURED = """(() => {
