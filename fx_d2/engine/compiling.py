@@ -20,7 +20,7 @@ VARIANTS = 128
 without gradient. At its own limit of 8 it would go on uncompiled."""
 
 
-def compile_layers(model: FoundationX, backend: str) -> int:
+def compile_layers(model: FoundationX, backend: str) -> None:
     """Compile, each when it first runs, the trunk's blocks, the encoder's layers and the segmentation decoder.
 
     Layers of one class and shape share what is compiled, so that the time it takes does not grow with their number.
@@ -31,14 +31,11 @@ def compile_layers(model: FoundationX, backend: str) -> int:
         model: changed in place.
         backend: of `torch.compile`; empty = nothing is done.
 
-    Returns:
-        The number of layers.
-
     Raises:
         FXError: torch has no such backend.
     """
     if not backend:
-        return 0
+        return
     if backend not in torch.compiler.list_backends(()):
         known = torch.compiler.list_backends()
         raise FXError(f"MODEL.COMPILE is {backend!r}: leave it empty, or choose a backend of torch.compile, {known}")
@@ -49,7 +46,6 @@ def compile_layers(model: FoundationX, backend: str) -> int:
     for layer in layers:
         layer.compile(backend=backend, dynamic=False)
     logger.info("MODEL.COMPILE: %d layers are compiled by %s, each when it first runs", len(layers), backend)
-    return len(layers)
 
 
 def repeated_blocks(trunk: nn.Module) -> Iterator[nn.Module]:

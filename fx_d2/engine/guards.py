@@ -126,9 +126,11 @@ def check_patterns(cfg: CfgNode, metrics: Sequence[str]) -> None:
 
 def _headlines(metrics: Sequence[str]) -> list[str]:
     """The first metric of each model, dataset and task."""
-    return list({metric.rsplit("/", 1)[0]: metric for metric in reversed(metrics) if metric.count("/") == 3}.values())[
-        ::-1
-    ]
+    first: dict[str, str] = {}
+    for metric in metrics:
+        if metric.count("/") == 3:
+            first.setdefault(metric.rpartition("/")[0], metric)
+    return list(first.values())
 
 
 def _check_images(cfg: CfgNode, data: TrainData, splits: Iterable[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
@@ -12,9 +11,8 @@ from fx_d2.structures import FXError
 
 AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
-_CPU_INFO = Path("/proc/cpuinfo")
-_BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}
-"""Linux's names of instructions for bfloat16, of x86 and of ARM."""
+_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
+"""torch's names of instructions for bfloat16, of x86 and of ARM."""
 
 LEAST_SCALE = 1e-4
 """Of float16's loss, as fairseq has it: a gradient that still overflows was not finite before it was scaled."""
@@ -29,7 +27,7 @@ def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
         raise FXError(f"SOLVER.AMP.DTYPE is {name!r}: choose one of {sorted(AMP_DTYPES)}")
     if name == "float16" and not cfg.MODEL.DEVICE.startswith("cuda"):
         raise FXError("SOLVER.AMP.DTYPE float16 needs a GPU: use bfloat16 on the CPU")
-    if cfg.MODEL.DEVICE == "cpu" and cpu_has_bfloat16() is False:
+    if cfg.MODEL.DEVICE == "cpu" and not cpu_has_bfloat16():
         logging.getLogger(__name__).warning(
             "this processor has no instructions for bfloat16 and computes in it far slower than in float32: set "
             "SOLVER.AMP.ENABLED False"
@@ -37,11 +35,10 @@ def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
     return AMP_DTYPES[name]
 
 
-def cpu_has_bfloat16() -> bool | None:
-    """Whether the processor computes in bfloat16 rather than by way of float32; None where that cannot be told."""
-    if not _CPU_INFO.is_file():
-        return None
-    return not _BFLOAT16.isdisjoint(_CPU_INFO.read_text(encoding="utf-8").split())
+def cpu_has_bfloat16() -> bool:
+    """Whether the processor computes in bfloat16 rather than by way of float32."""
+    known = torch.cpu.get_capabilities()
+    return any(known.get(name, False) for name in _BFLOAT16)
 
 
 def step_unless_overflown(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer, finite: bool) -> float | None:

@@ -76,8 +76,9 @@ class FXTrainer(TrainerBase):
         self.optimizer = build_optimizer(cfg, self.model)
         self.lr_schedule = build_lr_schedule(cfg, self.optimizer, self.schedule)
         self.teacher = EMATeacher(self.model) if self.model.consistency > 0 else None
-        for model in (self.model, *([self.teacher.model] if self.teacher is not None else [])):
-            compile_layers(model, cfg.MODEL.COMPILE)
+        compile_layers(self.model, cfg.MODEL.COMPILE)
+        if self.teacher is not None:
+            compile_layers(self.teacher.model, cfg.MODEL.COMPILE)
         self.momentum = build_momentum(cfg)
         self.amp_dtype = amp_dtype(cfg)
         device = self.model.device.type

@@ -96,12 +96,14 @@ def test_what_is_compiled(tiny_cfg: CfgNode, monkeypatch: pytest.MonkeyPatch) ->
     kinds: list[str] = []
     monkeypatch.setattr(nn.Module, "compile", lambda self, **_: kinds.append(type(self).__name__))
     model = build_model(tiny_cfg)
-    assert compile_layers(model, "inductor") == 6
+    compile_layers(model, "inductor")
     assert kinds == ["SwinTransformerBlock"] * 4 + ["EncoderLayer", "SegDecoder"]
     kinds.clear()
     model.backbone.trunk = nn.Sequential(nn.Linear(1, 1))
-    assert compile_layers(model, "inductor") == 3 and kinds[0] == "Sequential"
-    assert compile_layers(model, "") == 0
+    compile_layers(model, "inductor")
+    assert kinds == ["Sequential", "EncoderLayer", "SegDecoder"]
+    compile_layers(model, "")
+    assert len(kinds) == 3
 
 
 def test_unknown_backend(make_cfg: MakeCfg) -> None:

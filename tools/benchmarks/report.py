@@ -67,7 +67,7 @@ def environment(device: str) -> dict[str, str]:
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "commit": described.stdout.strip() or "not a git checkout",
-        "machine": f"{_processor()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}{_bfloat16()}",
+        "machine": f"{_processor()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}",
         **gpu,
         "threads": f"{torch.get_num_threads()} of torch",
         "allocator": _allocator(),
@@ -102,14 +102,6 @@ def _allocator() -> str:
     return " ".join(f"{key}={value}" for key, value in sorted(settings.items())) or "default"
 
 
-def _bfloat16() -> str:
-    """Whether the processor computes in bfloat16 or only pretends to, if that can be told."""
-    known = cpu_has_bfloat16()
-    return "" if known is None else f", {'with' if known else 'without'} instructions for bfloat16"
-
-
 def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    name = torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or platform.machine()
+    return f"{name}, {'with' if cpu_has_bfloat16() else 'without'} instructions for bfloat16"

@@ -63,7 +63,7 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
 
 def recommended(device: str) -> tuple[str, tuple[str, ...]]:
     """Name and config keys of what we recommend for a device."""
-    if device == "cpu" and cpu_has_bfloat16() is False:
+    if device == "cpu" and not cpu_has_bfloat16():
         return "fx_d2, float32, 300 queries", WITHOUT_BFLOAT16
     return RECOMMENDED, AS_RECOMMENDED
 
