@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fx_d2.layers.group_norm import GroupNorm
+from fx_d2.layers.small_map_conv import SmallMapConv2d
 from fx_d2.structures import FXError
 
 _GROUPS = 32
@@ -50,7 +51,7 @@ class PyramidPooling(nn.Module):
             Conv2d(channels, width, 1, bias=False, norm=_norm(norm, width), activation=F.relu) for _ in self.bins
         )
         total = channels + width * len(self.bins)
-        self.bottleneck = Conv2d(
+        self.bottleneck = SmallMapConv2d(
             total, channels, 3, padding=1, bias=False, norm=_norm(norm, channels), activation=F.relu
         )
         self.dropout = nn.Dropout2d(dropout)
