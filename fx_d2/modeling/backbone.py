@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import timm
+import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
@@ -54,9 +55,10 @@ class TimmBackbone(Backbone):
         trunk = _create_trunk(name, size, {"in_chans": in_chans, "drop_path_rate": drop_path} | kwargs)
         if grad_checkpointing:
             _switch_checkpointing_on(trunk, name)
-        for module in trunk.modules():
-            if hasattr(module, "fused_attn"):
-                module.fused_attn = fused_attention
+        attentions = [module for module in trunk.modules() if hasattr(module, "fused_attn")]
+        for module in attentions:
+            module.fused_attn = fused_attention
+        self._biased = [m for m in attentions if fused_attention and hasattr(m, "relative_position_bias_table")]
         self.name, self.trunk, self.in_chans = name, trunk, in_chans
         self.channels: list[int] = trunk.feature_info.channels()
         self.strides: list[int] = trunk.feature_info.reduction()
@@ -98,6 +100,10 @@ class TimmBackbone(Backbone):
         self._check_size(images.shape[-2:])
         if self.in_chans != images.shape[1]:
             images = images.expand(-1, self.in_chans, -1, -1)
+        for module in self._biased:
+            # On CPUs torch has no fused kernel for a bias that learns, and what stands in is slower than timm's own.
+            learns = torch.is_grad_enabled() and module.relative_position_bias_table.requires_grad
+            module.fused_attn = not (learns and images.device.type == "cpu")
         stages = self.trunk(images)
         if self._channels_last:
             stages = [x.permute(0, 3, 1, 2) for x in stages]

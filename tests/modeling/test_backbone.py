@@ -1,11 +1,14 @@
 """Trunks of several families, through one wrapper."""
 
+import copy
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_backbone
+from torch.nn import functional as F
 
 from fx_d2.modeling import TimmBackbone
 from fx_d2.modeling.backbone import normalize_images
@@ -136,8 +139,27 @@ def test_fused_attention_changes_the_kernel_not_the_result(name: str) -> None:
     flags = [[m.fused_attn for m in model.modules() if hasattr(m, "fused_attn")] for model in (plain, fused)]
     assert flags[0] and not any(flags[0]) and all(flags[1])
     image = torch.rand(2, 1, 64, 96)
-    for a, b in zip(plain.eval()(image).values(), fused.eval()(image).values(), strict=True):
-        assert torch.allclose(a, b, atol=1e-5)
+    with torch.no_grad():
+        for a, b in zip(plain.eval()(image).values(), fused.eval()(image).values(), strict=True):
+            assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_a_bias_that_learns_on_a_cpu_is_left_to_timm() -> None:
+    """A copy decides for itself, as a teacher does; gradients are those of the fused way."""
+    student = trunk(fused_attention=True).eval()
+    image, teacher = torch.rand(1, 1, 64, 96), copy.deepcopy(student).requires_grad_(False)
+    with mock.patch.object(F, "scaled_dot_product_attention", side_effect=AssertionError):
+        student(image)["stage3"].sum().backward()
+        with pytest.raises(AssertionError):
+            teacher(image)
+        with pytest.raises(AssertionError), torch.no_grad():
+            student(image)
+    slopes = [p.grad.clone() for p in student.trunk.parameters()]
+    student.zero_grad()
+    with mock.patch.object(torch, "is_grad_enabled", return_value=False):
+        student(image)["stage3"].sum().backward()
+    for slope, p in zip(slopes, student.trunk.parameters(), strict=True):
+        assert torch.allclose(slope, p.grad, rtol=1e-4, atol=1e-4)
 
 
 def learning(model: TimmBackbone) -> set[str]:
