@@ -58,7 +58,8 @@ class TimmBackbone(Backbone):
         attentions = [module for module in trunk.modules() if hasattr(module, "fused_attn")]
         for module in attentions:
             module.fused_attn = fused_attention
-        self._biased = [m for m in attentions if fused_attention and hasattr(m, "relative_position_bias_table")]
+        self.fused_attention = fused_attention
+        self._biased = [module for module in attentions if hasattr(module, "relative_position_bias_table")]
         self.name, self.trunk, self.in_chans = name, trunk, in_chans
         self.channels: list[int] = trunk.feature_info.channels()
         self.strides: list[int] = trunk.feature_info.reduction()
@@ -103,7 +104,7 @@ class TimmBackbone(Backbone):
         for module in self._biased:
             # On CPUs torch has no fused kernel for a bias that learns, and what stands in is slower than timm's own.
             learns = torch.is_grad_enabled() and module.relative_position_bias_table.requires_grad
-            module.fused_attn = not (learns and images.device.type == "cpu")
+            module.fused_attn = self.fused_attention and not (learns and images.device.type == "cpu")
         stages = self.trunk(images)
         if self._channels_last:
             stages = [x.permute(0, 3, 1, 2) for x in stages]

@@ -14,7 +14,8 @@ in float64). Listed is what the public code does, as it was read there and check
    graph of the frozen encoder is kept.
 5. The sum of the squared weights of the encoder's layers is added to the loss of localization.
 6. Attention is not fused: the trunk's, the decoder's (`nn.MultiheadAttention` with weights), and deformable attention
-   by `grid_sample`, where the samples of all levels are stacked before they are weighted.
+   by `grid_sample`, where the samples of all levels are stacked before they are weighted. Nothing is rectified in
+   place, and every convolution is torch's.
 7. The set loss is computed layer by layer and image by image (`reference_losses`).
 8. AdamW and gradient clipping (localization only) are torch's as they are called without further options: on a CPU,
    AdamW goes parameter by parameter. The teacher's average always does.
@@ -35,6 +36,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.layers import Conv2d
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -42,10 +44,12 @@ from torch.nn import functional as F
 from benchmarks.reference_losses import set_criterion
 from fx_d2.engine.optimizer import build_optimizer
 from fx_d2.layers.deformable_attention import DeformableAttention
+from fx_d2.layers.small_map_conv import SmallMapConv2d
 from fx_d2.losses import classification_loss, dice_loss
 from fx_d2.modeling import FoundationX
 from fx_d2.modeling.backbone import normalize_images
 from fx_d2.modeling.detr.decoder import DecoderLayer
+from fx_d2.modeling.detr.encoder import FeedForward
 from fx_d2.structures import Phase
 
 _ENCODER_DECAY = 1e-4
@@ -107,9 +111,19 @@ class PlainDecoderLayer(DecoderLayer):
         return self.ffn(self.cross_norm(x + seen))
 
 
+class PlainFeedForward(FeedForward):
+    """Keeps what it rectifies until the result is there."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See `FeedForward.forward`."""
+        return self.norm(x + self.linear2(F.relu(self.linear1(x))))
+
+
 _PLAIN: dict[type[nn.Module], type[nn.Module]] = {
     DeformableAttention: PlainDeformableAttention,
     DecoderLayer: PlainDecoderLayer,
+    FeedForward: PlainFeedForward,
+    SmallMapConv2d: Conv2d,
 }
 
 
@@ -125,6 +139,7 @@ def unfuse(model: FoundationX) -> FoundationX:
             raise TypeError(f"{type(module).__name__} has no plain form")
         if hasattr(module, "fused_attn"):
             module.fused_attn = False
+    model.backbone.fused_attention = False
     return model
 
 
