@@ -40,7 +40,7 @@ SECTIONS = {
     "lock": [["loc", "seg"] * 2],
     "memory": [["loc/lock"] * 4],
     "inference": [["cls", "loc", "seg", "cls+loc", "cls+seg", "loc+seg", "cls+loc+seg"]],
-    "update": [["teacher update"] * 2 + ["optimizer step"] * 3 + ["gradient clipping"] * 2],
+    "update": [["teacher update"] * 3 + ["optimizer step"] * 4 + ["gradient clipping"] * 3],
     "wait": [["as they are", "cache of 256"]],
     "evaluation": [["pycocotools", "fx_d2"], ["1", "5 (the config's)", "10"]],
     "startup": [["first", "again"]],

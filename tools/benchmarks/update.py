@@ -1,7 +1,8 @@
-"""Teacher update, optimizer step and gradient clipping, beside loops over the parameters.
+"""Teacher update, optimizer step and gradient clipping, beside loops over the parameters and beside flat buffers.
 
 Of the model of all datasets, after a released localization step: the optimizer and the clipping work on the parameters
-that have a gradient then, the teacher follows with all of them.
+that have a gradient then, the teacher follows with all of them. Flat buffers hold the same numbers one after the other
+in one tensor, which the model would have to be made of.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from benchmarks.timing import ratios, spread, take_turns, wall_clock
 from benchmarks.world import AS_REFERENCE, Ours, drawn_world, make_cfg, repetitions, verdict
 
 HELP = "teacher update, optimizer step and clipping, beside loops over parameters"
-LOOP = "loop over parameters"
+LOOP, FLAT = "loop over parameters", "flat buffers"
 TARGETS = {"teacher update": 2.0}
 """How many times as fast as the loop we want to be."""
 
@@ -61,13 +62,26 @@ def _candidates(ours: Ours) -> dict[str, dict[str, Callable[[int], object]]]:
     def clip(foreach: bool) -> Callable[[int], object]:
         return lambda _: nn.utils.clip_grad_norm_(learning, limit, foreach=foreach)
 
+    mine, theirs = (nn.utils.parameters_to_vector(x.parameters()).detach() for x in (teacher.model, model))
+    one = nn.Parameter(nn.utils.parameters_to_vector(learning).detach())
+    one.grad = nn.utils.parameters_to_vector(p.grad for p in learning)
+    flat_adamw = torch.optim.AdamW([one], lr=optimizer.param_groups[0]["lr"], fused=True)
     return {
-        "teacher update": {LOOP: average, "fx_d2": lambda _: ours.end_pass()},
+        "teacher update": {
+            LOOP: average,
+            FLAT: lambda _: mine.lerp_(theirs, 1 - momentum),
+            "fx_d2": lambda _: ours.end_pass(),
+        },
         "optimizer step": {
             **{name: lambda _, other=other: other.step() for name, other in loops.items()},
+            FLAT: lambda _: flat_adamw.step(),
             "fx_d2": lambda _: optimizer.step(),
         },
-        "gradient clipping": {LOOP: clip(False), "fx_d2": clip(True)},
+        "gradient clipping": {
+            LOOP: clip(False),
+            FLAT: lambda _: nn.utils.clip_grad_norm_([one], limit),
+            "fx_d2": clip(True),
+        },
     }
 
 
