@@ -115,6 +115,17 @@ def test_pretraining_recipe_is_the_papers() -> None:
     assert (cfg.MODEL.LOC.NUM_QUERIES, list(cfg.INPUT.SIZE)) == (900, [224, 224])
 
 
+def test_foundation_x_plus_and_organs_differ_as_their_code_does() -> None:
+    """Foundation X+ only resizes for classification and runs for 2000 slots; a Dice for each class in both."""
+    plus = load(FOUNDATION_X / "pretrain" / "foundation_x_plus.yaml")
+    assert (plus.SCHEDULE.CYCLES, plus.INPUT.CLS.CROP_AREA, plus.MODEL.SEG.DICE) == (100, 1.0, "class")
+    assert (plus.MODEL.LOC.SHARED_DECODER, plus.MODEL.SEG.REGION.WEIGHT) == (True, 0.5)
+    assert [(row["task"], row["share"]) for row in plus.SCHEDULE.STRATEGY] == [
+        (task, share) for task in ("cls", "loc", "seg") for share in (0.5, 1.0)
+    ]
+    assert load(FOUNDATION_X / "organs" / "vindr_organs.yaml").MODEL.SEG.DICE == "class"
+
+
 def test_unknown_key_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "wrong.yaml").write_text("SCHEDULE: {CYCELS: 1}\n")
     with pytest.raises(KeyError, match="CYCELS"):

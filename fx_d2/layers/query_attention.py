@@ -22,6 +22,8 @@ class QueryAttention(nn.MultiheadAttention):
 
     def __init__(self, *, dim: int, heads: int) -> None:
         super().__init__(dim, heads, batch_first=True)
+        # As DETR and DINO draw all matrices of their decoders; torch does so for queries, keys and values only.
+        nn.init.xavier_uniform_(self.out_proj.weight)
 
     def forward(self, query: Tensor, x: Tensor, blocked: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """Attend.

@@ -74,6 +74,14 @@ def test_identity_affine() -> None:
     np.testing.assert_array_equal(transform.apply_image(image), image)
 
 
+def test_what_is_uncovered_is_black_and_background() -> None:
+    """A picture that moves to the right leaves nothing behind: no mirrored rim, and no mask of one."""
+    transform = AffineTransform(matrix=np.array([[1.0, 0.0, 5.0], [0.0, 1.0, 0.0]]))
+    image, mask = np.full((20, 30), 200, dtype=np.uint8), np.ones((20, 30), dtype=np.uint8)
+    for moved, inside in ((transform.apply_image(image), 200), (transform.apply_segmentation(mask), 1)):
+        assert (moved[:, :5] == 0).all() and (moved[:, 5:] == inside).all()
+
+
 def test_photometry_changes_only_light(cfg: CfgNode, spec: DatasetSpec) -> None:
     """Two draws differ, the source does not change."""
     augmentation = build_augmentation(cfg, "cls", spec)

@@ -1,5 +1,6 @@
 from collections import Counter
 from collections.abc import Callable
+from itertools import groupby
 
 import pytest
 from detectron2.config import CfgNode
@@ -16,6 +17,8 @@ def test_eleven_rows_give_20_slots_and_29_passes() -> None:
     cycle = build_cycle(PRETRAINING, PAPER_STRATEGY)
     assert len(cycle) == 29
     assert len({(p.dataset, p.task) for p in cycle}) == 20
+    # All tasks of a dataset, then the next dataset.
+    assert [name for name, _ in groupby(p.dataset for p in cycle)] == [spec.name for spec in PRETRAINING]
     assert sum(p.share for p in cycle) == 24.5  # recipe-reference, section 1: dataset-equivalents of one cycle
 
 

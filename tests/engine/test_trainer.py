@@ -220,6 +220,23 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights(make_cfg: MakeCf
     assert torch.equal(before, weight)
 
 
+def test_gradients_are_clipped_by_task(make_cfg: MakeCfg) -> None:
+    """As the step finds them: at most the limit in localization, as they are elsewhere."""
+    cfg = make_cfg("SOLVER.CLIP_NORM.LOC", "0.0001", "SCHEDULE.ITERS_PER_PASS", "1")
+    trainer = FXTrainer(cfg)
+    norms: dict[str, list[float]] = {}
+
+    def look(optimizer: torch.optim.Optimizer, *rest: object) -> None:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        task = trainer.schedule.at(trainer.iter).phase.task
+        norms.setdefault(task, []).append(float(torch.nn.utils.get_total_norm(gradients)))
+
+    trainer.optimizer.register_step_pre_hook(look)
+    trainer.train()
+    assert norms["loc"] == pytest.approx([0.0001, 0.0001], rel=0.01)
+    assert min(norms["cls"] + norms["seg"]) > 0.001
+
+
 def test_a_step_that_overflows_is_left_out_and_the_rate_and_the_teacher_go_on(make_cfg: MakeCfg) -> None:
     """float16's loss scale, here with a float32 gradient made infinite in the first step."""
     cfg = make_cfg("SCHEDULE.ITERS_PER_PASS", "1", "MODEL.TEACHER.UPDATE", "step", "SOLVER.MICRO_BATCH.LOC", "2")

@@ -40,7 +40,7 @@ def test_layers_are_one_and_queries_and_heads_are_two(model: FoundationX) -> Non
     assert any(name.startswith("loc_encoder.decoder_stack.layers.2.") for name in names)
     for twin in ("tiny", "twin"):
         own = {name.split(".")[2] for name in names if name.startswith(f"loc_decoders.{twin}.")}
-        assert not own & set(STACK) and {"query_embed", "class_head", "box_head", "proposal_class"} <= own
+        assert not own & set(STACK) and {"memory_proj", "proposal_norm", "query_embed", "class_head"} <= own
 
 
 def test_it_computes_what_separate_decoders_of_equal_weights_compute(

@@ -262,6 +262,7 @@ def test_start_of_training() -> None:
     for head in (model.class_head, model.proposal_class):
         assert torch.allclose(head.bias, torch.full((2,), -math.log(99)))
     xavier = [model.query_embed, model.memory_proj, model.proposal_proj, model.position_head[0]]
-    for part in [*xavier, model.layers[1].ffn.linear1, model.layers[1].ffn.linear2]:
+    xavier += [model.layers[1].ffn.linear1, model.layers[1].ffn.linear2, model.layers[1].self_attention.out_proj]
+    for part in xavier:
         limit = math.sqrt(6 / sum(part.weight.shape))  # of the uniform distribution
         assert 0.8 * limit < part.weight.abs().max() <= limit
