@@ -8,13 +8,15 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import distributed, nn
 from torch._dynamo import register_backend
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
+from torch._functorch.aot_autograd import make_boxed_func
 from torch.nn.parallel import DistributedDataParallel
 
 from fx_d2.engine import FXTrainer, apply_phase, build_cycle
 from fx_d2.engine.compiling import compile_layers, repeated_blocks
 from fx_d2.layers.deformable_cpu import library_digest
-from fx_d2.modeling.detr.encoder import token_centres
+from fx_d2.modeling.detr.encoder import EncoderLayer, Memory, token_centres
 from fx_d2.structures import FXError
 
 MakeCfg = Callable[..., CfgNode]
@@ -79,6 +81,21 @@ def test_inductor_computes_the_same(tiny_cfg: CfgNode) -> None:
         results.append((out, *torch.autograd.grad(out.square().sum(), leaves)))
     assert counters["stats"]["unique_graphs"] == 1
     torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)
+
+
+def test_a_compiled_layer_holds_no_numbers_of_the_host() -> None:
+    """They would be copied to the device each time it runs."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        graphs.append(graph)
+        return make_boxed_func(graph.forward)
+
+    layer = EncoderLayer(dim=8, heads=2, levels=2, points=2, ffn_dim=8)
+    layer.compile(backend=aot_autograd(fw_compiler=keep, bw_compiler=keep))
+    memory = Memory(torch.rand(1, 20, 8), ((4, 4), (2, 2)), None, torch.ones(1, 2, 2))
+    layer(memory.tokens, memory.tokens, torch.rand(1, 20, 2, 2), memory).sum().backward()
+    assert len(graphs) == 2 and not any(list(graph.buffers()) for graph in graphs)
 
 
 @pytest.fixture
