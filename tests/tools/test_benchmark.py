@@ -10,6 +10,8 @@ from types import ModuleType
 import pytest
 import torch
 from detectron2.config import get_cfg
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import EventList, FunctionEvent
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 KINDS = ["cls/release", "loc/lock", "loc/release", "seg/lock", "seg/release"]
@@ -62,6 +64,21 @@ def test_profile_writes_a_trace(benchmark: ModuleType, tmp_path: Path) -> None:
     (cells,) = first_cells(benchmark, tmp_path, "profile", "--kind", "cls/release", "--top", "3")
     assert len(cells) == 4 and cells[-1] == "all"
     assert json.loads((tmp_path / "trace_fx_d2_cls_release.json").read_text())["traceEvents"]
+
+
+def test_profile_counts_a_kernel_s_time_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(TOOLS))
+    profiling = importlib.import_module("benchmarks.profiling")
+    events = [
+        FunctionEvent(0, "mm", 0, 0, 9, use_device="cuda", stack=()),
+        FunctionEvent(0, "gemm", 0, 9, 14, device_type=DeviceType.CUDA, use_device="cuda", stack=()),
+    ]
+    events[0].append_kernel("gemm", 0, 5.0)
+    every = EventList(events, use_device="cuda")
+    every._build_tree()
+    found = {event.key: event.self_device_time_total for event in every.key_averages()}
+    assert found == {"mm": 5.0, "gemm": 5.0}
+    assert [event.key for event in profiling.operators(every.key_averages())] == ["mm"]
 
 
 def test_data(benchmark: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
