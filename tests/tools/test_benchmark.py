@@ -13,6 +13,8 @@ from detectron2.config import get_cfg
 from torch.autograd import DeviceType
 from torch.autograd.profiler_util import EventList, FunctionEvent
 
+from fx_d2.structures import FXError
+
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 KINDS = ["cls/release", "loc/lock", "loc/release", "seg/lock", "seg/release"]
 
@@ -96,6 +98,16 @@ def test_attention(benchmark: ModuleType, capsys: pytest.CaptureFixture[str]) ->
         assert captured.err.startswith("error: ") and "deformable_cpu.cpp" in captured.err
         return
     assert captured.out.count("\n| C++ ") == 4 and captured.out.count("forward and backward") == 2
+
+
+def test_attention_is_compared_before_it_is_timed(benchmark: ModuleType) -> None:
+    attention = importlib.import_module("benchmarks.attention")
+    shapes = [(4, 4), (2, 2), (1, 1), (1, 1)]
+    inputs = attention.draw(shapes, 1, 3, False, "cpu")
+    right = attention.sample_and_sum
+    assert attention.difference({"torch": right, "again": right}, shapes, inputs) == 0
+    with pytest.raises(FXError, match="torch and wrong do not give the same"):
+        attention.difference({"torch": right, "wrong": lambda *given: 1.1 * right(*given)}, shapes, inputs)
 
 
 def test_empty_folder(benchmark: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
