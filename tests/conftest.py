@@ -1,5 +1,6 @@
 """A row with all three tasks, a model small enough for a test, and random samples as the mappers give them."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ TINY_SOFTMAX = DatasetSpec(name="tiny_softmax", title="Tiny softmax", cls_classe
 SIZE = 64
 
 MakeBatch = Callable[..., list[dict[str, Any]]]
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the same tests on every machine; nothing has asked for a GPU so far
 
 
 @pytest.fixture

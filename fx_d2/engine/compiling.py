@@ -40,6 +40,9 @@ def compile_layers(model: FoundationX, backend: str) -> None:
         known = torch.compiler.list_backends()
         raise FXError(f"MODEL.COMPILE is {backend!r}: leave it empty, or choose a backend of torch.compile, {known}")
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
+    # With several processes torch would cut each layer where a bucket of gradients is full, to send it earlier. A layer
+    # is small: what is fused stays whole, and the buckets are sent between layers.
+    torch._dynamo.config.optimize_ddp = False
     trunk = model.backbone.trunk
     layers = [*repeated_blocks(trunk)] or [trunk]
     layers += [part for part in model.modules() if isinstance(part, (EncoderLayer, SegDecoder))]

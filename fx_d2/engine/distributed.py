@@ -21,6 +21,7 @@ from detectron2.utils import comm
 from torch import distributed, multiprocessing
 
 from fx_d2.data.loaders import STOP_SIGNALS
+from fx_d2.engine.signals import EXIT_CODE
 from fx_d2.structures import FXError
 
 logger = logging.getLogger(__name__)
@@ -106,11 +107,13 @@ def launch(main: Main, args: argparse.Namespace, device: str) -> None:
         device: MODEL.DEVICE; "cuda" is the process's own GPU.
 
     Raises:
-        FXError: too few GPUs, or processes are asked for twice.
+        FXError: too few GPUs or one for all, or processes are asked for twice.
         SystemExit: with a failed process's exit code.
     """
     place = place_from_environment(os.environ)
     world = args.num_gpus * args.num_machines
+    if device.startswith("cuda:") and (place is not None or world > 1):
+        raise FXError(f"MODEL.DEVICE is {device}, but each of several processes has a GPU of its own: set it to cuda")
     if place is not None:
         if world > 1:
             raise FXError(
@@ -160,9 +163,17 @@ def _started(index: int, places: list[Place], main: Main, args: argparse.Namespa
 def _run_at(place: Place, main: Main, args: argparse.Namespace, device: str) -> None:
     """Join the group, run, leave it."""
     join_group(place, device)
-    main(args)
-    # Only after success: peers of a failed process are gone, and NCCL would wait for them.
-    distributed.destroy_process_group()
+    together = False
+    try:
+        main(args)
+        together = True
+    except SystemExit as stop:
+        together = stop.code == EXIT_CODE
+        raise
+    finally:
+        # Only where all processes end at one step: peers of a failed one are gone, and NCCL would wait for them.
+        if together:
+            distributed.destroy_process_group()
 
 
 def join_group(place: Place, device: str) -> None:

@@ -32,7 +32,16 @@ def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
             "this processor has no instructions for bfloat16 and computes in it far slower than in float32: set "
             "SOLVER.AMP.ENABLED False"
         )
+    if name == "bfloat16" and cfg.MODEL.DEVICE.startswith("cuda") and not gpu_has_bfloat16():
+        logging.getLogger(__name__).warning(
+            "this GPU has no instructions for bfloat16 and computes in it far slower: set SOLVER.AMP.DTYPE float16"
+        )
     return AMP_DTYPES[name]
+
+
+def gpu_has_bfloat16() -> bool:
+    """Whether the GPU computes in bfloat16 rather than by way of float32: since NVIDIA's Ampere."""
+    return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def cpu_has_bfloat16() -> bool:

@@ -115,3 +115,5 @@ def check_device(device: str) -> None:
     """FXError when the device is not there."""
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise FXError(f"MODEL.DEVICE is {device}, but torch sees no GPU here: add `MODEL.DEVICE cpu`")
+    if device.startswith("cuda:") and int(device.removeprefix("cuda:")) >= torch.cuda.device_count():
+        raise FXError(f"MODEL.DEVICE is {device}, but torch sees {torch.cuda.device_count()} GPUs here, from cuda:0 on")

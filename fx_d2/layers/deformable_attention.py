@@ -146,7 +146,9 @@ def _sample(sampler: str, value: Tensor, shapes: Sequence[tuple[int, int]], plac
 @constant
 def _widths_and_heights(shapes: tuple[tuple[int, int], ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor]:
     """(1, 1, levels, 2)."""
-    return (torch.tensor([(w, h) for h, w in shapes], dtype=dtype, device=device)[None, None],)
+    # Made on the device: a compiled layer keeps nothing, and would fetch a list's numbers from the host each time.
+    sides = [torch.full((), side, dtype=dtype, device=device) for h, w in shapes for side in (w, h)]
+    return (torch.stack(sides).view(1, 1, -1, 2),)
 
 
 class DeformableAttention(nn.Module):

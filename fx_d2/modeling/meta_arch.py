@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from fx_d2.batch import TARGETS as BATCH_TARGETS
 from fx_d2.batch import Batch
+from fx_d2.layers.precision import at_least_float32
 from fx_d2.losses import Targets, classification_loss, consistency_loss, dice_loss
 from fx_d2.modeling.backbone import TimmBackbone, normalize_images
 from fx_d2.modeling.detr.decoder import LocDecoder
@@ -310,4 +311,5 @@ class FoundationX(nn.Module):
 
     @staticmethod
     def _upsample(logits: Tensor, size: Sequence[int]) -> Tensor:
-        return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
+        """In float32 at least: a place's gradient is a sum over many pixels, added up in the type that is resized."""
+        return F.interpolate(at_least_float32(logits), size=tuple(size), mode="bilinear", align_corners=False)

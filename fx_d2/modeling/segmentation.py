@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fx_d2.layers.group_norm import GroupNorm
+from fx_d2.layers.precision import at_least_float32
 from fx_d2.layers.small_map_conv import SmallMapConv2d
 from fx_d2.structures import FXError
 
@@ -30,7 +31,9 @@ def _norm(name: str, channels: int) -> nn.Module | None:
 
 
 def _resize(x: Tensor, like: Tensor) -> Tensor:
-    return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=True)
+    """In float32 at least: the gradient of a place is a sum over many, added up in the type that is resized."""
+    full = F.interpolate(at_least_float32(x), size=like.shape[-2:], mode="bilinear", align_corners=True)
+    return full.to(x.dtype)
 
 
 class PyramidPooling(nn.Module):

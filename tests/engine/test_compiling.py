@@ -6,13 +6,17 @@ import timm
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from torch import nn
+from torch import distributed, nn
+from torch._dynamo import register_backend
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
+from torch._functorch.aot_autograd import make_boxed_func
+from torch.nn.parallel import DistributedDataParallel
 
-from fx_d2.engine import FXTrainer
+from fx_d2.engine import FXTrainer, apply_phase, build_cycle
 from fx_d2.engine.compiling import compile_layers, repeated_blocks
 from fx_d2.layers.deformable_cpu import library_digest
-from fx_d2.modeling.detr.encoder import token_centres
+from fx_d2.modeling.detr.encoder import EncoderLayer, Memory, token_centres
 from fx_d2.structures import FXError
 
 MakeCfg = Callable[..., CfgNode]
@@ -21,13 +25,12 @@ MakeBatch = Callable[..., list[dict[str, Any]]]
 
 @pytest.fixture(autouse=True)
 def _fresh() -> Iterator[None]:
-    """Nothing compiled before or kept after, and no larger limit."""
-    limit = torch._dynamo.config.recompile_limit
+    """Nothing compiled before or kept after, and torch's own settings."""
     torch.compiler.reset()
     counters.clear()
-    yield
+    with torch._dynamo.config.patch(recompile_limit=torch._dynamo.config.recompile_limit, optimize_ddp=True):
+        yield
     torch.compiler.reset()
-    torch._dynamo.config.recompile_limit = limit
 
 
 def test_a_compiled_training_is_the_training_itself(
@@ -78,6 +81,49 @@ def test_inductor_computes_the_same(tiny_cfg: CfgNode) -> None:
         results.append((out, *torch.autograd.grad(out.square().sum(), leaves)))
     assert counters["stats"]["unique_graphs"] == 1
     torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)
+
+
+def test_a_compiled_layer_holds_no_numbers_of_the_host() -> None:
+    """They would be copied to the device each time it runs."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        graphs.append(graph)
+        return make_boxed_func(graph.forward)
+
+    layer = EncoderLayer(dim=8, heads=2, levels=2, points=2, ffn_dim=8)
+    layer.compile(backend=aot_autograd(fw_compiler=keep, bw_compiler=keep))
+    memory = Memory(torch.rand(1, 20, 8), ((4, 4), (2, 2)), None, torch.ones(1, 2, 2))
+    layer(memory.tokens, memory.tokens, torch.rand(1, 20, 2, 2), memory).sum().backward()
+    assert len(graphs) == 2 and not any(list(graph.buffers()) for graph in graphs)
+
+
+@pytest.fixture
+def _group_of_one() -> Iterator[None]:
+    """A process group, so that torch's wrapper for several processes can be had."""
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("_group_of_one")
+def test_several_processes_compile_layers_whole(tiny_cfg: CfgNode, make_batch: MakeBatch) -> None:
+    """However many buckets of gradients a layer fills; torch's first bucket has one megabyte."""
+    compiled: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        compiled.append(graph)
+        return graph.forward
+
+    tiny_cfg.MODEL.LOC.FFN_DIM = 8192
+    model = build_model(tiny_cfg)
+    phases = build_cycle(list(model.specs.values()), tiny_cfg.SCHEDULE.STRATEGY)
+    apply_phase(model, next(phase for phase in phases if phase.task == "loc" and phase.mode == "release"))
+    register_backend(backend, name="counting")
+    compile_layers(model, "counting")
+    losses = DistributedDataParallel(model)(make_batch("loc"))
+    torch.stack(list(losses.values())).sum().backward()
+    assert compiled and len(compiled) == counters["stats"]["unique_graphs"]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -69,12 +70,34 @@ def test_what_cannot_be_started_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     with pytest.raises(FXError, match="--num-gpus 3: torch sees 2 GPUs"):
         launch(print, _arguments(num_gpus=3), "cuda")
+    with pytest.raises(FXError, match="MODEL.DEVICE is cuda:0, but each of several"):
+        launch(print, _arguments(num_gpus=2), "cuda:0")
     with pytest.raises(FXError, match="--dist-url"):
         launch(print, _arguments(num_gpus=2, num_machines=2), "cuda")
     for key, value in (SRUN | {"MASTER_ADDR": "a"}).items():
         monkeypatch.setenv(key, value)
     with pytest.raises(FXError, match="8 processes and --num-gpus 2"):
         launch(print, _arguments(num_gpus=2), "cuda")
+
+
+@pytest.mark.parametrize(("code", "left"), [(None, True), (75, True), (1, False), ("error: wrong", False)])
+def test_processes_leave_the_group_where_all_end_together(
+    monkeypatch: pytest.MonkeyPatch, code: int | str | None, left: bool
+) -> None:
+    """At the end, and stopped by a signal; not where one failed, whose peers would not come."""
+    calls: list[str] = []
+    monkeypatch.setattr("fx_d2.engine.distributed.join_group", lambda place, device: calls.append("joined"))
+    monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: calls.append("left"))
+    for key, value in TORCHRUN.items():
+        monkeypatch.setenv(key, value)
+
+    def main(args: argparse.Namespace) -> None:
+        if code is not None:
+            sys.exit(code)
+
+    with nullcontext() if code is None else pytest.raises(SystemExit) as ended:
+        launch(main, _arguments(), "cpu")
+    assert calls == ["joined", "left"][: 1 + left] and (ended is None or ended.value.code == code)
 
 
 def test_on_first_gives_the_value_and_raises_the_error() -> None:

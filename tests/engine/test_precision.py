@@ -42,6 +42,16 @@ def test_a_processor_without_bfloat16_is_named_once(
     assert known or "SOLVER.AMP.ENABLED False" in caplog.text
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_a_gpu_without_bfloat16_is_named(
+    tiny_cfg: CfgNode, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, known: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: known or including_emulation)
+    tiny_cfg.MODEL.DEVICE, tiny_cfg.SOLVER.AMP.ENABLED = "cuda", True
+    assert amp_dtype(tiny_cfg) == torch.bfloat16
+    assert caplog.messages == [] if known else "SOLVER.AMP.DTYPE float16" in caplog.text
+
+
 def _step(scaler: torch.amp.GradScaler, weight: torch.nn.Parameter, loss: torch.Tensor) -> float | None:
     optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
     scaler.scale(loss).backward()

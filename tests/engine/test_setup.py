@@ -49,3 +49,12 @@ def test_a_wrong_file_is_named(tmp_path: Path, text: str) -> None:
 def test_cuda_without_a_gpu() -> None:
     with pytest.raises(FXError, match="MODEL.DEVICE cpu"):
         check_device("cuda")
+
+
+def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for device in ("cpu", "cuda", "cuda:1"):
+        check_device(device)
+    with pytest.raises(FXError, match="cuda:2, but torch sees 2 GPUs"):
+        check_device("cuda:2")

@@ -219,6 +219,12 @@ def test_memory_is_compared_position_by_position(model: FoundationX, teacher: EM
     assert model(batch, guide | {"loc_encoder": guide["loc_encoder"].flip(1)})[key].item() > 1e-3
 
 
+def test_logits_of_masks_are_resized_in_float32_at_least(model: FoundationX) -> None:
+    """The gradient of a place is a sum over many pixels."""
+    for given, wanted in ((torch.bfloat16, torch.float32), (torch.float64, torch.float64)):
+        assert model._upsample(torch.ones(1, 1, 2, 2, dtype=given), (4, 4)).dtype == wanted
+
+
 def test_the_order_of_losses_does_not_depend_on_hashing(model: FoundationX, make_batch: Make) -> None:
     """Float sums depend on the order; sets of strings change theirs from process to process."""
     for wanted in (["backbone", "loc_encoder"], ["loc_encoder", "backbone"]):

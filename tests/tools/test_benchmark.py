@@ -10,6 +10,10 @@ from types import ModuleType
 import pytest
 import torch
 from detectron2.config import get_cfg
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import EventList, FunctionEvent
+
+from fx_d2.structures import FXError
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 KINDS = ["cls/release", "loc/lock", "loc/release", "seg/lock", "seg/release"]
@@ -64,6 +68,21 @@ def test_profile_writes_a_trace(benchmark: ModuleType, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "trace_fx_d2_cls_release.json").read_text())["traceEvents"]
 
 
+def test_profile_counts_a_kernel_s_time_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(TOOLS))
+    profiling = importlib.import_module("benchmarks.profiling")
+    events = [
+        FunctionEvent(0, "mm", 0, 0, 9, use_device="cuda", stack=()),
+        FunctionEvent(0, "gemm", 0, 9, 14, device_type=DeviceType.CUDA, use_device="cuda", stack=()),
+    ]
+    events[0].append_kernel("gemm", 0, 5.0)
+    every = EventList(events, use_device="cuda")
+    every._build_tree()
+    found = {event.key: event.self_device_time_total for event in every.key_averages()}
+    assert found == {"mm": 5.0, "gemm": 5.0}
+    assert [event.key for event in profiling.operators(every.key_averages())] == ["mm"]
+
+
 def test_data(benchmark: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     """A small run prints the three tables with their rows."""
     assert benchmark.main(["data", "--num", "1", "--side", "300", "--repeat", "1"]) == 0
@@ -79,6 +98,16 @@ def test_attention(benchmark: ModuleType, capsys: pytest.CaptureFixture[str]) ->
         assert captured.err.startswith("error: ") and "deformable_cpu.cpp" in captured.err
         return
     assert captured.out.count("\n| C++ ") == 4 and captured.out.count("forward and backward") == 2
+
+
+def test_attention_is_compared_before_it_is_timed(benchmark: ModuleType) -> None:
+    attention = importlib.import_module("benchmarks.attention")
+    shapes = [(4, 4), (2, 2), (1, 1), (1, 1)]
+    inputs = attention.draw(shapes, 1, 3, False, "cpu")
+    right = attention.sample_and_sum
+    assert attention.difference({"torch": right, "again": right}, shapes, inputs) == 0
+    with pytest.raises(FXError, match="torch and wrong do not give the same"):
+        attention.difference({"torch": right, "wrong": lambda *given: 1.1 * right(*given)}, shapes, inputs)
 
 
 def test_empty_folder(benchmark: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,30 +1,36 @@
-"""Deformable attention on CPUs: torch's operators beside the C++ library, for the model's sizes.
+"""Deformable attention: torch's operators beside the C++ library, or on a GPU beside the Triton kernels.
 
-Encoder layers have a query for each token, decoder layers one for each learned and denoising query. Always on the CPU.
-With --allocator default, glibc returns large tensors to the system at each free, which costs the operators that make
-most of them.
+For the model's sizes: encoder layers have a query for each token, decoder layers one for each learned and denoising
+query. Results are compared before anything is timed. Seconds are CPU seconds on a CPU; on a GPU they are of the clock
+on the wall, and values are bfloat16, as under autocast. With --allocator default, glibc returns large tensors to the
+system at each free, which costs the operators that make most of them.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from torch import Tensor
 
-from benchmarks.timing import ratio_table, take_turns
+from benchmarks.timing import ratio_table, take_turns, wall_clock
 from benchmarks.world import repetitions
 from fx_d2.layers.deformable_attention import sample_and_sum
 from fx_d2.layers.deformable_cpu import library_digest, sample_and_sum_cpu
 from fx_d2.layers.deformable_op import Sampler
+from fx_d2.structures import FXError
 
-HELP = "deformable attention: torch's operators beside the C++ library"
-BASELINE = "torch"
+HELP = "deformable attention: torch's operators beside the C++ library, or on a GPU beside the Triton kernels"
+BASELINE, CPP, TRITON = "torch", "C++", "Triton"
 HEADS, DIM, LEVELS, POINTS = 8, 32, 4, 4
 """Of the default model."""
 DECODER_QUERIES = 300 + 198
 """Learned queries, and denoising queries for three boxes an image."""
+MOST = 1e-2
+"""What results may differ by."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,24 +40,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> str:
     """Measure; the report."""
-    library_digest()  # compiled before the clock runs
+    gpu = args.device.startswith("cuda")
+    samplers = _of_gpus() if gpu else _of_cpus()
     side = args.size or (64 if args.quick else 224)
     shapes = [(math.ceil(side / stride),) * 2 for stride in (8, 16, 32, 64)]
     tokens = sum(h * w for h, w in shapes)
-    parts = [f"{args.batch} images of {side} pixels, {torch.get_num_threads()} threads; seconds are CPU seconds"]
+    where = "on a GPU, values in bfloat16" if gpu else f"{torch.get_num_threads()} threads; seconds are CPU seconds"
+    clock = wall_clock(args.device) if gpu else time.process_time
+    parts = [f"{args.batch} images of {side} pixels, {where}"]
     for title, queries in (("encoder layer", tokens), ("decoder layer", DECODER_QUERIES)):
         for backward in (False, True):
-            candidates = _candidates(shapes, args.batch, queries, backward)
-            times = take_turns(candidates, repetitions(args, 15))
+            inputs = draw(shapes, args.batch, queries, backward, args.device)
+            off = difference(samplers, shapes, inputs)
+            calls = {name: _call(sample, shapes, inputs, backward) for name, sample in samplers.items()}
+            times = take_turns(calls, repetitions(args, 15), clock)
             kind = "forward and backward" if backward else "forward"
-            parts.append(f"{title}, {queries} queries, {kind}\n\n{ratio_table(times, BASELINE, args.batch)}")
+            table = ratio_table(times, BASELINE, args.batch)
+            parts.append(f"{title}, {queries} queries, {kind}; results differ by {off:.1g}\n\n{table}")
     return "\n\n".join(parts)
 
 
-def _candidates(
-    shapes: list[tuple[int, int]], batch: int, queries: int, backward: bool
-) -> dict[str, Callable[[int], object]]:
-    """The rows of a table, on the same random inputs: points near their query's reference, as trained ones are."""
+def _of_cpus() -> dict[str, Sampler]:
+    library_digest()  # compiled before the clock runs
+    return {BASELINE: sample_and_sum, CPP: sample_and_sum_cpu}
+
+
+def _of_gpus() -> dict[str, Sampler]:
+    from fx_d2.layers.deformable_triton import sample_and_sum_triton
+
+    # As the model calls them: torch's operators want one type.
+    return {BASELINE: lambda value, *rest: sample_and_sum(value.float(), *rest), TRITON: sample_and_sum_triton}
+
+
+def draw(
+    shapes: Sequence[tuple[int, int]], batch: int, queries: int, backward: bool, device: str
+) -> tuple[list[Tensor], Tensor]:
+    """Values, locations and weights, and a gradient of the result; points near a reference, as trained ones are."""
     generator = torch.Generator().manual_seed(0)
     layout = (batch, queries, HEADS, LEVELS, POINTS)
     value = torch.randn(batch, sum(h * w for h, w in shapes), HEADS, DIM, generator=generator)
@@ -59,11 +83,40 @@ def _candidates(
     place = torch.rand(batch, queries, 1, 1, 1, 2, generator=generator) + near
     weights = torch.rand(layout, generator=generator)
     slope = torch.randn(batch, queries, HEADS * DIM, generator=generator)
-    inputs = [x.requires_grad_(backward) for x in (value, place, weights)]
+    if device.startswith("cuda"):
+        value = value.bfloat16()
+    return [x.to(device).requires_grad_(backward) for x in (value, place, weights)], slope.to(device)
 
-    def work(sample: Sampler) -> None:
-        out = sample(inputs[0], shapes, inputs[1], inputs[2])
-        if backward:
-            torch.autograd.grad(out, inputs, slope)
 
-    return {BASELINE: lambda _: work(sample_and_sum), "C++": lambda _: work(sample_and_sum_cpu)}
+def _call(
+    sample: Sampler, shapes: list[tuple[int, int]], inputs: tuple[list[Tensor], Tensor], backward: bool
+) -> Callable[[int], object]:
+    (value, place, weights), slope = inputs
+
+    def work(_: int) -> object:
+        out = sample(value, shapes, place, weights)
+        return torch.autograd.grad(out, (value, place, weights), slope) if backward else out
+
+    return work
+
+
+def difference(
+    samplers: Mapping[str, Sampler], shapes: list[tuple[int, int]], inputs: tuple[list[Tensor], Tensor]
+) -> float:
+    """The largest of what results and gradients of two samplers differ by, as norms, relative to the first's.
+
+    Single gradients of locations may differ: rounding decides on which side of a pixel's middle a point lies.
+
+    Raises:
+        FXError: it is more than bfloat16 explains.
+    """
+    leaves, slope = inputs
+    found = []
+    for sample in samplers.values():
+        copies = [x.detach().requires_grad_() for x in leaves]
+        out = sample(copies[0], shapes, *copies[1:])
+        found.append([x.float() for x in (out.detach(), *torch.autograd.grad(out, copies, slope))])
+    off = max(float((have - want).norm() / want.norm()) for want, have in zip(*found, strict=True))
+    if not off < MOST:
+        raise FXError(f"{' and '.join(samplers)} do not give the same: results or gradients differ by {off:.2g}")
+    return off

@@ -6,7 +6,10 @@ The trace lies beside the report (without --output: in output/benchmark). Times 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
+from typing import Any
 
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.reference_style import ReferenceStyle
@@ -49,7 +52,7 @@ def run(args: argparse.Namespace) -> str:
     trace = beside(args, f"trace_{args.arm}_{args.kind.replace('/', '_')}.json")
     found.export_chrome_trace(str(trace))
     key = "self_device_time_total" if gpu else "self_cpu_time_total"
-    events = sorted(found.key_averages(), key=lambda event: -getattr(event, key))
+    events = sorted(operators(found.key_averages()), key=lambda event: -getattr(event, key))
     total = sum(getattr(event, key) for event in events)
     rows = [
         [f"`{e.key}`", str(e.count), f"{getattr(e, key) / 1e3:.2f}", f"{100 * getattr(e, key) / total:.1f} %"]
@@ -58,3 +61,8 @@ def run(args: argparse.Namespace) -> str:
     rows.append(["all", str(sum(event.count for event in events)), f"{total / 1e3:.2f}", "100 %"])
     head = f"{args.kind}, {name}; trace: {trace.name}"
     return f"{head}\n\n{markdown_table(['operator', 'calls', 'self time, ms', 'share'], rows)}"
+
+
+def operators(averages: Iterable[Any]) -> list[Any]:
+    """Without a GPU's kernels, which torch lists as well: their time is that of the operators that started them."""
+    return [event for event in averages if event.device_type == DeviceType.CPU]
