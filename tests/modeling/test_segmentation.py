@@ -94,3 +94,11 @@ def test_every_parameter_learns() -> None:
     model = decoder()
     model(features()).square().sum().backward()
     assert [n for n, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_maps_are_resized_in_float32_at_least(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And come back in their type: the gradient of a place is a sum over many, as of a bin over the whole map."""
+    seen, resize = [], F.interpolate
+    monkeypatch.setattr(F, "interpolate", lambda x, **options: seen.append(x.dtype) or resize(x, **options))
+    model = decoder().bfloat16()
+    assert model([x.bfloat16() for x in features()]).dtype == torch.bfloat16 and set(seen) == {torch.float32}
