@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fx_d2.batch import Batch
-from fx_d2.layers.processes import Part, largest_over_processes, part_of_batch, shared_count
+from fx_d2.layers.processes import Part, part_of_batch, shared_numbers
 from fx_d2.modeling import FoundationX
 from fx_d2.structures import TASKS, FXError
 
@@ -29,7 +29,8 @@ def part_sizes(images: int, most: int) -> list[int]:
 def split_batch(batch: Batch, most: int, device: torch.device) -> list[tuple[Batch, Part | None]]:
     """The parts of a process's batch in order, and what their losses must know of the whole.
 
-    A collective call where there is more than one part: processes have batches of one size.
+    A collective call where there is more than one part (processes have batches of one size), and in localization, whose
+    losses need numbers of all processes on the host: asked for here, they do not wait for a forward pass.
 
     Args:
         batch: of one task, still where it was read: its counts are asked for, and must not wait for a device.
@@ -37,16 +38,12 @@ def split_batch(batch: Batch, most: int, device: torch.device) -> list[tuple[Bat
         device: over which the processes talk.
 
     Returns:
-        (part of the batch, what it must know); the whole batch and None where it is not divided.
+        (part of the batch, what it must know); the whole batch and None where it is not divided and alone.
     """
     sizes = part_sizes(len(batch), most)
-    if len(sizes) == 1:
+    if len(sizes) == 1 and not (comm.get_world_size() > 1 and batch.one("task") == "loc"):
         return [(batch, None)]
-    count, largest = _counted(batch)
-    # Alone, the numbers stay on the host: nothing waits for the device.
-    there = device if comm.get_world_size() > 1 else torch.device("cpu")
-    whole = shared_count(torch.tensor(count, device=there)).double()
-    largest = largest_over_processes(largest, there)
+    whole, largest = shared_numbers(*_counted(batch), device)
     parts: list[tuple[Batch, Part | None]] = []
     start = 0
     for size in sizes:

@@ -14,11 +14,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Part:
-    """What the losses of a part of a process's batch must know of the whole, when the batch goes through in parts.
+    """What the losses of a part of a process's batch must know of the whole, and of the other processes' batches.
 
     Attributes:
         share: images of the part among those of the process, in (0, 1].
-        count: `shared_count` of what the whole has (known labels, or boxes), float64: a part of it must be exact.
+        count: `shared_count` of what the whole has (known labels, or boxes), on the host; float64: a part of it must be
+            exact.
         largest: `largest_over_processes` of the whole.
     """
 
@@ -33,7 +34,7 @@ _part: ContextVar[Part | None] = ContextVar("part", default=None)
 @contextmanager
 def part_of_batch(part: Part | None) -> Iterator[None]:
     """Inside, the functions below answer for the whole batch, so that the parts' results, weighted by their shares,
-    add up to its result. None: the batch is not divided.
+    add up to its result. None: the batch is not divided, and the functions ask the other processes themselves.
     """
     token = _part.set(part)
     try:
@@ -74,6 +75,24 @@ def largest_over_processes(value: int, device: torch.device) -> int:
     largest = torch.tensor(value, device=device)
     torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
     return int(largest)
+
+
+def shared_numbers(count: int, largest: int, device: torch.device) -> tuple[Tensor, int]:
+    """`shared_count` and `largest_over_processes` of two numbers in one exchange, and both on the host.
+
+    A collective call, over `device`. Made before a step's work is queued, it is the only one that waits for the device.
+
+    Returns:
+        A float64 scalar, and the largest.
+    """
+    own = torch.tensor([count, largest])
+    rows = [own]
+    if comm.get_world_size() > 1:
+        own = own.to(device)
+        rows = [torch.empty_like(own) for _ in range(comm.get_world_size())]
+        torch.distributed.all_gather(rows, own)
+    table = torch.stack(rows).cpu()
+    return table[:, 0].sum().clamp(min=1).double() / len(table), int(table[:, 1].max())
 
 
 def copy_from_first(tensors: list[Tensor]) -> None:

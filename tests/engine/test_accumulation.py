@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -10,8 +11,10 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from fx_d2.batch import Batch
-from fx_d2.engine import apply_phase
+from fx_d2.engine import accumulation, apply_phase
 from fx_d2.engine.accumulation import add_gradients, check_parts, part_sizes, split_batch
+from fx_d2.layers.processes import Part, part_of_batch
+from fx_d2.losses import Targets
 from fx_d2.modeling import EMATeacher
 from fx_d2.structures import FXError, Phase
 
@@ -45,6 +48,23 @@ def test_an_undivided_batch_costs_nothing(make_batch: Callable[..., Any]) -> Non
     batch = Batch.collate(make_batch("loc", (1, 2)))
     [(samples, part)] = split_batch(batch, 2, CPU)
     assert samples is batch and part is None
+
+
+def test_in_several_processes_boxes_are_counted_before_the_forward_pass(
+    make_batch: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the losses ask for then is there; nothing else of an undivided batch needs a number on the host."""
+    monkeypatch.setattr(accumulation.comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(accumulation, "shared_numbers", lambda count, largest, _: (torch.tensor(count / 2), largest))
+    batch = Batch.collate(make_batch("loc", (1, 2)))
+    [(samples, part)] = split_batch(batch, 0, CPU)
+    assert samples.counts == batch.counts and part == Part(1.0, torch.tensor(1.5), 2)
+    with part_of_batch(part), mock.patch.object(torch.distributed, "all_reduce", side_effect=AssertionError):
+        targets = Targets.of_batch(batch.tensors["classes"], batch.tensors["boxes"], batch.counts)
+        assert targets.width == 2 and targets.normalizer() == 1.5
+    for task in ("cls", "seg"):
+        [(_, part)] = split_batch(Batch.collate(make_batch(task)), 0, CPU)
+        assert part is None
 
 
 def test_parts_know_the_whole(make_batch: Callable[..., Any]) -> None:

@@ -2,7 +2,16 @@ import pytest
 import torch
 
 from fx_d2.layers import processes
-from fx_d2.layers.processes import Part, copy_from_first, largest_over_processes, part_of_batch, shared_count
+from fx_d2.layers.processes import (
+    Part,
+    copy_from_first,
+    largest_over_processes,
+    part_of_batch,
+    shared_count,
+    shared_numbers,
+)
+
+CPU = torch.device("cpu")
 
 
 def test_alone_a_count_is_itself_but_never_zero() -> None:
@@ -18,6 +27,23 @@ def test_a_shared_count_makes_the_mean_of_two_processes_that_of_all(
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda total: total.add_(others))
     count = torch.tensor(mine)
     assert shared_count(count) == want and count == mine
+
+
+@pytest.mark.parametrize(("mine", "others"), [((2, 1), (5, 3)), ((1, 1), (0, 1)), ((0, 1), (0, 1)), ((4, 4), (1, 1))])
+def test_two_numbers_of_all_in_one_exchange(
+    monkeypatch: pytest.MonkeyPatch, mine: tuple[int, int], others: tuple[int, int]
+) -> None:
+    assert shared_numbers(*mine, CPU) == (max(mine[0], 1), mine[1])
+
+    def gather(rows: list[torch.Tensor], own: torch.Tensor) -> None:
+        rows[0].copy_(own)
+        rows[1].copy_(torch.tensor(others))
+
+    monkeypatch.setattr(processes.comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_gather", gather)
+    count, largest = shared_numbers(*mine, CPU)
+    assert count == max(mine[0] + others[0], 1) / 2 and count.dtype == torch.float64
+    assert largest == max(mine[1], others[1])
 
 
 def test_a_part_answers_for_the_whole_and_its_share_of_it() -> None:
