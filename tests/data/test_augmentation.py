@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
+from fvcore.transforms.transform import TransformList
 from torchvision.transforms import RandomResizedCrop
 
 from fx_d2.data.augmentation import (
@@ -166,6 +167,24 @@ def test_picked_rows_and_columns_move_masks_alike(cfg: CfgNode, spec: DatasetSpe
         np.testing.assert_array_equal(
             rest.apply_segmentation(mask[rows][:, columns]), transform.apply_segmentation(mask)
         )
+
+
+def test_a_pixel_is_looked_up_once(cfg: CfgNode, spec: DatasetSpec) -> None:
+    """Reduced as it is read, cropped, resized: the pixel of the original under the middle of the network's."""
+    cfg.INPUT.SEG.merge_from_list(["CROP_AREA", 0.3, "FLIP", 0.0, "ROTATE", 0.0, "SCALE", 0.0, "SHIFT", 0.0])
+    cfg.INPUT.SIZE = [23, 31]
+    augmentation, reading = build_augmentation(cfg, "seg", spec), ResizeTransform(old=(80, 121), new=(50, 77))
+    np.random.seed(0)
+    for _ in range(10):
+        _, transform, _ = augmentation.geometry(np.zeros((50, 77), np.uint8))
+        crop = transform.transforms[0]
+        picked = split_grid(TransformList([reading]) + transform, (80, 121))
+        for found, start, side, new, read, old in (
+            (picked[0], crop.y0, crop.h, 23, 50, 80),
+            (picked[1], crop.x0, crop.w, 31, 77, 121),
+        ):
+            numerators = (2 * new * start + side * (2 * i + 1) for i in range(new))
+            assert found.tolist() == [x * old // (2 * new * read) for x in numerators]
 
 
 def test_resize_moves_points_and_masks() -> None:

@@ -14,6 +14,7 @@ import torch
 from detectron2.config import CfgNode
 
 from fx_d2.data.annotations import load_split, write_split
+from fx_d2.data.augmentation import ResizeTransform
 from fx_d2.data.mapper import EvalMapper, TrainMapper, apply_label_policy
 from fx_d2.data.masks import encode_mask
 from fx_d2.structures import DatasetSpec, FXError
@@ -73,6 +74,20 @@ def test_segmentation_sample(cfg: CfgNode, spec: DatasetSpec, records: list[dict
     assert sample["masks"].dtype == torch.bool and sample["masks"].any() and not sample["masks"].all()
     assert sample["mask_valid"].dtype == torch.bool and not sample["mask_valid"][:, :24].any()
     assert sample["mask_valid"][:, 24:].all()
+
+
+@pytest.mark.parametrize("read_size", [0, 25, 37])
+def test_targets_are_the_truth_of_the_metric(
+    cfg: CfgNode, spec: DatasetSpec, records: list[dict[str, Any]], read_size: int
+) -> None:
+    """Without augmentation, training asks for the masks that evaluation compares with, however images are read."""
+    cfg.INPUT.SEG.merge_from_list(["FLIP", 0.0, "CROP_AREA", 1.0, "ROTATE", 0.0, "SCALE", 0.0, "SHIFT", 0.0])
+    cfg.INPUT.READ_SIZE, cfg.INPUT.SIZE = read_size, [13, 17]
+    masks = np.random.default_rng(0).random((3, 40, 60)) < 0.5
+    records[0]["masks"] = [encode_mask(mask) for mask in masks]
+    found = TrainMapper(cfg, spec, "seg")(records[0], 0)["masks"]
+    shrink = ResizeTransform(old=(40, 60), new=(13, 17)).apply_segmentation
+    np.testing.assert_array_equal(found.numpy(), [shrink(mask) for mask in masks])
 
 
 def test_more_than_eight_masks(cfg: CfgNode, records: list[dict[str, Any]]) -> None:
