@@ -9,7 +9,6 @@ everywhere in Detectron2; the mapper seeds it for each sample.
 
 from __future__ import annotations
 
-import re
 from fractions import Fraction
 from typing import Any
 
@@ -20,6 +19,7 @@ from detectron2.data import transforms as T
 from fvcore.transforms.transform import CropTransform, HFlipTransform, NoOpTransform, Transform, TransformList
 
 from fx_d2.data.cache import resize_image
+from fx_d2.data.sides import has_side
 from fx_d2.structures import DatasetSpec, FXError
 
 MAX_LIGHT = 0.5
@@ -27,9 +27,6 @@ MAX_LIGHT = 0.5
 
 CROP_ASPECT = (3 / 4, 4 / 3)
 """Width by height of a random crop, torchvision's default."""
-
-_SIDE = re.compile(r"(?<![A-Za-z])(left|right)(?![a-z])|(Left|Right)(?![a-z])|(?<![A-Z])(LEFT|RIGHT)(?![A-Z])")
-"""A side in the name of a class: "left_lung", "Right Clavicle", "lungLeft", "LEFT LUNG"; not in "upright", "CLEFT"."""
 
 
 class ResizeTransform(Transform):
@@ -287,10 +284,10 @@ def _middles(origin: Fraction, scale: Fraction, count: int) -> np.ndarray:
 def _check_sides(spec: DatasetSpec, task: str, where: str) -> None:
     """FXError for a class that would keep its name when its side changes."""
     for i, (name, partner) in enumerate(zip(spec.classes(task), spec.flip_permutation(task), strict=True)):
-        if partner == i and _SIDE.search(name):
+        if partner == i and has_side(name):
             raise FXError(
                 f"{where}: flips pictures, but class {name!r} has a side and no partner in the row's flip_pairs: add "
-                "the pair, or set FLIP 0"
+                "the pair (dataset.yaml; prepare_folder.py: --flip-pairs), or set FLIP 0"
             )
 
 

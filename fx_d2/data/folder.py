@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from fx_d2.data.image_io import image_size
 from fx_d2.data.masks import Rle, encode_mask
 from fx_d2.data.preparation import Prepared, relative_root, write_dataset
 from fx_d2.data.report_labels import read_labels
+from fx_d2.data.sides import find_flip_pairs
 from fx_d2.structures import SPLITS, TASKS, DatasetSpec, FXError
 
 logger = logging.getLogger(__name__)
@@ -119,17 +119,6 @@ def prepare_folder(source: str | Path, output: str | Path, options: FolderOption
     return target, write_dataset(target, spec, splits, image_root=image_root)
 
 
-def find_flip_pairs(names: Iterable[str]) -> tuple[tuple[str, str], ...]:
-    """Pairs among the names that differ only in "left" against "right" ("left_lung", "Right Lung")."""
-    known = dict.fromkeys(names)
-    pairs = []
-    for name in known:
-        other = re.sub("left", lambda m: "Right" if m[0][0] == "L" else "right", name, flags=re.IGNORECASE)
-        if other != name and other in known:
-            pairs.append((name, other))
-    return tuple(pairs)
-
-
 def _choose(root: Path, options: FolderOptions) -> _Source:
     """Read the description and settle labels, boxes and masks; FXError for what the folder does not have."""
     description = read_description(root)
@@ -181,7 +170,7 @@ def _build_spec(src: _Source) -> DatasetSpec:
     """The row of the dataset."""
     options, name = src.options, src.options.name or str(src.description["name"])
     loc = tuple(src.description["boxes"][src.box_kind]["categories"]) if src.box_kind else ()
-    pairs = find_flip_pairs((*src.labels, *loc, *src.masks)) if options.flip_pairs is None else options.flip_pairs
+    pairs = find_flip_pairs((src.labels, loc, src.masks)) if options.flip_pairs is None else options.flip_pairs
     return DatasetSpec(
         name=name,
         title=str(src.description.get("title") or name),

@@ -14,7 +14,6 @@ import pytest
 
 from fx_d2.data.annotations import load_spec, load_split
 from fx_d2.data.cache import read_record, resize_image
-from fx_d2.data.folder import find_flip_pairs
 
 PROJECT = Path(__file__).parents[2]
 REAL = PROJECT.parent / "shared" / "data"
@@ -222,14 +221,6 @@ def test_several_kinds_of_boxes(script: ModuleType, source: Path, tmp_path: Path
     _replace("dataset.json", '"drawn":', '"second": {"files": {}, "categories": []}, "drawn":')(source)
     assert script.main([str(source), "--output", str(tmp_path / "out")]) == 1
     assert script.main([str(source), "--output", str(tmp_path / "out"), "--boxes", "drawn"]) == 0
-
-
-def test_find_flip_pairs() -> None:
-    """Sides are found in the usual spellings."""
-    assert find_flip_pairs(["left_lung", "heart", "right_lung", "Right Rib", "Left Rib", "left_only"]) == (
-        ("left_lung", "right_lung"),
-        ("Left Rib", "Right Rib"),
-    )
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real chest X-ray folders are not on this machine")
