@@ -13,7 +13,7 @@ _SIDE = re.compile("|".join(_OTHER))
 
 
 def has_side(name: str) -> bool:
-    """Whether a word of the name is left or right: of "left_lung", "LungLeft", "LEFT LUNG"; not of "upright", "CLEFT"."""
+    """Whether a word of a name is left or right: "left_lung", "LungLeft", "LEFT LUNG"; not "upright", "CLEFT"."""
     return not _OTHER.keys().isdisjoint(_words(name))
 
 

@@ -58,7 +58,9 @@ def test_pairs_are_of_one_task() -> None:
     assert find_flip_pairs([["left", "right"], ["left", "RIGHT"]]) == (("left", "right"),)
 
 
-@pytest.mark.parametrize("name", ["Left Lung", "right_clavicle", "LEFT", "leftLung", "lungRight", "LEFT_LUNG", "a/left"])
+@pytest.mark.parametrize(
+    "name", ["Left Lung", "right_clavicle", "LEFT", "leftLung", "lungRight", "LEFT_LUNG", "a/left"]
+)
 def test_words_that_are_sides(name: str) -> None:
     assert has_side(name)
 
