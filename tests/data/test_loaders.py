@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from detectron2.config import CfgNode
 from torch import Tensor
 
 from fx_d2.batch import Batch
-from fx_d2.data.annotations import load_spec, write_split
+from fx_d2.data.annotations import load_spec, write_spec, write_split
 from fx_d2.data.catalog import register_datasets
 from fx_d2.data.loaders import build_test_loader, build_train_data, training_dicts
 from fx_d2.structures import DatasetSpec, FXError, Phase
@@ -149,6 +149,27 @@ def test_no_annotated_image(registered: CfgNode, spec: DatasetSpec, images: list
         assert build_train_data(registered).sizes == {("toy", "cls"): 2}
     registered.DATASETS.FEW_SHOT.IMAGES = 2
     assert len(training_dicts(registered, "toy_train")) == 2
+
+
+def test_labels_that_never_differ_are_said(
+    registered: CfgNode, spec: DatasetSpec, images: list[dict[str, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A table that writes 1 or nothing has no negatives; with blanks as zeros it has."""
+    folder = Path(registered.DATASETS.ROOT) / "toy"
+    rows = [
+        image | {"file_name": f"train_{image['file_name']}", "labels": labels}
+        for image, labels in zip(images, ([1, None, 0], [0, 1, None]), strict=True)
+    ]
+    write_split(folder / "train.json", spec=spec, split="train", image_root="images", images=rows)
+    build_train_data(registered)
+    (line,) = [record.getMessage() for record in caplog.records if "one value" in record.getMessage()]
+    assert line.startswith("toy_train: ") and "in its 2 images: right_sign, other (what a blank label becomes" in line
+    caplog.clear()
+    write_spec(folder, replace(spec, blank="zeros", uncertain="zeros"))
+    register_datasets(registered)
+    build_train_data(registered)
+    (line,) = [record.getMessage() for record in caplog.records if "one value" in record.getMessage()]
+    assert "images: other (" in line
 
 
 def test_patient_in_train_and_test(registered: CfgNode, spec: DatasetSpec, images: list[dict[str, Any]]) -> None:
