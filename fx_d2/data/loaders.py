@@ -306,9 +306,8 @@ def _warn_of_constant_labels(name: str, spec: DatasetSpec, dicts: Sequence[dict[
     constant = [label for label, values in zip(spec.cls_classes, known, strict=True) if len(np.unique(values)) < 2]
     if constant:
         logger.warning(
-            "%s: known with one value alone, or not at all, in its %d images: %s (what a blank label becomes says the "
-            "row's `blank`; prepare_folder.py: --blank)",
-            name, len(dicts), ", ".join(constant),
+            "%s: labels with one known value, or none, in its %d images: %s (blank labels are %s, as the row says)",
+            name, len(dicts), ", ".join(constant), "unknown" if spec.blank == "ignore" else "0",
         )  # fmt: skip
 
 

@@ -75,6 +75,15 @@ def test_identity_affine() -> None:
     np.testing.assert_array_equal(transform.apply_image(image), image)
 
 
+def test_affine_turns_pixels_about_their_middles() -> None:
+    """Half a turn is the picture upside down to the pixel, for images, masks and points."""
+    image = np.random.default_rng(0).integers(0, 255, (30, 50), dtype=np.uint8)
+    transform = AffineTransform(matrix=np.array([[-1.0, 0.0, 50.0], [0.0, -1.0, 30.0]]))
+    np.testing.assert_array_equal(transform.apply_image(image), image[::-1, ::-1])
+    np.testing.assert_array_equal(transform.apply_segmentation(image), image[::-1, ::-1])
+    assert transform.apply_coords(np.array([[0.0, 0.0], [10.0, 30.0]])).tolist() == [[50.0, 30.0], [40.0, 0.0]]
+
+
 def test_photometry_changes_only_light(cfg: CfgNode, spec: DatasetSpec) -> None:
     """Two draws differ, the source does not change."""
     augmentation = build_augmentation(cfg, "cls", spec)

@@ -162,14 +162,14 @@ def test_labels_that_never_differ_are_said(
     ]
     write_split(folder / "train.json", spec=spec, split="train", image_root="images", images=rows)
     build_train_data(registered)
-    (line,) = [record.getMessage() for record in caplog.records if "one value" in record.getMessage()]
-    assert line.startswith("toy_train: ") and "in its 2 images: right_sign, other (what a blank label becomes" in line
+    (line,) = [record.getMessage() for record in caplog.records if "one known value" in record.getMessage()]
+    assert line.startswith("toy_train: ") and "in its 2 images: right_sign, other (blank labels are unknown" in line
     caplog.clear()
     write_spec(folder, replace(spec, blank="zeros", uncertain="zeros"))
     register_datasets(registered)
     build_train_data(registered)
-    (line,) = [record.getMessage() for record in caplog.records if "one value" in record.getMessage()]
-    assert "images: other (" in line
+    (line,) = [record.getMessage() for record in caplog.records if "one known value" in record.getMessage()]
+    assert "images: other (blank labels are 0" in line
 
 
 def test_patient_in_train_and_test(registered: CfgNode, spec: DatasetSpec, images: list[dict[str, Any]]) -> None:

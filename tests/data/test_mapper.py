@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
+from fvcore.transforms.transform import CropTransform, TransformList
 
 from fx_d2.data.annotations import load_split, write_split
 from fx_d2.data.augmentation import ResizeTransform
-from fx_d2.data.mapper import EvalMapper, TrainMapper, apply_label_policy
+from fx_d2.data.mapper import EvalMapper, TrainMapper, _instances, apply_label_policy
 from fx_d2.data.masks import encode_mask
 from fx_d2.structures import DatasetSpec, FXError
 
@@ -110,6 +111,15 @@ def test_cut_boxes(cfg: CfgNode, spec: DatasetSpec, records: list[dict[str, Any]
     for seed in range(20):
         boxes = mapper(records[0], seed)["instances"].gt_boxes
         assert boxes.nonempty().all() and (boxes.tensor[:, 2] <= 48).all() and (boxes.tensor >= 0).all()
+
+
+def test_a_box_with_little_left_is_dropped() -> None:
+    """A tenth of the area must remain in the picture; what remains is the target."""
+    rows = [{"bbox": [x, 5, 20, 10], "category_id": i} for i, x in enumerate((5, 28, 28.5, 45))]
+    window = TransformList([CropTransform(0, 0, 30, 40, 60, 40)])
+    instances = _instances(rows, window, (40, 30), [0, 1, 2, 3])
+    assert instances.gt_classes.tolist() == [0, 1]
+    assert instances.gt_boxes.tensor.tolist() == [[5, 5, 25, 15], [28, 5, 30, 15]]
 
 
 def test_image_without_boxes(cfg: CfgNode, spec: DatasetSpec, records: list[dict[str, Any]]) -> None:
