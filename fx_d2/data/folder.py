@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from fx_d2.data.annotations import check_patients
 from fx_d2.data.cache import cache_images
@@ -199,7 +200,10 @@ def _read_splits(src: _Source) -> dict[str, list[dict[str, Any]]]:
     listed = {split: _read_list(src, split) for split in SPLITS if split in (src.description.get("splits") or {})}
     listed = listed or {"": list(src.table)}
     boxes = _read_all_boxes(src, listed)
-    images = {split: [_read_image_row(src, name, boxes) for name in names] for split, names in listed.items()}
+    images = {
+        split: [_read_image_row(src, name, boxes) for name in tqdm(names, desc=split, unit="image", disable=None)]
+        for split, names in listed.items()
+    }
     _check_splits(src, images)
     shares = {"val": src.options.val_share, "test": src.options.test_share}
     rows = [(split, image) for split, part in images.items() for image in part]

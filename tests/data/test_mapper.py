@@ -77,6 +77,19 @@ def test_segmentation_sample(cfg: CfgNode, spec: DatasetSpec, records: list[dict
     assert sample["mask_valid"][:, 24:].all()
 
 
+def test_masks_that_turn_together_do_not_mix(cfg: CfgNode, records: list[dict[str, Any]]) -> None:
+    """Ten masks under rotation, scale and shift are what each is alone: inside or outside, never between two bytes."""
+    names = tuple(f"m{i}" for i in range(10))
+    masks = [encode_mask(mask) for mask in np.random.default_rng(0).random((10, 40, 60)) < 0.5]
+    cfg.INPUT.SEG.merge_from_list(["PROB", 1.0, "ROTATE", 20.0, "SCALE", 0.2, "SHIFT", 0.1])
+    together = TrainMapper(cfg, DatasetSpec(name="many", title="", seg_classes=names), "seg")
+    alone = TrainMapper(cfg, DatasetSpec(name="one", title="", seg_classes=("m",)), "seg")
+    for seed in range(3):
+        found = together(records[0] | {"masks": masks}, seed)["masks"]
+        for plane, mask in zip(found, masks, strict=True):
+            assert torch.equal(plane, alone(records[0] | {"masks": [mask]}, seed)["masks"][0])
+
+
 @pytest.mark.parametrize("read_size", [0, 25, 37])
 def test_targets_are_the_truth_of_the_metric(
     cfg: CfgNode, spec: DatasetSpec, records: list[dict[str, Any]], read_size: int
