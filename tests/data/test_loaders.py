@@ -172,12 +172,16 @@ def test_labels_that_never_differ_are_said(
     assert "images: other (blank labels are 0" in line
 
 
-def test_patient_in_train_and_test(registered: CfgNode, spec: DatasetSpec, images: list[dict[str, Any]]) -> None:
-    """A leak between the split trained on and the split tested on is refused."""
-    leak = [image | {"file_name": f"test_{image['file_name']}", "patient_id": "train_p0"} for image in images]
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_patient_in_two_splits(
+    registered: CfgNode, spec: DatasetSpec, images: list[dict[str, Any]], split: str
+) -> None:
+    """A leak between the split trained on and one that is or will be evaluated is refused."""
+    names = [f"test_{image['file_name']}" for image in images]
+    leak = [image | {"file_name": name, "patient_id": "train_p0"} for image, name in zip(images, names, strict=True)]
     folder = Path(registered.DATASETS.ROOT) / "toy"
-    write_split(folder / "test.json", spec=spec, split="test", image_root="images", images=leak)
-    with pytest.raises(FXError, match="patient 'train_p0' is in toy_train and in toy_test"):
+    write_split(folder / f"{split}.json", spec=spec, split=split, image_root="images", images=leak)
+    with pytest.raises(FXError, match=f"patient 'train_p0' is in toy_train and in toy_{split}"):
         build_train_data(registered)
 
 
