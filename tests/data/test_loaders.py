@@ -127,6 +127,24 @@ def test_unreadable_image_is_one_line(registered: CfgNode, workers: int) -> None
             list(batches)
 
 
+@pytest.mark.parametrize("name", ["train_a.png", "train_b.png"])
+def test_the_first_and_the_last_image_are_read_before_training(registered: CfgNode, name: str) -> None:
+    """A wrong folder or format is found before the first step."""
+    data = build_train_data(registered)
+    data.check_readable()
+    (Path(registered.DATASETS.ROOT) / "toy" / "images" / name).write_bytes(b"")
+    with pytest.raises(FXError, match=f"{name}: empty file"):
+        data.check_readable()
+
+
+def test_the_limit_counts_what_is_left(registered: CfgNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DATASETS.LIMIT takes the first images after DATASETS.EXCLUDE."""
+    registered.DATASETS.EXCLUDE, registered.DATASETS.LIMIT = "leaks.json", 1
+    for excluded, left in (({1}, 2), ({2}, 1), (set(), 1)):
+        monkeypatch.setattr("fx_d2.data.loaders.excluded_images", lambda *_, found=excluded: found)
+        assert [record["image_id"] for record in training_dicts(registered, "toy_train")] == [left]
+
+
 def test_test_loader(registered: CfgNode) -> None:
     """All images in order, batched; the limit holds."""
     loader = build_test_loader(registered, "toy_test")
