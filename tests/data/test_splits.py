@@ -31,6 +31,9 @@ def test_the_draw_depends_on_patients_and_seed_alone() -> None:
     assert dict(zip(patients[::-1], draw_splits(patients[::-1], SHARES, 0), strict=True)) == first
     assert dict(zip(patients, draw_splits(patients, SHARES, 1), strict=True)) != first
     assert set(draw_splits(patients, {"val": 0, "test": 0}, 0)) == {"train"}
+    # Another release of this code must not draw anew: weights would meet their test patients in training.
+    ten = draw_splits([f"p{i}" for i in range(10)], SHARES, 0)
+    assert [i for i, x in enumerate(ten) if x == "test"] == [0, 6] and ten.index("val") == 3
 
 
 @pytest.mark.parametrize("shares", [{"val": -0.1}, {"val": 0.5, "test": 0.5}])
