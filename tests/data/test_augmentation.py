@@ -75,29 +75,6 @@ def test_identity_affine() -> None:
     np.testing.assert_array_equal(transform.apply_image(image), image)
 
 
-def test_affine_stays_in_its_ranges() -> None:
-    """Shifts are shares of the side they are along, scales are about 1, turns are degrees, and all reach their ends."""
-    np.random.seed(0)
-    image = np.zeros((40, 400), dtype=np.uint8)
-    draw = RandomAffine(rotate=30, scale=0.2, shift=0.1)
-    drawn = [draw.get_transform(image) for _ in range(400)]
-    shifts = np.array([x.apply_coords(np.array([[200.0, 20.0]]))[0] - (200, 20) for x in drawn])
-    scales = np.array([np.sqrt(np.linalg.det(x.matrix[:, :2])) for x in drawn])
-    turns = np.array([np.rad2deg(np.arctan2(x.matrix[0, 1], x.matrix[0, 0])) for x in drawn])
-    for values, low, high in ((shifts[:, 0], -40, 40), (shifts[:, 1], -4, 4), (scales, 0.8, 1.2), (turns, -30, 30)):
-        span = 0.03 * (high - low)
-        assert low <= values.min() < low + span and high - span < values.max() <= high
-
-
-def test_affine_turns_pixels_about_their_middles() -> None:
-    """Half a turn is the picture upside down to the pixel, for images, masks and points."""
-    image = np.random.default_rng(0).integers(0, 255, (30, 50), dtype=np.uint8)
-    transform = AffineTransform(matrix=np.array([[-1.0, 0.0, 50.0], [0.0, -1.0, 30.0]]))
-    np.testing.assert_array_equal(transform.apply_image(image), image[::-1, ::-1])
-    np.testing.assert_array_equal(transform.apply_segmentation(image), image[::-1, ::-1])
-    assert transform.apply_coords(np.array([[0.0, 0.0], [10.0, 30.0]])).tolist() == [[50.0, 30.0], [40.0, 0.0]]
-
-
 def test_photometry_changes_only_light(cfg: CfgNode, spec: DatasetSpec) -> None:
     """Two draws differ, the source does not change."""
     augmentation = build_augmentation(cfg, "cls", spec)
@@ -175,6 +152,29 @@ def test_a_crop_that_cannot_fit_is_left_out() -> None:
     """A strip has no window of nearly all its area and a moderate aspect ratio."""
     image = np.arange(400, dtype=np.uint8).reshape(2, 200)
     np.testing.assert_array_equal(RandomAreaCrop(area=0.9).get_transform(image).apply_image(image), image)
+
+
+def test_affine_stays_in_its_ranges() -> None:
+    """Shifts are shares of the side they are along, scales are about 1, turns are degrees, and all reach their ends."""
+    np.random.seed(0)
+    image = np.zeros((40, 400), dtype=np.uint8)
+    draw = RandomAffine(rotate=30, scale=0.2, shift=0.1)
+    drawn = [draw.get_transform(image) for _ in range(400)]
+    shifts = np.array([x.apply_coords(np.array([[200.0, 20.0]]))[0] - (200, 20) for x in drawn])
+    scales = np.array([np.sqrt(np.linalg.det(x.matrix[:, :2])) for x in drawn])
+    turns = np.array([np.rad2deg(np.arctan2(x.matrix[0, 1], x.matrix[0, 0])) for x in drawn])
+    for values, low, high in ((shifts[:, 0], -40, 40), (shifts[:, 1], -4, 4), (scales, 0.8, 1.2), (turns, -30, 30)):
+        span = 0.03 * (high - low)
+        assert low <= values.min() < low + span and high - span < values.max() <= high
+
+
+def test_affine_turns_pixels_about_their_middles() -> None:
+    """Half a turn is the picture upside down to the pixel, for images, masks and points."""
+    image = np.random.default_rng(0).integers(0, 255, (30, 50), dtype=np.uint8)
+    transform = AffineTransform(matrix=np.array([[-1.0, 0.0, 50.0], [0.0, -1.0, 30.0]]))
+    np.testing.assert_array_equal(transform.apply_image(image), image[::-1, ::-1])
+    np.testing.assert_array_equal(transform.apply_segmentation(image), image[::-1, ::-1])
+    assert transform.apply_coords(np.array([[0.0, 0.0], [10.0, 30.0]])).tolist() == [[50.0, 30.0], [40.0, 0.0]]
 
 
 @pytest.mark.parametrize("task", ["cls", "loc", "seg"])
