@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fx_d2.data.annotations import load_spec
 from fx_d2.data.folder import FolderOptions, prepare_folder
-from fx_d2.data.preparation import Prepared, report
+from fx_d2.data.preparation import Prepared, add_draw_options, report
 from fx_d2.structures import LABEL_POLICIES, DatasetSpec, FXError
 
 
@@ -32,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             uncertain=args.uncertain,
             blank=args.blank,
             cache_size=args.cache_size,
+            val_share=args.val_share,
+            test_share=args.test_share,
+            seed=args.seed,
         )
         target, splits = prepare_folder(args.source, args.output, options)
         return load_spec(target), (target, splits)
@@ -56,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--uncertain", default="ignore", choices=LABEL_POLICIES, help="what a label of -1 becomes")
     parser.add_argument("--blank", default="ignore", choices=("ignore", "zeros"), help="what a blank label becomes")
     parser.add_argument("--cache-size", type=int, default=0, metavar="N", help="train from copies of shorter side N")
+    add_draw_options(parser)
     return parser
 
 

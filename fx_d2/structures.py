@@ -82,7 +82,9 @@ class DatasetSpec:
     def __post_init__(self) -> None:
         """Check the row; raises FXError naming the dataset and the field."""
         if not self.name.isidentifier():
-            raise FXError(f"dataset name {self.name!r} must be a Python identifier: it names checkpoint keys")
+            raise FXError(
+                f"dataset name {self.name!r} must be letters, digits and _, no digit first: it names checkpoint keys"
+            )
         if not self.tasks:
             raise FXError(f"dataset {self.name!r} has no classes: give cls_classes, loc_classes or seg_classes")
         for task in TASKS:

@@ -33,7 +33,7 @@ FULL = DatasetSpec(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "nih-14"}, "'nih-14' must be a Python identifier"),
+        ({"name": "nih-14"}, "'nih-14' must be letters, digits and _, no digit first"),
         ({"cls_classes": ()}, "'toy' has no classes"),
         ({"cls_classes": ("a", "b", "a")}, "'toy': cls_classes holds a name twice"),
         ({"seg_classes": ("a", "a")}, "'toy': seg_classes holds a name twice"),

@@ -47,7 +47,14 @@ def test_every_command_runs(page: Path, tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    for wanted in ("0 faults", "| My X-rays", "labels: {'nodule': ", "mask pixels: "):
+    for wanted in (
+        "0 faults",
+        "| My X-rays",
+        "labels: {'nodule': ",
+        "mask pixels: ",
+        "label Mass ",
+        "split mine_train",
+    ):
         assert wanted in done.stdout, wanted
     assert len(list((tmp_path / "work" / "sheets").glob("*.png"))) == 3
     metrics = json.loads((tmp_path / "work" / "eval" / "results.json").read_text())["metrics"]

@@ -9,7 +9,7 @@ everywhere in Detectron2; the mapper seeds it for each sample.
 
 from __future__ import annotations
 
-import re
+from fractions import Fraction
 from typing import Any
 
 import cv2
@@ -19,6 +19,7 @@ from detectron2.data import transforms as T
 from fvcore.transforms.transform import CropTransform, HFlipTransform, NoOpTransform, Transform, TransformList
 
 from fx_d2.data.cache import resize_image
+from fx_d2.data.sides import has_side
 from fx_d2.structures import DatasetSpec, FXError
 
 MAX_LIGHT = 0.5
@@ -26,9 +27,6 @@ MAX_LIGHT = 0.5
 
 CROP_ASPECT = (3 / 4, 4 / 3)
 """Width by height of a random crop, torchvision's default."""
-
-_SIDE = re.compile(r"(?<![A-Za-z])(left|right)(?![a-z])|(Left|Right)(?![a-z])|(?<![A-Z])(LEFT|RIGHT)(?![A-Z])")
-"""A side in the name of a class: "left_lung", "Right Clavicle", "lungLeft", "LEFT LUNG"; not in "upright", "CLEFT"."""
 
 
 class ResizeTransform(Transform):
@@ -48,15 +46,9 @@ class ResizeTransform(Transform):
         return coords * (self.new[1] / self.old[1], self.new[0] / self.old[0])
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """Resize a mask or a packed bit plane (H, W)."""
-        rows, columns = self.nearest
+        """Resize a mask or a packed bit plane (H, W): the old pixels that lie under the middles of the new ones."""
+        rows, columns = (_middles(Fraction(0), Fraction(a, b), b) for a, b in zip(self.old, self.new, strict=True))
         return segmentation[rows[:, None], columns]
-
-    @property
-    def nearest(self) -> tuple[np.ndarray, np.ndarray]:
-        """Rows (H,) and columns (W,) of the old pixels that lie under the middles of the new ones."""
-        rows, columns = ((np.arange(b) * 2 + 1) * a // (2 * b) for a, b in zip(self.old, self.new, strict=True))
-        return rows, columns
 
 
 class Resize(T.Augmentation):
@@ -255,33 +247,47 @@ def _check_ranges(values: dict[str, Any], where: str) -> None:
 def split_grid(transform: TransformList, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, TransformList]:
     """The part of a geometry that picks rows and columns, and the rest.
 
+    A pixel is looked up once, under the middle of the new one, however many changes of size led there (INPUT.READ_SIZE
+    makes two): without a crop it is the pixel that one change of size picks, as in evaluation.
+
     Args:
         transform: of `TaskAugmentation.geometry`.
         size: (height, width) before it.
 
     Returns:
         rows int (H,) and columns int (W,) of the pixels that the leading crops and changes of size pick for a mask, and
-        the transforms after them: `rest.apply_segmentation(mask[rows][:, columns])` moves a mask as `transform` does.
+        the transforms after them: a mask moves as `rest.apply_segmentation(mask[rows][:, columns])`.
     """
-    rows, columns = np.arange(size[0]), np.arange(size[1])
+    origin, scale = [Fraction(0)] * 2, [Fraction(1)] * 2  # old = origin + new * scale, by axis
+    rest: list[Transform] = []
     for done, part in enumerate(transform.transforms):
         if isinstance(part, CropTransform):
-            rows, columns = rows[part.y0 : part.y0 + part.h], columns[part.x0 : part.x0 + part.w]
+            origin = [a + b * start for a, b, start in zip(origin, scale, (part.y0, part.x0), strict=True)]
+            size = (part.h, part.w)
         elif isinstance(part, ResizeTransform):
-            picked_rows, picked_columns = part.nearest
-            rows, columns = rows[picked_rows], columns[picked_columns]
+            scale = [b * Fraction(old, new) for b, old, new in zip(scale, size, part.new, strict=True)]
+            size = part.new
         elif not isinstance(part, NoOpTransform):
-            return rows, columns, TransformList(transform.transforms[done:])
-    return rows, columns, TransformList([])
+            rest = transform.transforms[done:]
+            break
+    rows, columns = (_middles(*axis) for axis in zip(origin, scale, size, strict=True))
+    return rows, columns, TransformList(rest)
+
+
+def _middles(origin: Fraction, scale: Fraction, count: int) -> np.ndarray:
+    """The old pixels int (count,) under the middles of new ones, exactly: floor(origin + (i + 1 / 2) * scale)."""
+    whole = 2 * origin.denominator * scale.denominator
+    first, step = int(origin * whole), int(scale * whole)
+    return (first + step // 2 + step * np.arange(count)) // whole
 
 
 def _check_sides(spec: DatasetSpec, task: str, where: str) -> None:
     """FXError for a class that would keep its name when its side changes."""
     for i, (name, partner) in enumerate(zip(spec.classes(task), spec.flip_permutation(task), strict=True)):
-        if partner == i and _SIDE.search(name):
+        if partner == i and has_side(name):
             raise FXError(
                 f"{where}: flips pictures, but class {name!r} has a side and no partner in the row's flip_pairs: add "
-                "the pair, or set FLIP 0"
+                "the pair (dataset.yaml; prepare_folder.py: --flip-pairs), or set FLIP 0"
             )
 
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import logging
 import os
-import re
-from collections.abc import Iterable, Mapping, Sequence
+import unicodedata
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from fx_d2.data.annotations import check_patients
 from fx_d2.data.cache import cache_images
@@ -24,6 +25,8 @@ from fx_d2.data.image_io import image_size
 from fx_d2.data.masks import Rle, encode_mask
 from fx_d2.data.preparation import Prepared, relative_root, write_dataset
 from fx_d2.data.report_labels import read_labels
+from fx_d2.data.sides import find_flip_pairs
+from fx_d2.data.splits import fill_splits
 from fx_d2.structures import SPLITS, TASKS, DatasetSpec, FXError
 
 logger = logging.getLogger(__name__)
@@ -47,6 +50,7 @@ class FolderOptions:
         uncertain: policy of label -1.
         blank: policy of a blank label.
         cache_size: shorter side in pixels of copies to make and train from; 0: train from the images themselves.
+        val_share, test_share, seed: of splits that are drawn, see `splits.fill_splits`.
     """
 
     name: str = ""
@@ -58,6 +62,9 @@ class FolderOptions:
     uncertain: str = "ignore"
     blank: str = "ignore"
     cache_size: int = 0
+    val_share: float | None = None
+    test_share: float | None = None
+    seed: int = 0
 
 
 @dataclass
@@ -106,8 +113,7 @@ def prepare_folder(source: str | Path, output: str | Path, options: FolderOption
     spec = _build_spec(src)
     check_own_row(spec, str(source))
     target = Path(output) / spec.name
-    splits = {split: _read_split(src, split) for split in SPLITS if split in src.description["splits"]}
-    _check_splits(src, splits)
+    splits = _read_splits(src)
     image_root = relative_root(_image_folder(src), target)
     if options.cache_size:
         image_root = f"cache_{options.cache_size}"
@@ -117,17 +123,6 @@ def prepare_folder(source: str | Path, output: str | Path, options: FolderOption
             for split, images in splits.items()
         }
     return target, write_dataset(target, spec, splits, image_root=image_root)
-
-
-def find_flip_pairs(names: Iterable[str]) -> tuple[tuple[str, str], ...]:
-    """Pairs among the names that differ only in "left" against "right" ("left_lung", "Right Lung")."""
-    known = dict.fromkeys(names)
-    pairs = []
-    for name in known:
-        other = re.sub("left", lambda m: "Right" if m[0][0] == "L" else "right", name, flags=re.IGNORECASE)
-        if other != name and other in known:
-            pairs.append((name, other))
-    return tuple(pairs)
 
 
 def _choose(root: Path, options: FolderOptions) -> _Source:
@@ -181,7 +176,7 @@ def _build_spec(src: _Source) -> DatasetSpec:
     """The row of the dataset."""
     options, name = src.options, src.options.name or str(src.description["name"])
     loc = tuple(src.description["boxes"][src.box_kind]["categories"]) if src.box_kind else ()
-    pairs = find_flip_pairs((*src.labels, *loc, *src.masks)) if options.flip_pairs is None else options.flip_pairs
+    pairs = find_flip_pairs((src.labels, loc, src.masks)) if options.flip_pairs is None else options.flip_pairs
     return DatasetSpec(
         name=name,
         title=str(src.description.get("title") or name),
@@ -200,20 +195,50 @@ def _image_folder(src: _Source) -> Path:
     return src.root / str(src.description.get("images") or "images")
 
 
-def _read_split(src: _Source, split: str) -> list[dict[str, Any]]:
-    """The images of one split in `write_split`'s form."""
+def _read_splits(src: _Source) -> dict[str, list[dict[str, Any]]]:
+    """The images of each split in `write_split`'s form: as lists say, or drawn."""
+    listed = {split: _read_list(src, split) for split in SPLITS if split in (src.description.get("splits") or {})}
+    listed = listed or {"": list(src.table)}
+    boxes = _read_all_boxes(src, listed)
+    images = {
+        split: [_read_image_row(src, name, boxes) for name in tqdm(names, desc=split, unit="image", disable=None)]
+        for split, names in listed.items()
+    }
+    _check_splits(src, images)
+    shares = {"val": src.options.val_share, "test": src.options.test_share}
+    rows = [(split, image) for split, part in images.items() for image in part]
+    given, patients = [split for split, _ in rows], [image["patient_id"] for _, image in rows]
+    try:
+        found = fill_splits(patients, given, shares, src.options.seed)
+    except FXError as error:
+        raise FXError(f"{src.root}: {error}") from None
+    splits = {split: [image for (_, image), x in zip(rows, found, strict=True) if x == split] for split in SPLITS}
+    return {split: part for split, part in splits.items() if part}
+
+
+def _read_list(src: _Source, split: str) -> list[str]:
+    """The names of a split; FXError for one that the table lacks."""
     file = src.root / src.description["splits"][split]
     names = read_names(file)
     for name in names:
         if name not in src.table:
             raise FXError(f"{file}: image {name!r} is not in {src.table_file}")
-    boxes = None
-    if src.box_kind:
-        kind = src.description["boxes"][src.box_kind]
+    return names
+
+
+def _read_all_boxes(src: _Source, listed: Mapping[str, Sequence[str]]) -> Boxes | None:
+    """The boxes of all images, from one file or one for each split; None without boxes."""
+    if not src.box_kind:
+        return None
+    kind = src.description["boxes"][src.box_kind]
+    if kind.get("file") is not None:
+        return read_boxes(src.root / kind["file"], kind["categories"], set(src.table))
+    boxes: Boxes = {}
+    for split, names in listed.items():
         if split not in kind["files"]:
             raise FXError(f"{src.root / 'dataset.json'}: boxes {src.box_kind!r} have no file for split {split!r}")
-        boxes = read_boxes(src.root / kind["files"][split], kind["categories"], set(names))
-    return [_read_image_row(src, name, boxes) for name in names]
+        boxes |= read_boxes(src.root / kind["files"][split], kind["categories"], set(names))
+    return boxes
 
 
 def _read_image_row(src: _Source, name: str, boxes: Boxes | None) -> dict[str, Any]:
@@ -245,12 +270,23 @@ def _read_image_row(src: _Source, name: str, boxes: Boxes | None) -> dict[str, A
 def _image_size(file: Path, row: dict[str, str], table: Path) -> tuple[int, int]:
     """(width, height) from the image's header, compared with the table where that states it."""
     if not file.is_file():
-        raise FXError(f"{file}: image file not found, but {table.name} and a split list it")
+        raise FXError(f"{file}: image file not found, but {table.name} lists it{_other_spelling(file)}")
     size = image_size(file)[::-1]
     stated = (row["width"], row["height"])
     if all(stated) and stated != (str(size[0]), str(size[1])):
         raise FXError(f"{file}: the image is {size[0]} x {size[1]}, {table.name} says {stated[0]} x {stated[1]}")
     return size
+
+
+def _other_spelling(file: Path) -> str:
+    """What to add when there is a file of the name in another case, without its ending, or in another Unicode form."""
+
+    def plain(name: str) -> str:
+        return unicodedata.normalize("NFC", name).casefold()
+
+    names = sorted(os.listdir(file.parent)) if file.parent.is_dir() else []
+    found = [name for name in names if plain(file.name) in (plain(name), plain(Path(name).stem))]
+    return f"; there is {found[0]!a}: write the name as the file has it" if found else ""
 
 
 def _mask(src: _Source, structure: str, name: str, shape: tuple[int, int]) -> Rle | None:

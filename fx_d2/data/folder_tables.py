@@ -5,6 +5,8 @@ Byte order marks, CRLF line ends and blanks around cells are harmless; every fau
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +14,8 @@ from typing import Any
 
 from fx_d2.data.release_files import read_json, read_rows
 from fx_d2.structures import SPLITS, FXError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -39,15 +43,20 @@ def read_description(root: Path) -> dict[str, Any]:
     if not root.is_dir():
         raise FXError(f"{root}: no such folder")
     description = read_json(file, dict)
-    _check_part(description, _DESCRIPTION, ("name", "splits"), f"{file}:")
-    strange = sorted(set(description["splits"]) - set(SPLITS))
-    if strange or not description["splits"]:
+    _check_part(description, _DESCRIPTION, ("name",), f"{file}:")
+    splits = description.get("splits")
+    strange = sorted(set(splits or ()) - set(SPLITS))
+    if strange or splits == {}:
         raise FXError(f"{file}: `splits` must map some of {list(SPLITS)} to list files; unknown: {strange}")
     for key, (keys, needed) in {"labels": _LABELS, "masks": _MASKS}.items():
         if description.get(key) is not None:
             _check_part(description[key], keys, needed, f"{file}: `{key}`")
     for kind, part in (description.get("boxes") or {}).items():
         _check_part(part, *_BOXES, f"{file}: `boxes.{kind}`")
+        if (part.get("file") is None) == (part.get("files") is None):
+            raise FXError(f"{file}: `boxes.{kind}` needs `file`, or `files` by split, and not both")
+        if part.get("files") is not None and splits is None:
+            raise FXError(f"{file}: `boxes.{kind}` has `files` by split and there are no `splits`: give one `file`")
     return description
 
 
@@ -67,7 +76,7 @@ _DESCRIPTION: Keys = {
     "intensity": _LIST,
 }
 _LABELS: tuple[Keys, tuple[str, ...]] = ({"file": _TEXT, "columns": _NAMES}, ("columns",))
-_BOXES: tuple[Keys, tuple[str, ...]] = ({"files": _FILES, "categories": _NAMES}, ("files", "categories"))
+_BOXES: tuple[Keys, tuple[str, ...]] = ({"file": _TEXT, "files": _FILES, "categories": _NAMES}, ("categories",))
 _MASKS: tuple[Keys, tuple[str, ...]] = (
     {**dict.fromkeys(("folder", "index", "ignore"), _TEXT), "structures": _NAMES},
     ("structures",),
@@ -120,7 +129,7 @@ def read_boxes(file: Path, categories: Sequence[str], names: set[str]) -> Boxes:
     Args:
         file: the json.
         categories: class names that its categories must be, in any order.
-        names: images of the split; the file may list no other.
+        names: images that the file may list: those of its split, or of all.
 
     Raises:
         FXError: naming file and image or annotation.
@@ -138,14 +147,19 @@ def read_boxes(file: Path, categories: Sequence[str], names: set[str]) -> Boxes:
         ]
     except (KeyError, TypeError, ValueError) as error:
         raise FXError(f"{file}: not COCO detection json ({error!r})") from None
+    for what, key in (("categories", "id"), ("images", "id"), ("images", "file_name")):
+        value, times = Counter(row[key] for row in document[what]).most_common(1)[0] if document[what] else ("", 1)
+        if times > 1:
+            raise FXError(f"{file}: {value!r} is the {key} of {times} {what}")
     if sorted(classes.values()) != sorted(categories):
         found = sorted(classes.values())
         raise FXError(f"{file}: categories {found} are not those of dataset.json: {sorted(categories)}")
-    if len(owners) != len(document["images"]) or len(boxes) != len(owners):
-        raise FXError(f"{file}: an image id or file name occurs twice")
     strange = sorted(set(boxes) - names)
     if strange:
-        raise FXError(f"{file}: image {strange[0]!r} is not in this split ({len(strange)} such images)")
+        raise FXError(
+            f"{file}: image {strange[0]!r} is not among the images of its split or table, such as {min(names)!r} "
+            f"({len(strange)} such images)"
+        )
     for row, box, owner, name in annotations:
         where = f"{file}: annotation {row.get('id')}"
         if owner is None:
@@ -157,7 +171,18 @@ def read_boxes(file: Path, categories: Sequence[str], names: set[str]) -> Boxes:
         if not isinstance(box, list) or len(box) != 4 or not all(isinstance(v, int | float) for v in box):
             raise FXError(f"{where}: bbox must be four numbers [x, y, w, h], not {box!r}")
         boxes[owner["file_name"]].boxes.append((name, box))
+    _warn_of_repeated(boxes, file)
     return boxes
+
+
+def _warn_of_repeated(boxes: Boxes, file: Path) -> None:
+    """Say how many boxes stand twice in an image: they are kept, and each would have to be found twice."""
+    repeated = {
+        name: len(image.boxes) - len({(label, *box) for label, box in image.boxes}) for name, image in boxes.items()
+    }
+    if any(repeated.values()):
+        first = next(name for name, count in repeated.items() if count)
+        logger.warning("%s: %d boxes stand twice in their image, first in %r", file, sum(repeated.values()), first)
 
 
 def _read_text(file: Path) -> str:

@@ -21,7 +21,7 @@ from fx_d2.batch import Batch
 from fx_d2.data.annotations import check_patients
 from fx_d2.data.catalog import check_images, evaluation_splits, get_dicts, split_name
 from fx_d2.data.few_shot import draw_images
-from fx_d2.data.mapper import EvalMapper, TrainMapper
+from fx_d2.data.mapper import EvalMapper, TrainMapper, apply_label_policy
 from fx_d2.data.overlap import excluded_images
 from fx_d2.data.sampler import PassBatchSampler, SampleKey, Schedule, Slot, check_batch_sizes
 from fx_d2.structures import DatasetSpec, FXError, spec_of
@@ -233,6 +233,8 @@ def build_train_data(cfg: CfgNode) -> TrainData:
         for task in trained_tasks(cfg, spec):
             annotated[spec.name, task] = _annotated(name, task, dicts)
             mappers[spec.name, task] = TrainMapper(cfg, spec, task)
+        if (spec.name, "cls") in annotated:
+            _warn_of_constant_labels(name, spec, dicts)
     if not annotated:
         raise FXError("SCHEDULE.STRATEGY trains no task that a dataset of DATASETS.TRAIN offers")
     batch_sizes = {task: cfg.SCHEDULE.BATCH_SIZE[task.upper()] for _, task in annotated}
@@ -294,6 +296,19 @@ def _annotated(name: str, task: str, dicts: Sequence[dict[str, Any]]) -> np.ndar
         raise FXError(f"{name}: none of its {len(dicts)} images is annotated for {task!r} (DATASETS.LIMIT too small?)")
     logger.info("%s: %d of %d images annotated for %s", name, len(indices), len(dicts), task)
     return indices
+
+
+def _warn_of_constant_labels(name: str, spec: DatasetSpec, dicts: Sequence[dict[str, Any]]) -> None:
+    """Name the labels that never differ where they are known: a head learns to say them always."""
+    rows = {tuple(record["labels"]) for record in dicts if record["annotated"]["cls"]}
+    table = np.array([apply_label_policy(row, spec, training=False) for row in rows])
+    known = [column[~np.isnan(column)] for column in table.T]
+    constant = [label for label, values in zip(spec.cls_classes, known, strict=True) if len(np.unique(values)) < 2]
+    if constant:
+        logger.warning(
+            "%s: labels with one known value, or none, in its %d images: %s (blank labels are %s, as the row says)",
+            name, len(dicts), ", ".join(constant), "unknown" if spec.blank == "ignore" else "0",
+        )  # fmt: skip
 
 
 def _check_test_patients(cfg: CfgNode, name: str, dicts: Sequence[dict[str, Any]]) -> None:

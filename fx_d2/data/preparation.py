@@ -24,7 +24,7 @@ from fx_d2.data.annotations import SplitRequest, check_patients, load_split, wri
 from fx_d2.data.cache import cache_images
 from fx_d2.data.catalog import check_own_row
 from fx_d2.data.image_io import image_size, read_image
-from fx_d2.data.splits import draw_splits, find_listed, read_split_lists
+from fx_d2.data.splits import DEFAULT_SHARES, fill_splits, find_listed, read_split_lists
 from fx_d2.data.summary import count_table
 from fx_d2.structures import SPLITS, DatasetSpec, FXError
 
@@ -33,9 +33,6 @@ logger = logging.getLogger(__name__)
 Annotate = Callable[[Any, tuple[int, int]], Mapping[str, Any]]
 """From a case's annotation and (height, width) to fields of `write_split`'s mapping, usually `labels`, `boxes` and
 `masks`; what it leaves out is not annotated. Its FXError names what is wrong, the image is named around it."""
-
-DEFAULT_SHARES = {"val": 0.1, "test": 0.2}
-"""Shares of the images where a release has no splits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,10 +104,7 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("source", type=Path, metavar="SRC", help="folder of the release, as it was downloaded")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="root of the prepared datasets")
     parser.add_argument("--splits", type=Path, metavar="DIR", help="train.txt, val.txt, test.txt of your own")
-    shares = " of the patients: of all where the release has no splits (default {:g}), else of those in train (0)"
-    parser.add_argument("--val-share", type=float, metavar="X", help="share" + shares.format(DEFAULT_SHARES["val"]))
-    parser.add_argument("--test-share", type=float, metavar="X", help="share" + shares.format(DEFAULT_SHARES["test"]))
-    parser.add_argument("--seed", type=int, default=0, help="of the draw of patients (default 0)")
+    add_draw_options(parser)
     cores = min(8, os.cpu_count() or 1)
     parser.add_argument("--workers", type=int, default=cores, help="processes; 0 = no others (default %(default)s)")
     parser.add_argument("--limit", type=int, default=0, metavar="N", help="at most N images a split, for a trial")
@@ -125,6 +119,14 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--dry-run", action="store_true", help="check and count everything, write nothing")
     parser.add_argument("--skip-bad", action="store_true", help="leave images with a fault out instead of stopping")
     return parser
+
+
+def add_draw_options(parser: argparse.ArgumentParser) -> None:
+    """--val-share, --test-share and --seed, the arguments of `splits.fill_splits`."""
+    for split, share in DEFAULT_SHARES.items():
+        text = f"share of the images, by patient: where no splits are given (default {share:g}), else from train (0)"
+        parser.add_argument(f"--{split}-share", type=float, metavar="X", help=text)
+    parser.add_argument("--seed", type=int, default=0, help="of the draw of patients (default 0)")
 
 
 def run(parser: argparse.ArgumentParser, make_plan: Callable[[Any], Plan], argv: Sequence[str] | None = None) -> int:
@@ -268,14 +270,9 @@ def _listed(plan: Plan, owner: Mapping[str, str], folder: Path) -> list[Case]:
 def _drawn(plan: Plan, options: Options) -> list[Case]:
     """The cases in the release's splits, and drawn by patient where it has none or a share was asked for."""
     shares = {"val": options.val_share, "test": options.test_share}
-    free = [case for case in plan.cases if case.split in ("", "train")]
-    official = any(case.split for case in plan.cases)
-    used = {split: (0 if official else DEFAULT_SHARES[split]) if x is None else x for split, x in shares.items()}
-    for split, share in used.items():
-        if share and any(case.split == split for case in plan.cases):
-            raise FXError(f"--{split}-share: the release has a {split} split of its own; leave the option out")
-    drawn = iter(draw_splits([case.patient_id for case in free], used, options.seed))
-    return [replace(case, split=next(drawn)) if case.split in ("", "train") else case for case in plan.cases]
+    patients, given = [case.patient_id for case in plan.cases], [case.split for case in plan.cases]
+    splits = fill_splits(patients, given, shares, options.seed)
+    return [replace(case, split=split) for case, split in zip(plan.cases, splits, strict=True)]
 
 
 Outcome = tuple[dict[str, Any] | None, str]

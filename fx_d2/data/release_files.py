@@ -47,7 +47,9 @@ def read_rows(path: Path, columns: Sequence[str], *, optional: Sequence[str] = (
                 yield {name: "" if place is None else cells[place].strip() for name, place in places.items()}
     except FileNotFoundError:
         raise FXError(f"{path}: not found; datasets/README.md shows what is needed") from None
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        raise FXError(f"{path}: not UTF-8 text after row {number} ({error.reason}): save it as UTF-8") from None
+    except (OSError, EOFError, csv.Error) as error:
         raise FXError(f"{path}: cannot be read as a table after row {number} ({error})") from None
     if number == 1:
         raise FXError(f"{path}: has no rows")
@@ -57,6 +59,8 @@ def _places(
     path: Path, header: Sequence[str], columns: Sequence[str], optional: Sequence[str]
 ) -> dict[str, int | None]:
     """Where each wanted column stands, None for an optional one that is not there."""
+    if len(header) == 1 and any(sign in header[0] for sign in ";\t"):
+        raise FXError(f"{path}: its cells must be separated by commas, as in a csv: {header[0]!r}")
     for name in (*columns, *optional):
         if header.count(name) > 1:
             raise FXError(f"{path}: column {name!r} occurs twice")

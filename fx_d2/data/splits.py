@@ -10,6 +10,33 @@ from pathlib import Path
 from fx_d2.data.folder_tables import read_names
 from fx_d2.structures import SPLITS, FXError
 
+DEFAULT_SHARES = {"val": 0.1, "test": 0.2}
+"""Shares of the images where no splits are given."""
+
+
+def fill_splits(
+    patients: Sequence[str], given: Sequence[str], shares: Mapping[str, float | None], seed: int
+) -> list[str]:
+    """A split for each image: the one that is given; drawn by patient where none is, or where a share is asked for.
+
+    Args:
+        patients: the patient of each image.
+        given: the split of each image, "" = none.
+        shares: of "val" and "test". Where no image has a split they are of all images, by default DEFAULT_SHARES; else
+            what moves from train into a split that is not there, by default nothing.
+        seed: see `draw_splits`.
+
+    Raises:
+        FXError: a share of a split that is there, or see `draw_splits`.
+    """
+    used = {split: (0 if any(given) else DEFAULT_SHARES[split]) if x is None else x for split, x in shares.items()}
+    for split, share in used.items():
+        if share and split in given:
+            raise FXError(f"--{split}-share: there is a {split} split already; leave the option out")
+    free = [split in ("", "train") for split in given]
+    drawn = iter(draw_splits([patient for patient, x in zip(patients, free, strict=True) if x], used, seed))
+    return [next(drawn) if x else split for split, x in zip(given, free, strict=True)]
+
 
 def draw_splits(patients: Sequence[str], shares: Mapping[str, float], seed: int) -> list[str]:
     """A split for each image, all images of a patient in one; independent of the images' order.
@@ -21,6 +48,9 @@ def draw_splits(patients: Sequence[str], shares: Mapping[str, float], seed: int)
 
     Returns:
         "train", "val" or "test" for each image. Patients are drawn into test, then val, until the split has its share.
+
+    Raises:
+        FXError: shares that leave nothing to train, or patients with so many images each that nothing is left.
     """
     wanted = {split: round(shares.get(split, 0) * len(patients)) for split in ("test", "val")}
     if min(shares.values(), default=0) < 0 or sum(shares.values()) >= 1:
@@ -33,6 +63,8 @@ def draw_splits(patients: Sequence[str], shares: Mapping[str, float], seed: int)
         split = next((split for split, count in wanted.items() if filled[split] < count), "train")
         owner[patient] = split
         filled[split] += sizes[patient]
+    if patients and not filled["train"]:
+        raise FXError(f"val and test take all {len(sizes)} patients: nothing is left to train; give smaller shares")
     return [owner[patient] for patient in patients]
 
 

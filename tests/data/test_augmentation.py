@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
+from fvcore.transforms.transform import TransformList
 from torchvision.transforms import RandomResizedCrop
 
 from fx_d2.data.augmentation import (
@@ -161,6 +162,29 @@ def test_a_crop_that_cannot_fit_is_left_out() -> None:
     np.testing.assert_array_equal(RandomAreaCrop(area=0.9).get_transform(image).apply_image(image), image)
 
 
+def test_affine_stays_in_its_ranges() -> None:
+    """Shifts are shares of the side they are along, scales are about 1, turns are degrees, and all reach their ends."""
+    np.random.seed(0)
+    image = np.zeros((40, 400), dtype=np.uint8)
+    draw = RandomAffine(rotate=30, scale=0.2, shift=0.1)
+    drawn = [draw.get_transform(image) for _ in range(400)]
+    shifts = np.array([x.apply_coords(np.array([[200.0, 20.0]]))[0] - (200, 20) for x in drawn])
+    scales = np.array([np.sqrt(np.linalg.det(x.matrix[:, :2])) for x in drawn])
+    turns = np.array([np.rad2deg(np.arctan2(x.matrix[0, 1], x.matrix[0, 0])) for x in drawn])
+    for values, low, high in ((shifts[:, 0], -40, 40), (shifts[:, 1], -4, 4), (scales, 0.8, 1.2), (turns, -30, 30)):
+        span = 0.03 * (high - low)
+        assert low <= values.min() < low + span and high - span < values.max() <= high
+
+
+def test_affine_turns_pixels_about_their_middles() -> None:
+    """Half a turn is the picture upside down to the pixel, for images, masks and points."""
+    image = np.random.default_rng(0).integers(0, 255, (30, 50), dtype=np.uint8)
+    transform = AffineTransform(matrix=np.array([[-1.0, 0.0, 50.0], [0.0, -1.0, 30.0]]))
+    np.testing.assert_array_equal(transform.apply_image(image), image[::-1, ::-1])
+    np.testing.assert_array_equal(transform.apply_segmentation(image), image[::-1, ::-1])
+    assert transform.apply_coords(np.array([[0.0, 0.0], [10.0, 30.0]])).tolist() == [[50.0, 30.0], [40.0, 0.0]]
+
+
 @pytest.mark.parametrize("task", ["cls", "loc", "seg"])
 def test_picked_rows_and_columns_move_masks_alike(cfg: CfgNode, spec: DatasetSpec, task: str) -> None:
     """Picking pixels and then the rest equals the whole geometry on the whole mask."""
@@ -174,6 +198,24 @@ def test_picked_rows_and_columns_move_masks_alike(cfg: CfgNode, spec: DatasetSpe
         np.testing.assert_array_equal(
             rest.apply_segmentation(mask[rows][:, columns]), transform.apply_segmentation(mask)
         )
+
+
+def test_a_pixel_is_looked_up_once(cfg: CfgNode, spec: DatasetSpec) -> None:
+    """Reduced as it is read, cropped, resized: the pixel of the original under the middle of the network's."""
+    cfg.INPUT.SEG.merge_from_list(["CROP_AREA", 0.3, "FLIP", 0.0, "ROTATE", 0.0, "SCALE", 0.0, "SHIFT", 0.0])
+    cfg.INPUT.SIZE = [23, 31]
+    augmentation, reading = build_augmentation(cfg, "seg", spec), ResizeTransform(old=(80, 121), new=(50, 77))
+    np.random.seed(0)
+    for _ in range(10):
+        _, transform, _ = augmentation.geometry(np.zeros((50, 77), np.uint8))
+        crop = transform.transforms[0]
+        picked = split_grid(TransformList([reading]) + transform, (80, 121))
+        for found, start, side, new, read, old in (
+            (picked[0], crop.y0, crop.h, 23, 50, 80),
+            (picked[1], crop.x0, crop.w, 31, 77, 121),
+        ):
+            numerators = (2 * new * start + side * (2 * i + 1) for i in range(new))
+            assert found.tolist() == [x * old // (2 * new * read) for x in numerators]
 
 
 def test_resize_moves_points_and_masks() -> None:

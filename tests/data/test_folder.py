@@ -14,7 +14,6 @@ import pytest
 
 from fx_d2.data.annotations import load_spec, load_split
 from fx_d2.data.cache import read_record, resize_image
-from fx_d2.data.folder import find_flip_pairs
 
 PROJECT = Path(__file__).parents[2]
 REAL = PROJECT.parent / "shared" / "data"
@@ -129,6 +128,32 @@ def _same_stem(root: Path) -> None:
         _replace(file, "1.png", "a/0.png")(root)
 
 
+def _rename(old: str, new: str) -> Callable[[Path], Path]:
+    return lambda root: (root / "images" / old).rename(root / "images" / new)
+
+
+def _twice(part: str, change: dict[str, object]) -> Callable[[Path], None]:
+    """The first row of a part of the training boxes stands there once more, changed."""
+
+    def add(root: Path) -> None:
+        document = json.loads((root / "boxes_train.json").read_text())
+        document[part].append(document[part][0] | change)
+        (root / "boxes_train.json").write_text(json.dumps(document))
+
+    return add
+
+
+def _without(*keys: str) -> Callable[[Path], None]:
+    """dataset.json loses keys."""
+
+    def change(root: Path) -> None:
+        description = json.loads((root / "dataset.json").read_text())
+        kept = {key: value for key, value in description.items() if key not in keys}
+        (root / "dataset.json").write_text(json.dumps(kept))
+
+    return change
+
+
 def _bad_test_box(root: Path) -> None:
     box = {"id": 1, "image_id": 1, "category_id": 7, "bbox": [25, 1, 9, 9]}
     document = json.loads((root / "boxes_test.json").read_text()) | {"annotations": [box]}
@@ -174,14 +199,38 @@ def _bad_test_box(root: Path) -> None:
         (_replace("splits/test.txt", "2.png", ""), [], "the split is empty"),
         (_replace("splits/test.txt", "2.png", "2.png\n2.png"), [], "'2.png' occurs twice"),
         (_replace("splits/train.txt", "1.png", "2.png"), ["--tasks", "cls"], "'2.png' is in train and in test"),
-        (lambda root: (root / "images" / "1.png").unlink(), [], "1.png: image file not found"),
+        (
+            lambda root: (root / "images" / "1.png").unlink(),
+            [],
+            "1.png: image file not found, but labels.csv lists it\n",
+        ),
+        (_rename("1.png", "1.PNG"), [], "1.png: image file not found, but labels.csv lists it; there is '1.PNG'"),
+        (_rename("1.png", "1"), [], "1.png: image file not found, but labels.csv lists it\n"),
+        (_replace("labels.csv", "1.png", "1"), [], "image '1.png' is not in"),
+        (
+            _replace("labels.csv", ",", ";"),
+            [],
+            "its cells must be separated by commas, as in a csv: 'image;patient_id;",
+        ),
         (lambda root: (root / "images" / "1.png").write_text("x"), [], "1.png: not a whole PNG"),
         (_replace("masks_index.csv", "1.png", "7.png"), [], "image '7.png' is not in"),
         (_replace("masks_index.csv", "1.png,,,", "1.png,-1,,"), [], "-1 has no meaning for a mask"),
         (_same_stem, [], "images '0.png' and 'a/0.png' would have the same mask files, 0.png"),
         (_big_mask, [], "the mask is 5 x 5, its image 30 x 20"),
         (lambda root: (root / "masks" / "left_lung" / "0.png").unlink(), [], "0.png: mask file cannot be read"),
-        (_replace("boxes_train.json", "0.png", "8.png"), [], "image '8.png' is not in this split"),
+        (
+            _replace("boxes_train.json", "0.png", "8.png"),
+            [],
+            "image '8.png' is not among the images of its split or table, such as '0.png' (1 such images)",
+        ),
+        (_replace("boxes_train.json", '"images": [', '"images": [{"id": 5}, '), [], "not COCO detection json"),
+        (_twice("images", {"id": 6}), [], "boxes_train.json: '0.png' is the file_name of 2 images"),
+        (_twice("images", {"file_name": "1.png"}), [], "boxes_train.json: 5 is the id of 2 images"),
+        (_twice("categories", {"name": "flu"}), [], "boxes_train.json: 7 is the id of 2 categories"),
+        (_replace("dataset.json", '"files": {"train', '"file": "x", "files": {"train'), [], "and not both"),
+        (_without("splits"), [], "`boxes.drawn` has `files` by split and there are no `splits`: give one `file`"),
+        (_without("splits", "boxes"), ["--test-share", "0.9"], "src: shares of val and test must be 0 or more"),
+        (lambda root: None, ["--test-share", "0.5"], "--test-share: there is a test split already"),
         (_replace("boxes_train.json", '"width": 30', '"width": 31'), [], "size (31, 20)"),
         (_replace("boxes_train.json", "[2, 3, 10, 9]", "[25, 3, 10, 9]"), [], "leaves its image"),
         (_bad_test_box, [], "leaves its image"),
@@ -196,7 +245,7 @@ def test_bad_folder(
     source: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    change: Callable[[Path], None],
+    change: Callable[[Path], object],
     argv: list[str],
     message: str,
 ) -> None:
@@ -217,19 +266,87 @@ def test_an_earlier_preparation_leaves_no_split(script: ModuleType, source: Path
     assert sorted(file.name for file in (tmp_path / "out" / "tiny").iterdir()) == ["dataset.yaml", "train.json"]
 
 
+def test_splits_are_drawn_by_patient(script: ModuleType, tmp_path: Path) -> None:
+    """Without lists: all films of the table, shares as asked for, boxes from one file; names as hospitals give them."""
+    root = tmp_path / "src"
+    (root / "images" / "Röntgen").mkdir(parents=True)
+    names = [f"Röntgen/Müller {i:02d}.PNG" for i in range(30)]
+    for name in names:
+        cv2.imwrite(str(root / "images" / name), np.zeros((20, 30), np.uint8))
+    rows = "".join(f"{name},Patient {i // 3},{i % 2}\n" for i, name in enumerate(names))
+    (root / "labels.csv").write_text(f"image,patient_id,tb\n{rows}")
+    images = [{"id": i, "file_name": name, "width": 30, "height": 20} for i, name in enumerate(names)]
+    boxes = [{"id": i, "image_id": i, "category_id": 1, "bbox": [i, 1, 1, 1]} for i in range(30)]
+    document = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "tb"}]}
+    (root / "boxes.json").write_text(json.dumps(document))
+    description = {
+        "name": "tiny",
+        "labels": {"columns": ["tb"]},
+        "boxes": {"drawn": {"file": "boxes.json", "categories": ["tb"]}},
+    }
+    (root / "dataset.json").write_text(json.dumps(description))
+    draws = []
+    for seed, shares in ((0, []), (1, []), (0, ["--val-share", "0", "--test-share", "0.5"])):
+        argv = [str(root), "--output", str(tmp_path / "out"), "--seed", str(seed), *shares]
+        assert script.main(argv) == 0
+        target = tmp_path / "out" / "tiny"
+        dicts = {file.stem: load_split(file, load_spec(target), file.stem) for file in target.glob("*.json")}
+        patients = {split: {x["patient_id"] for x in records} for split, records in dicts.items()}
+        assert sum(map(len, patients.values())) == 10 and sum(map(len, dicts.values())) == 30
+        for record in (x for records in dicts.values() for x in records):
+            assert int(record["file_name"][-6:-4]) == record["annotations"][0]["bbox"][0]
+        draws.append(patients)
+    assert [{split: len(found) for split, found in draw.items()} for draw in draws] == [
+        {"train": 7, "val": 1, "test": 2},
+        {"train": 7, "val": 1, "test": 2},
+        {"train": 5, "test": 5},
+    ]
+    assert draws[0] != draws[1]
+
+
+def test_a_validation_split_is_drawn_from_train(script: ModuleType, source: Path, tmp_path: Path) -> None:
+    """The test list stays what it is, and boxes stay with their images."""
+    assert script.main([str(source), "--output", str(tmp_path / "out"), "--val-share", "0.5"]) == 0
+    target = tmp_path / "out" / "tiny"
+    dicts = {
+        split: load_split(target / f"{split}.json", load_spec(target), split) for split in ("train", "val", "test")
+    }
+    names = {split: [Path(x["file_name"]).name for x in records] for split, records in dicts.items()}
+    assert names["test"] == ["2.png"] and sorted(names["train"] + names["val"]) == ["0.png", "1.png"]
+    assert {Path(x["file_name"]).name for y in dicts.values() for x in y if x["annotations"]} == {"0.png"}
+
+
+def test_a_box_that_stands_twice_is_said(
+    script: ModuleType, source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is kept, as two readers may mean it."""
+    _twice("annotations", {"id": 2})(source)
+    assert script.main([str(source), "--output", str(tmp_path / "out")]) == 0
+    assert "boxes_train.json: 1 boxes stand twice in their image, first in '0.png'" in caplog.text
+    _twice("annotations", {"id": 3, "bbox": [2, 3, 10, 8]})(source)
+    assert script.main([str(source), "--output", str(tmp_path / "out")]) == 0
+    assert "2 boxes" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("listed", "stored"), [("Mu\u0308ller.png", "M\u00fcller.png"), ("0", "0.png"), ("0.PNG", "0.png")]
+)
+def test_a_name_spelled_otherwise_is_pointed_out(
+    script: ModuleType, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], listed: str, stored: str
+) -> None:
+    """Umlauts look alike in two Unicode forms, and tables leave endings out."""
+    _rename("0.png", stored)(source)
+    for file in ("labels.csv", "splits/train.txt"):
+        _replace(file, "0.png", listed)(source)
+    assert script.main([str(source), "--output", str(tmp_path / "out"), "--tasks", "cls"]) == 1
+    assert f"labels.csv lists it; there is {stored!a}: write the name as the file has it" in capsys.readouterr().err
+
+
 def test_several_kinds_of_boxes(script: ModuleType, source: Path, tmp_path: Path) -> None:
     """With two kinds of boxes, one must be chosen."""
     _replace("dataset.json", '"drawn":', '"second": {"files": {}, "categories": []}, "drawn":')(source)
     assert script.main([str(source), "--output", str(tmp_path / "out")]) == 1
     assert script.main([str(source), "--output", str(tmp_path / "out"), "--boxes", "drawn"]) == 0
-
-
-def test_find_flip_pairs() -> None:
-    """Sides are found in the usual spellings."""
-    assert find_flip_pairs(["left_lung", "heart", "right_lung", "Right Rib", "Left Rib", "left_only"]) == (
-        ("left_lung", "right_lung"),
-        ("Left Rib", "Right Rib"),
-    )
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real chest X-ray folders are not on this machine")

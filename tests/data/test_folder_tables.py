@@ -25,7 +25,7 @@ def test_table_survives_byte_order_mark_crlf_and_blanks(tmp_path: Path) -> None:
         (b"", "no column 'image'"),
         (b"image,tb\n", "has no rows"),
         (b"image,tb,tb\na,1,1\n", "column 'tb' occurs twice"),
-        (b"image,tb\n\xff,1\n", "cannot be read as a table"),
+        (b"image,tb\n\xff,1\n", "not UTF-8 text after row 1"),
         (b"image,tb\na,1\na,0\n", "image 'a' occurs twice"),
     ],
 )

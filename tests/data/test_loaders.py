@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from detectron2.config import CfgNode
 from torch import Tensor
 
 from fx_d2.batch import Batch
-from fx_d2.data.annotations import load_spec, write_split
+from fx_d2.data.annotations import load_spec, write_spec, write_split
 from fx_d2.data.catalog import register_datasets
 from fx_d2.data.loaders import build_test_loader, build_train_data, training_dicts
 from fx_d2.structures import DatasetSpec, FXError, Phase
@@ -127,6 +127,24 @@ def test_unreadable_image_is_one_line(registered: CfgNode, workers: int) -> None
             list(batches)
 
 
+@pytest.mark.parametrize("name", ["train_a.png", "train_b.png"])
+def test_the_first_and_the_last_image_are_read_before_training(registered: CfgNode, name: str) -> None:
+    """A wrong folder or format is found before the first step."""
+    data = build_train_data(registered)
+    data.check_readable()
+    (Path(registered.DATASETS.ROOT) / "toy" / "images" / name).write_bytes(b"")
+    with pytest.raises(FXError, match=f"{name}: empty file"):
+        data.check_readable()
+
+
+def test_the_limit_counts_what_is_left(registered: CfgNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DATASETS.LIMIT takes the first images after DATASETS.EXCLUDE."""
+    registered.DATASETS.EXCLUDE, registered.DATASETS.LIMIT = "leaks.json", 1
+    for excluded, left in (({1}, 2), ({2}, 1), (set(), 1)):
+        monkeypatch.setattr("fx_d2.data.loaders.excluded_images", lambda *_, found=excluded: found)
+        assert [record["image_id"] for record in training_dicts(registered, "toy_train")] == [left]
+
+
 def test_test_loader(registered: CfgNode) -> None:
     """All images in order, batched; the limit holds."""
     loader = build_test_loader(registered, "toy_test")
@@ -151,12 +169,37 @@ def test_no_annotated_image(registered: CfgNode, spec: DatasetSpec, images: list
     assert len(training_dicts(registered, "toy_train")) == 2
 
 
-def test_patient_in_train_and_test(registered: CfgNode, spec: DatasetSpec, images: list[dict[str, Any]]) -> None:
-    """A leak between the split trained on and the split tested on is refused."""
-    leak = [image | {"file_name": f"test_{image['file_name']}", "patient_id": "train_p0"} for image in images]
+def test_labels_that_never_differ_are_said(
+    registered: CfgNode, spec: DatasetSpec, images: list[dict[str, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A table that writes 1 or nothing has no negatives; with blanks as zeros it has."""
     folder = Path(registered.DATASETS.ROOT) / "toy"
-    write_split(folder / "test.json", spec=spec, split="test", image_root="images", images=leak)
-    with pytest.raises(FXError, match="patient 'train_p0' is in toy_train and in toy_test"):
+    rows = [
+        image | {"file_name": f"train_{image['file_name']}", "labels": labels}
+        for image, labels in zip(images, ([1, None, 0], [0, 1, None]), strict=True)
+    ]
+    write_split(folder / "train.json", spec=spec, split="train", image_root="images", images=rows)
+    build_train_data(registered)
+    (line,) = [record.getMessage() for record in caplog.records if "one known value" in record.getMessage()]
+    assert line.startswith("toy_train: ") and "in its 2 images: right_sign, other (blank labels are unknown" in line
+    caplog.clear()
+    write_spec(folder, replace(spec, blank="zeros", uncertain="zeros"))
+    register_datasets(registered)
+    build_train_data(registered)
+    (line,) = [record.getMessage() for record in caplog.records if "one known value" in record.getMessage()]
+    assert "images: other (blank labels are 0" in line
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_patient_in_two_splits(
+    registered: CfgNode, spec: DatasetSpec, images: list[dict[str, Any]], split: str
+) -> None:
+    """A leak between the split trained on and one that is or will be evaluated is refused."""
+    names = [f"test_{image['file_name']}" for image in images]
+    leak = [image | {"file_name": name, "patient_id": "train_p0"} for image, name in zip(images, names, strict=True)]
+    folder = Path(registered.DATASETS.ROOT) / "toy"
+    write_split(folder / f"{split}.json", spec=spec, split=split, image_root="images", images=leak)
+    with pytest.raises(FXError, match=f"patient 'train_p0' is in toy_train and in toy_{split}"):
         build_train_data(registered)
 
 

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
+from fvcore.transforms.transform import CropTransform, TransformList
 
 from fx_d2.data.annotations import load_split, write_split
-from fx_d2.data.mapper import EvalMapper, TrainMapper, apply_label_policy
+from fx_d2.data.augmentation import ResizeTransform
+from fx_d2.data.mapper import EvalMapper, TrainMapper, _instances, apply_label_policy
 from fx_d2.data.masks import encode_mask
 from fx_d2.structures import DatasetSpec, FXError
 
@@ -75,6 +77,33 @@ def test_segmentation_sample(cfg: CfgNode, spec: DatasetSpec, records: list[dict
     assert sample["mask_valid"][:, 24:].all()
 
 
+def test_masks_that_turn_together_do_not_mix(cfg: CfgNode, records: list[dict[str, Any]]) -> None:
+    """Ten masks under rotation, scale and shift are what each is alone: inside or outside, never between two bytes."""
+    names = tuple(f"m{i}" for i in range(10))
+    masks = [encode_mask(mask) for mask in np.random.default_rng(0).random((10, 40, 60)) < 0.5]
+    cfg.INPUT.SEG.merge_from_list(["PROB", 1.0, "ROTATE", 20.0, "SCALE", 0.2, "SHIFT", 0.1])
+    together = TrainMapper(cfg, DatasetSpec(name="many", title="", seg_classes=names), "seg")
+    alone = TrainMapper(cfg, DatasetSpec(name="one", title="", seg_classes=("m",)), "seg")
+    for seed in range(3):
+        found = together(records[0] | {"masks": masks}, seed)["masks"]
+        for plane, mask in zip(found, masks, strict=True):
+            assert torch.equal(plane, alone(records[0] | {"masks": [mask]}, seed)["masks"][0])
+
+
+@pytest.mark.parametrize("read_size", [0, 25, 37])
+def test_targets_are_the_truth_of_the_metric(
+    cfg: CfgNode, spec: DatasetSpec, records: list[dict[str, Any]], read_size: int
+) -> None:
+    """Without augmentation, training asks for the masks that evaluation compares with, however images are read."""
+    cfg.INPUT.SEG.merge_from_list(["FLIP", 0.0, "CROP_AREA", 1.0, "ROTATE", 0.0, "SCALE", 0.0, "SHIFT", 0.0])
+    cfg.INPUT.READ_SIZE, cfg.INPUT.SIZE = read_size, [13, 17]
+    masks = np.random.default_rng(0).random((3, 40, 60)) < 0.5
+    records[0]["masks"] = [encode_mask(mask) for mask in masks]
+    found = TrainMapper(cfg, spec, "seg")(records[0], 0)["masks"]
+    shrink = ResizeTransform(old=(40, 60), new=(13, 17)).apply_segmentation
+    np.testing.assert_array_equal(found.numpy(), [shrink(mask) for mask in masks])
+
+
 def test_more_than_eight_masks(cfg: CfgNode, records: list[dict[str, Any]]) -> None:
     """Masks travel eight to a byte; the ninth and tenth arrive in their places."""
     names = tuple(f"m{i}" for i in range(10))
@@ -95,6 +124,15 @@ def test_cut_boxes(cfg: CfgNode, spec: DatasetSpec, records: list[dict[str, Any]
     for seed in range(20):
         boxes = mapper(records[0], seed)["instances"].gt_boxes
         assert boxes.nonempty().all() and (boxes.tensor[:, 2] <= 48).all() and (boxes.tensor >= 0).all()
+
+
+def test_a_box_with_little_left_is_dropped() -> None:
+    """A tenth of the area must remain in the picture; what remains is the target."""
+    rows = [{"bbox": [x, 5, 20, 10], "category_id": i} for i, x in enumerate((5, 28, 28.5, 45))]
+    window = TransformList([CropTransform(0, 0, 30, 40, 60, 40)])
+    instances = _instances(rows, window, (40, 30), [0, 1, 2, 3])
+    assert instances.gt_classes.tolist() == [0, 1]
+    assert instances.gt_boxes.tensor.tolist() == [[5, 5, 25, 15], [28, 5, 30, 15]]
 
 
 def test_image_without_boxes(cfg: CfgNode, spec: DatasetSpec, records: list[dict[str, Any]]) -> None:

@@ -79,7 +79,7 @@ def test_a_share_of_the_official_train_split_becomes_val(make_plan: MakePlan, tm
     _, splits = prepare(make_plan("tttee"), Options(output=tmp_path / "out", val_share=0.34))
     assert {split: len(rows) for split, rows in splits.items()} == {"train": 2, "val": 1, "test": 2}
     assert {row["patient_id"] for row in splits["test"]} == {"p3", "p4"}
-    with pytest.raises(FXError, match="--test-share: the release has a test split"):
+    with pytest.raises(FXError, match="--test-share: there is a test split already"):
         prepare(make_plan("tttee"), Options(output=tmp_path / "out", test_share=0.2))
 
 

@@ -36,6 +36,8 @@ def test_gzip_and_long_cells_are_read(tmp_path: Path) -> None:
         ("a,b\n1\n", "row 2 has 1 cells, the header 2"),
         ("a\n", "has no rows"),
         ("", "no column 'a'"),
+        ("a;b\n1;2\n", "its cells must be separated by commas"),
+        ("a\tb\n1\t2\n", "its cells must be separated by commas"),
     ],
 )
 def test_a_broken_table_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -43,6 +45,12 @@ def test_a_broken_table_is_named(tmp_path: Path, text: str, message: str) -> Non
     file.write_text(text)
     with pytest.raises(FXError, match=rf"table\.csv: {message}"):
         list(read_rows(file, ("a",)))
+
+
+def test_a_table_of_another_encoding_is_named(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_bytes("a\nMüller\n".encode("latin-1"))
+    with pytest.raises(FXError, match=r"table\.csv: not UTF-8 text after row 1 .*: save it as UTF-8$"):
+        list(read_rows(tmp_path / "table.csv", ("a",)))
 
 
 def test_a_missing_table_and_broken_json_are_named(tmp_path: Path) -> None:

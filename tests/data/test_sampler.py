@@ -35,10 +35,10 @@ class _Schedule:
 
 
 def _batches(
-    start: int = 0, count: int = 8, rank: int = 0, world: int = 1, share: float = 1.0
+    start: int = 0, count: int = 8, rank: int = 0, world: int = 1, share: float = 1.0, seed: int = 5
 ) -> list[list[SampleKey]]:
     sampler = PassBatchSampler(
-        schedule=_Schedule(share), sizes=SIZES, batch_sizes=BATCHES, seed=5, start_iter=start, num_iters=count,
+        schedule=_Schedule(share), sizes=SIZES, batch_sizes=BATCHES, seed=seed, start_iter=start, num_iters=count,
         rank=rank, world_size=world,
     )  # fmt: skip
     assert len(sampler) == count
@@ -78,6 +78,13 @@ def test_seeds_differ() -> None:
     """No two samples of a run share their randomness."""
     seeds = [key.seed for batch in _batches(count=40) for key in batch]
     assert len(set(seeds)) == len(seeds)
+
+
+def test_another_seed_is_another_run() -> None:
+    """Order of the images and randomness of each sample follow from the run's seed."""
+    one, other = ([key for batch in _batches(count=3, seed=seed) for key in batch] for seed in (5, 6))
+    assert [key.image for key in one] != [key.image for key in other]
+    assert not {key.seed for key in one} & {key.seed for key in other}
 
 
 def test_counts() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fx_d2.data.splits import draw_splits, find_listed, image_key, read_split_lists
+from fx_d2.data.splits import draw_splits, fill_splits, find_listed, image_key, read_split_lists
 from fx_d2.structures import FXError
 
 SHARES = {"val": 0.1, "test": 0.2}
@@ -31,12 +31,32 @@ def test_the_draw_depends_on_patients_and_seed_alone() -> None:
     assert dict(zip(patients[::-1], draw_splits(patients[::-1], SHARES, 0), strict=True)) == first
     assert dict(zip(patients, draw_splits(patients, SHARES, 1), strict=True)) != first
     assert set(draw_splits(patients, {"val": 0, "test": 0}, 0)) == {"train"}
+    # Another release of this code must not draw anew: weights would meet their test patients in training.
+    ten = draw_splits([f"p{i}" for i in range(10)], SHARES, 0)
+    assert [i for i, x in enumerate(ten) if x == "test"] == [0, 6] and ten.index("val") == 3
 
 
 @pytest.mark.parametrize("shares", [{"val": -0.1}, {"val": 0.5, "test": 0.5}])
 def test_impossible_shares_are_refused(shares: dict[str, float]) -> None:
     with pytest.raises(FXError, match="shares"):
         draw_splits(["a", "b"], shares, 0)
+
+
+def test_given_splits_stay_and_missing_ones_are_drawn() -> None:
+    patients = [f"p{i // 2}" for i in range(40)]
+    none: dict[str, float | None] = {"val": None, "test": None}
+    assert fill_splits(patients, [""] * 40, none, 3) == draw_splits(patients, SHARES, 3)
+    given = ["train"] * 30 + ["test"] * 10
+    assert fill_splits(patients, given, none, 3) == given
+    filled = fill_splits(patients, given, none | {"val": 0.2}, 3)
+    assert filled[30:] == given[30:] and Counter(filled) == {"train": 24, "val": 6, "test": 10}
+    with pytest.raises(FXError, match="--test-share: there is a test split already"):
+        fill_splits(patients, given, none | {"test": 0.2}, 3)
+
+
+def test_something_is_left_to_train() -> None:
+    with pytest.raises(FXError, match="val and test take all 2 patients"):
+        draw_splits(["a"] * 50 + ["b"] * 50, SHARES, 0)
 
 
 def test_lists_with_labels_and_endings_are_read(tmp_path: Path) -> None:
