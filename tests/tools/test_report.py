@@ -92,6 +92,7 @@ def test_a_report_with_pictures(
     expected = {(task, kind): 2 for task in ("cls", "loc", "seg") for kind in ("worst", "false", "missed")}
     expected.pop(("seg", "false"))
     assert {key: keys.count(key) for key in keys} == expected
+    assert "cls: absent, with the highest probability" in page and "loc: most misses" in page
     facts = json.loads((tmp_path / "out" / "report.json").read_text())
     assert facts["tables"]["classes-own-loc"]["rows"][0][3] == "n"
     assert (tmp_path / "out" / "tables" / "classes-own-seg.csv").is_file()
