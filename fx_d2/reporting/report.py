@@ -22,7 +22,7 @@ from fx_d2.reporting.run_sections import (
 )
 from fx_d2.reporting.runs import Run
 from fx_d2.reporting.tables import Cell, Table, count
-from fx_d2.reporting.transfer import transfer_tables
+from fx_d2.reporting.transfer import is_few_shot, transfer_tables
 from fx_d2.structures import FXError
 
 
@@ -83,7 +83,7 @@ def _shown(runs: Sequence[Run]) -> list[Run]:
     """Runs with a section of their own: a few-shot series has dozens of alike runs."""
     if len(runs) == 1:
         return list(runs)
-    return sorted((run for run in runs if not run.recipe.images), key=lambda run: not is_joint(run))
+    return sorted((run for run in runs if not is_few_shot(run)), key=lambda run: not is_joint(run))
 
 
 def _run_section(run: Run, options: ReportOptions) -> Section:

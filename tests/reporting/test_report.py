@@ -37,6 +37,12 @@ def test_joint_runs_come_first_and_few_shot_runs_are_in_their_table_only(make_ru
     assert [section.key for section in report(few[0]).sections][-1] == "run-n1"
 
 
+def test_a_few_images_of_several_datasets_have_no_table_but_a_section(make_run: MakeRun) -> None:
+    metrics = METRICS | {"student/more/cls/auroc": 0.5}
+    folders = [make_run("few", ("films", "more"), ("cls",), metrics, images=3), make_run("a", ("films",), ("cls",))]
+    assert "run-few" in [section.key for section in report(*folders).sections]
+
+
 def test_comparisons_that_were_asked_for(make_run: MakeRun) -> None:
     folders = [
         make_run(f"r{i}", ("films",), ("cls",), METRICS, scores={"student/films": film_arrays(i)}) for i in (1, 2)
