@@ -51,7 +51,8 @@ def build_report(runs: Sequence[Run], options: ReportOptions) -> Document:
     """The report of some runs.
 
     Raises:
-        FXError: runs that cannot be compared, whose names would be one in file names, or files that cannot be read.
+        FXError: runs that cannot be compared, runs or tables whose names would be one in file names, or files that
+            cannot be read.
     """
     names = [slug(run.name) for run in runs]
     if twice := {name for name in names if names.count(name) > 1}:
@@ -74,9 +75,16 @@ def build_report(runs: Sequence[Run], options: ReportOptions) -> Document:
         sections.append(Section(key="not-shown", title="Runs without a section", text=(text,)))
     sections += [_run_section(run, options) for run in shown]
     facts = {"runs": {run.name: protocol(run) | {"settings": run.settings} for run in runs}}
-    return Document(
+    document = Document(
         title="Foundation X: report", notice=NOTICE, sections=tuple(s for s in sections if not s.empty), facts=facts
     )
+    keys = [slug(table.key) for table in document.tables()]
+    if twice := {key for key in keys if keys.count(key) > 1}:
+        raise FXError(
+            f"two tables would be called {', '.join(sorted(twice))}: give the run (NAME=PATH) or the published table "
+            "another name"
+        )
+    return document
 
 
 def _shown(runs: Sequence[Run]) -> list[Run]:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from fx_d2.reporting import Document, ReportOptions, build_report, gallery, read_runs
+from fx_d2.reporting.paper import PaperRow, PaperTable
 from fx_d2.structures import FXError
 
 from .conftest import MakeRun, film_arrays
@@ -58,6 +59,13 @@ def test_names_that_would_be_one_file_are_refused(make_run: MakeRun) -> None:
     folders = [make_run(name, ("films",), ("cls",), METRICS) for name in ("a+b", "a b")]
     with pytest.raises(FXError, match=r"a\+b, a b: their files would have one name"):
         report(*folders)
+
+
+def test_tables_that_would_be_one_file_are_refused(make_run: MakeRun) -> None:
+    row = PaperRow(dataset="films", task="cls", metric="auroc", numbers={"x": 1.0})
+    paper = PaperTable(key="runs", title="P", kind="baselines", rows=(row,), columns={"x": "X"})
+    with pytest.raises(FXError, match="two tables would be called runs: give the run"):
+        report(make_run("a", ("films",), ("cls",), METRICS), paper=(paper,))
 
 
 def test_pictures_that_cannot_be_drawn_are_a_sentence(make_run: MakeRun) -> None:
