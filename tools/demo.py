@@ -33,7 +33,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", required=True, help=".pth of a run, or an inference checkpoint's folder")
     parser.add_argument("--input", nargs="+", help='files, folders, or patterns in quotes such as "scans/**/*.dcm"')
-    parser.add_argument("--output", help="folder for the results, without those of an earlier call")
+    parser.add_argument("--output", help="folder for the results, in which there are none yet")
     parser.add_argument("--datasets", nargs="+", help="the heads of these (default: all)")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, help="(default: all)")
     parser.add_argument("--score-thresh", type=float, default=0.3, help="boxes from this score up (default 0.3)")
