@@ -12,16 +12,13 @@ from fx_d2.evaluation.report import LABELS, WHICH
 from fx_d2.reporting.comparison import Comparer, same_split
 from fx_d2.reporting.paper import PaperRow, PaperTable, row_of
 from fx_d2.reporting.runs import Results, Run
-from fx_d2.reporting.tables import Cell, Number, Table, count, difference, pooled
+from fx_d2.reporting.tables import MEANS, Cell, Number, Table, count, difference, pooled
 from fx_d2.structures import TASKS, FXError
 
 logger = logging.getLogger(__name__)
 
 OTHERS = "of another config or of weights that are there already"
 """Why a run is not averaged with those of its cell, see `methods`."""
-
-
-MEANS = "several runs: mean \N{PLUS-MINUS SIGN} standard deviation (n - 1) over seeds (number of runs)"
 
 
 def title_of(dataset: str) -> str:

@@ -14,6 +14,9 @@ from tabulate import tabulate  # type: ignore[import-untyped]
 
 from fx_d2.reporting.runs import Run
 
+MEANS = "several runs: mean \N{PLUS-MINUS SIGN} standard deviation (n - 1) over seeds (number of runs)"
+"""What `pooled` gives, for notes."""
+
 UP, DOWN, SAME = "\N{UPWARDS ARROW}", "\N{DOWNWARDS ARROW}", "="
 
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fx_d2.evaluation.report import LABELS
-from fx_d2.reporting.baselines import MEANS, OTHERS, methods, row_title, split_single
+from fx_d2.reporting.baselines import OTHERS, methods, row_title, split_single
 from fx_d2.reporting.comparison import same_split
 from fx_d2.reporting.paper import PaperRow, PaperTable, row_of
 from fx_d2.reporting.runs import Run
-from fx_d2.reporting.tables import Cell, Number, Table, difference, pooled
+from fx_d2.reporting.tables import MEANS, Cell, Number, Table, difference, pooled
 
 _NOTE = f"in percent; {MEANS}; one run: its 95 % interval by patient; of the student where there are two models"
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from fx_d2.reporting.baselines import MEANS, baseline_tables, methods, split_single
+from fx_d2.reporting.baselines import baseline_tables, methods, split_single
 from fx_d2.reporting.comparison import Comparer
 from fx_d2.reporting.paper import PaperRow, PaperTable, read_paper
 from fx_d2.reporting.runs import read_runs
-from fx_d2.reporting.tables import Table
+from fx_d2.reporting.tables import MEANS, Table
 
 from .conftest import MakeRun, film_arrays
 
