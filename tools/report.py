@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (FXError, OSError) as error:  # the latter names what cannot be written
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"report: {page} ({page.stat().st_size / 1e6:.1f} MB)")
+    print(f"report: {page} ({page.stat().st_size / 1e6:.2f} MB)")
     return 0
 
 
