@@ -108,15 +108,19 @@ def _table(paper: PaperTable, group: Sequence[Run], baselines: Sequence[Run], co
     published = list(paper.columns)
     columns += [f"paper: {paper.columns[name]}" for name in published]
     columns += ["paper: difference"] * (len(published) == 2)
-    lines, others = [], []
+    start = group[0].recipe.start if group else ""
+    lines, others, elsewhere = [], [], []
     for row in paper.rows:
         mine = [run for run in baselines if run.recipe.slots == ((row.dataset, row.task),)]
-        kinds = methods(mine)
+        # Of several methods the one that began where the joint run did.
+        kinds = methods(sorted(mine, key=lambda run: run.recipe.start != start))
+        elsewhere += [run.name for kind in kinds[:1] for run in kind if group and run.recipe.start != start]
         if len(kinds) > 1:
             others += [run.name for kind in kinds[1:] for run in kind]
         lines.append(_line(row, group, kinds[0] if kinds else [], models, published, comparer))
     cells = [cell for line in lines for cell in line if isinstance(cell, Number)]
     notes = [MEANS] * any(cell.deviation is not None for cell in cells)
+    notes += [f"baselines from other initial weights: {', '.join(dict.fromkeys(elsewhere))}"] * bool(elsewhere)
     notes += [f"baselines left out, {OTHERS}: {', '.join(dict.fromkeys(others))}"] * bool(others)
     name = " and ".join(run.name for run in group) or "baselines only"
     return Table(

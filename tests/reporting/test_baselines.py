@@ -103,6 +103,24 @@ def test_baselines_of_two_configs_are_not_mixed(make_run: MakeRun, joint: Path) 
     assert table.notes[-1] == "baselines left out, of another config or of weights that are there already: s0.001"
 
 
+def test_a_baseline_began_where_the_joint_run_did(make_run: MakeRun) -> None:
+    """Of two that there are; one from elsewhere is named."""
+    values = {"random": (0.90, {}), "ark": (0.95, {"weights": "w/ark.pth"})}
+    key = "student/siim_acr/cls/auroc"
+    folders = [make_run(f"b_{n}", ("siim_acr",), ("cls",), {key: v}, **facts) for n, (v, facts) in values.items()]
+    folders += [
+        make_run(f"j_{name}", ("siim_acr", "node21"), ALL, {key: 0.97}, teacher=True, **facts)
+        for name, (_, facts) in values.items()
+    ]
+    for name, table in zip(values, tables_of(*folders), strict=True):
+        assert table.title == f"Pretraining: j_{name}"
+        assert row_of(table, "SIIM-ACR", "AUROC")["baseline"] == f"{100 * values[name][0]:.2f}"
+        assert not any("other initial weights" in note for note in table.notes)
+    (alone,) = tables_of(folders[0], folders[3])
+    assert row_of(alone, "SIIM-ACR", "AUROC")["baseline"] == "90.00"
+    assert alone.notes[-1] == "baselines from other initial weights: b_random"
+
+
 def test_organs_have_a_row_a_class(make_run: MakeRun) -> None:
     organs = make_run("organs", ("vindr_organs",), ("loc", "seg"), {"student/vindr_organs/loc/AP40/Heart": 0.88})
     (table,) = tables_of(organs)
