@@ -47,9 +47,10 @@ def _label(run: Run) -> str:
 def _by_start(paper: PaperTable, runs: Sequence[Run]) -> Table:
     """A column for each initial weights; of few-shot runs a row for each number of images."""
     labels = list(dict.fromkeys(_label(run) for run in runs))
-    published = list(paper.columns)
+    rows = _rows(paper, runs)
+    published = _columns(paper, rows)
     lines, others = [], []
-    for row in _rows(paper, runs):
+    for row in rows:
         mine = [run for run in runs if (row.dataset, row.task) in run.recipe.slots and run.recipe.images == row.images]
         # A series over classes has a run for each: those that know nothing of a row are no rivals in it.
         mine = [run for run in mine if _knows(run, row)]
@@ -105,9 +106,10 @@ def _heads(paper: PaperTable, start: str, heads: Sequence[Run], runs: Sequence[R
     single = [run for run in runs if run.recipe.single]
     # What starts where other heads did is their full fine-tuning, and no baseline.
     starts = {run.recipe.start for run in heads}
-    published = list(paper.columns)
+    rows = _rows(paper, mine)
+    published = _columns(paper, rows)
     lines, others = [], []
-    for row in _rows(paper, mine):
+    for row in rows:
         slot = (row.dataset, row.task)
         here = [run for run in mine if slot in run.recipe.slots]
         full = [run for run in single if run.recipe.slots == (slot,) and run.recipe.start == start]
@@ -131,6 +133,11 @@ def _heads(paper: PaperTable, start: str, heads: Sequence[Run], runs: Sequence[R
         rows=tuple(lines),
         notes=_notes(others),
     )
+
+
+def _columns(paper: PaperTable, rows: Sequence[PaperRow]) -> list[str]:
+    """The published columns that have a number in one of the rows."""
+    return [name for name in paper.columns if any(name in row.numbers for row in rows)]
 
 
 def _knows(run: Run, row: PaperRow) -> bool:

@@ -52,6 +52,14 @@ def test_a_run_for_each_class_fills_the_row_of_its_class(make_run: MakeRun) -> N
     assert not any("left out" in note for note in table.notes)
 
 
+def test_published_columns_without_a_number_are_left_out(make_run: MakeRun) -> None:
+    own = make_run("own", ("films",), ("cls",), {"student/films/cls/auroc": 0.6}, weights="output/fx/model_final.pth")
+    heads = make_run("heads", ("films",), ("cls",), {"student/films/cls/auroc": 0.6}, heads=True)
+    assert [c for table in tables_of([own, heads]) for c in table.columns if "paper" in c] == []
+    ribs = make_run("r", ("vindr_ribcxr",), ("seg",), {"student/vindr_ribcxr/seg/network_dice": 0.7}, weights="ark.pth")
+    assert sum("paper" in column for column in tables_of([own, ribs])[0].columns) == 3
+
+
 def test_few_shot_has_mean_deviation_and_count_of_seeds(make_run: MakeRun) -> None:
     values = {6: (0.80, 0.83, 0.86), 3: (0.70,), 5: (0.75, 0.75)}
     folders = [
