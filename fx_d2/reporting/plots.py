@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import matplotlib
-from matplotlib import figure
+from matplotlib import figure, ticker
 
 from fx_d2.evaluation.matching import FALSE_POSITIVES
 from fx_d2.evaluation.report import HEADLINES, LABELS, WHICH
@@ -87,6 +87,7 @@ def _metric_plot(
             axes.plot(x[best], y[best], "*", color=color, markersize=9, markeredgecolor="black", markeredgewidth=0.4)
             last = max(i for i, value in enumerate(y) if not math.isnan(value))
             words.append(f"{which} {y[last]:.1f} after pass {x[last]}, best {y[best]:.1f} after pass {x[best]}")
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
         low, high = axes.get_ylim()
         if high - low < 1:  # a flat line is not stretched until it looks like a change
             axes.set_ylim(max(0.0, low - 0.5), high + 0.5)
@@ -110,7 +111,7 @@ def training_plots(steps: Sequence[Mapping[str, Any]], slots: Sequence[tuple[str
         for task in TASKS:
             curves = {title_of(d): _points(steps, f"{d}/{t}/{name}") for d, t in slots if t == task}
             found += _lines(curves, f"{title}: {task}", f"{name}-{run}-{task}", log=True)
-    return found + _lines({"it": _points(steps, "lr")}, "largest learning rate", f"lr-{run}", log=False)
+    return found + _lines({"value": _points(steps, "lr")}, "largest learning rate", f"lr-{run}", log=False)
 
 
 def _points(steps: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], list[float]]:

@@ -37,6 +37,7 @@ def test_a_metric_over_passes() -> None:
     )
     text = svg(figure)
     assert {"focused", "unfocused", "student", "teacher", "passes"} <= set(re.findall(r">([a-z]+)</text>", text))
+    assert not re.search(r">\d+\.5</text>", text.split("passes")[0]), "there is no half of a pass"
     assert figure == metric_plots(HISTORY, SLOTS, 3, "run")[0]  # no time, no chance
     assert metric_plots(HISTORY[:1], SLOTS, 3, "run") == []
 
