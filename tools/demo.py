@@ -33,7 +33,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", required=True, help=".pth of a run, or an inference checkpoint's folder")
     parser.add_argument("--input", nargs="+", help='files, folders, or patterns in quotes such as "scans/**/*.dcm"')
-    parser.add_argument("--output", help="folder for the results, without those of an earlier call")
+    parser.add_argument("--output", help="folder for the results, in which there are none yet")
     parser.add_argument("--datasets", nargs="+", help="the heads of these (default: all)")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, help="(default: all)")
     parser.add_argument("--score-thresh", type=float, default=0.3, help="boxes from this score up (default 0.3)")
@@ -80,7 +80,7 @@ def run_files(args: argparse.Namespace) -> int:
             tqdm.write(f"skipped  {outcome.problem}", file=sys.stderr)
     if not read:
         raise FXError("no film could be read")
-    print(f"{read} films predicted, {skipped} inputs skipped; results in {args.output}. Research use only.")
+    print(f"films predicted: {read}, inputs skipped: {skipped}; results in {args.output}. Research use only.")
     return SKIPPED if skipped else 0
 
 
@@ -110,10 +110,7 @@ def _say_unused(missing: Mapping[str, str], others: Mapping[str, int]) -> None:
         print(f"skipped  {text}: {reason}", file=sys.stderr)
     if others:
         kinds = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in others.items())
-        print(
-            f"left out {sum(others.values())} files in folders that are no films by their name: {kinds}",
-            file=sys.stderr,
-        )
+        print(f"left out, in folders, as no films by their name: {kinds}", file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -35,7 +35,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def chosen(bundle: Bundle, args: argparse.Namespace) -> Bundle:
-    """The checkpoint with the heads asked for that have learned; FXError when there are none."""
+    """The checkpoint with the heads asked for that have learned; FXError when a dataset that is named has none."""
     names = [spec.name for spec in bundle.specs]
     if args.datasets and not set(args.datasets) <= set(names):
         raise FXError(f"--datasets {' '.join(args.datasets)}: {args.checkpoint} has {', '.join(names)}")
@@ -44,8 +44,10 @@ def chosen(bundle: Bundle, args: argparse.Namespace) -> Bundle:
         tasks = [task for task in bundle.trained_tasks(spec) if task in args.tasks]
         if tasks and spec.name in (args.datasets or names):
             rows.append(spec.limited_to(tasks))
-    if not rows:
-        raise FXError(f"{args.checkpoint}: none of the heads asked for is there and has learned")
+    without = sorted(set(args.datasets or ()) - {spec.name for spec in rows})
+    if without or not rows:
+        whose = f" of {', '.join(without)}" if without else ""
+        raise FXError(f"{args.checkpoint}: none of the heads asked for{whose} is there and has learned")
     return with_heads(bundle, rows)[0]
 
 

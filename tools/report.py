@@ -75,10 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         page = write_report(args)
-    except FXError as error:
+    except (FXError, OSError) as error:  # the latter names what cannot be written
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"report: {page} ({page.stat().st_size / 1e6:.1f} MB)")
+    print(f"report: {page} ({page.stat().st_size / 1e6:.2f} MB)")
     return 0
 
 

@@ -43,7 +43,7 @@ from fx_d2.engine.signals import EXIT_CODE
 from fx_d2.evaluation.report import HEADLINES, LABELS
 from fx_d2.reporting import Run, read_runs
 from fx_d2.reporting.runs import RESULTS, TEST
-from fx_d2.reporting.tables import Table, pooled
+from fx_d2.reporting.tables import MEANS, Table, pooled
 from fx_d2.structures import FXError
 
 TRAIN_NET = Path(__file__).resolve().with_name("train_net.py")
@@ -209,6 +209,8 @@ def run_cell(cell: Cell, *, prune: bool) -> str:
 def series_table(cells: Sequence[Cell]) -> str:
     """Headline metrics of the tested cells in percent: several seeds as mean and deviation, one with its interval.
 
+    Cells that have not been tested are named below.
+
     Raises:
         FXError: see `reporting.read_runs`.
     """
@@ -226,7 +228,10 @@ def series_table(cells: Sequence[Cell]) -> str:
                 metric = HEADLINES[task][0]
                 rows.append((*labels, which, split, LABELS[metric], pooled(group, which, split, task, metric)))
     columns = (*axes, "model", "tested on", "metric", "percent")
-    return Table(key="series", title="Series", columns=columns, rows=tuple(rows)).markdown()
+    notes = [f"{MEANS}; one run: its 95 % interval by patient"]
+    left = [cell.folder.name for cell in cells if not cell.tested]
+    notes += [f"not tested yet, {len(left)} of {len(cells)}: {', '.join(left)}"] * bool(left)
+    return Table(key="series", title="Series", columns=columns, rows=tuple(rows), notes=tuple(notes)).markdown()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -243,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             sys.stdout.flush()
             sys.stdout.write(f"{run_cell(cell, prune=args.prune)}\n")
         sys.stdout.write(f"\n{series_table(cells)}\n")
-    except FXError as error:
+    except (FXError, OSError) as error:  # the latter names what cannot be written
         sys.exit(f"error: {error}")
 
 

@@ -136,10 +136,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     try:
         written = draw_split(args)
-    except FXError as error:
+    except (FXError, OSError) as error:  # the latter names what cannot be written
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{len(written)} pictures in {args.output}")
+    print(f"pictures in {args.output}: {len(written)}")
     return 0
 
 

@@ -34,10 +34,14 @@ class Outcome:
 
 
 def check_output(output: str | Path) -> None:
-    """FXError where a folder holds the predictions of an earlier call, or cannot be made or written."""
+    """FXError where a folder holds what would be written: results of an earlier call, or files of the user's own; or
+    where it cannot be made or written."""
     folder = Path(output)
     if (folder / DOCUMENTS).exists():
         raise FXError(f"{folder} holds the predictions of an earlier call: give another folder, or remove it")
+    for name in (PICTURES, *(name for name, _ in TABLES.values())):
+        if (folder / name).exists():
+            raise FXError(f"{folder} holds {name} already, which would be written over: give another folder")
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise FXError(f"output {folder}: {there} is no folder that can be written")
@@ -63,7 +67,7 @@ def predict_files(
     Args:
         predictor: the model.
         paths: the files.
-        output: a folder that holds no DOCUMENTS yet; made where it is not there.
+        output: a folder that holds none of these files yet; made where it is not there.
         datasets: see `FXPredictor.stream`, as the two that follow.
         tasks: of these.
         score_thresh: boxes below are neither written nor drawn.

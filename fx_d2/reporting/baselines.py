@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -10,8 +11,8 @@ from fx_d2.data.table import BY_NAME
 from fx_d2.evaluation.report import LABELS, WHICH
 from fx_d2.reporting.comparison import Comparer, same_split
 from fx_d2.reporting.paper import PaperRow, PaperTable, row_of
-from fx_d2.reporting.runs import Run
-from fx_d2.reporting.tables import Cell, Number, Table, count, difference, pooled
+from fx_d2.reporting.runs import Results, Run
+from fx_d2.reporting.tables import MEANS, Cell, Number, Table, count, difference, pooled
 from fx_d2.structures import TASKS, FXError
 
 logger = logging.getLogger(__name__)
@@ -70,24 +71,24 @@ def split_single(runs: Sequence[Run], paper: Sequence[PaperTable]) -> tuple[list
 
 
 def baseline_tables(runs: Sequence[Run], paper: Sequence[PaperTable], comparer: Comparer) -> list[Table]:
-    """A table for each joint method; one without, if there are only baselines of a published table."""
+    """A table for each joint method, then one for the baselines that no joint method has a row for."""
     joint = methods([run for run in runs if is_joint(run)])
     baselines, _ = split_single(runs, paper)
     published = [table for table in paper if table.kind == "baselines"]
     tables: list[Table] = []
-    for group in joint or [[]]:
-        trained = set(group[0].recipe.slots) if group else {slot for run in baselines for slot in run.recipe.slots}
+    shown: set[tuple[str, str]] = set()
+    for group in [*joint, []]:
+        order = dict.fromkeys(slot for run in group or baselines for slot in run.recipe.slots)
+        trained = set(order) if group else set(order) - shown
+        # A run of all datasets shows what the paper had and it lacks as blanks.
         used = [table for table in published if any((row.dataset, row.task) in trained for row in table.rows)]
-        for table in used:
-            own = {row.dataset for row in table.rows}
-            # A run of all datasets shows what the paper had and it lacks as blanks.
-            tables.append(_table(table, table.rows, group, baselines, comparer, _like(table, tables)))
-            trained = {slot for slot in trained if slot[0] not in own}
+        trained -= {(row.dataset, row.task) for table in used for row in table.rows}
         if trained:
-            order = dict.fromkeys(slot for run in group or baselines for slot in run.recipe.slots)
             rows = tuple(row_of(*slot) for slot in sorted(order, key=_by_task) if slot in trained)
-            rest = PaperTable(key="joint", title="Several datasets and tasks", kind="baselines")
-            tables.append(_table(rest, rows, group, baselines, comparer, _like(rest, tables)))
+            used.append(PaperTable(key="joint", title="Several datasets and tasks", kind="baselines", rows=rows))
+        for table in used:
+            tables.append(_table(table, group, baselines, comparer, _like(table, tables)))
+            shown |= {(row.dataset, row.task) for row in table.rows}
     return tables
 
 
@@ -100,28 +101,27 @@ def _by_task(slot: tuple[str, str]) -> int:
     return TASKS.index(slot[1])
 
 
-def _table(
-    paper: PaperTable,
-    rows: Sequence[PaperRow],
-    group: Sequence[Run],
-    baselines: Sequence[Run],
-    comparer: Comparer,
-    number: int,
-) -> Table:
+def _table(paper: PaperTable, group: Sequence[Run], baselines: Sequence[Run], comparer: Comparer, number: int) -> Table:
     found = [run.results for run in group if run.results is not None]
     models = [which for which in WHICH if any(which in results.models for results in found)] or ["student"]
     columns = ["dataset", "metric", "split", "images", "baseline", *models, "difference"]
     published = list(paper.columns)
     columns += [f"paper: {paper.columns[name]}" for name in published]
     columns += ["paper: difference"] * (len(published) == 2)
-    lines, others = [], []
-    for row in rows:
+    start = group[0].recipe.start if group else ""
+    lines, others, elsewhere = [], [], []
+    for row in paper.rows:
         mine = [run for run in baselines if run.recipe.slots == ((row.dataset, row.task),)]
-        kinds = methods(mine)
+        # Of several methods the one that began where the joint run did.
+        kinds = methods(sorted(mine, key=lambda run: run.recipe.start != start))
+        elsewhere += [run.name for kind in kinds[:1] for run in kind if group and run.recipe.start != start]
         if len(kinds) > 1:
             others += [run.name for kind in kinds[1:] for run in kind]
         lines.append(_line(row, group, kinds[0] if kinds else [], models, published, comparer))
-    notes = [f"baselines left out, {OTHERS}: {', '.join(dict.fromkeys(others))}"] if others else []
+    cells = [cell for line in lines for cell in line if isinstance(cell, Number)]
+    notes = [MEANS] * any(cell.deviation is not None for cell in cells)
+    notes += [f"baselines from other initial weights: {', '.join(dict.fromkeys(elsewhere))}"] * bool(elsewhere)
+    notes += [f"baselines left out, {OTHERS}: {', '.join(dict.fromkeys(others))}"] * bool(others)
     name = " and ".join(run.name for run in group) or "baselines only"
     return Table(
         key=paper.key if not number else f"{paper.key}_{number + 1}",
@@ -144,8 +144,7 @@ def _line(
     what = (split, row.task, row.metric, row.classes)
     first = pooled(baseline, "student", *what)
     ours = [pooled(group, which, *what) for which in models]
-    results = [run.results for run in (*group, *baseline) if run.results and split in run.results.splits]
-    images = count(results[0].value(results[0].models[0], split, row.task, "images")) if results else ""
+    images = _images([run.results for run in (*baseline, *group) if run.results is not None], split, row.task)
     interval = None
     if len(group) == 1 and len(baseline) == 1 and first and ours[0] and len(row.classes) < 2:
         sides = (baseline[0], "student"), (group[0], models[0])
@@ -161,6 +160,13 @@ def _line(
     dataset, label = row_title(row), LABELS[row.metric]
     kind = split.rpartition("_")[2]
     return (dataset, label, kind, images, first, *ours, difference(first, ours[0], interval), *numbers)
+
+
+def _images(results: Sequence[Results], split: str, task: str) -> Cell:
+    """Images of which something is known; where evaluations had more and fewer (DATASETS.LIMIT), all numbers."""
+    found = dict.fromkeys(each.value(each.models[0], split, task, "images") for each in results)
+    known = [number for number in found if not math.isnan(number)]
+    return count(known[0]) if len(known) == 1 else " / ".join(f"{number:.0f}" for number in known)
 
 
 def _notes(group: Sequence[Run], baselines: Sequence[Run], published: Sequence[str]) -> list[str]:

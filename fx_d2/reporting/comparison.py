@@ -66,8 +66,11 @@ def comparison_table(key: str, first: Side, second: Side, comparer: Comparer) ->
     if not shared:
         raise FXError(f"{names[0]} and {names[1]} were not evaluated on a common split: nothing to compare")
     rows = []
+    left_out = sorted({split for result in results for split in result.splits} - set(shared))
     for split in shared:
-        for name, pair in comparer.on_split(first, second, split).items():
+        pairs = comparer.on_split(first, second, split)
+        left_out += [] if pairs else [split]
+        for name, pair in pairs.items():
             task, _, metric = name.partition("/")
             if metric in LABELS:
                 cells = percent(pair.first), percent(pair.second)
@@ -76,15 +79,17 @@ def comparison_table(key: str, first: Side, second: Side, comparer: Comparer) ->
                     rows.append((split, task, LABELS[metric], *cells, gain, percent(pair.better)))
     if not rows:
         raise FXError(f"{names[0]} and {names[1]}: no files of scores to compare; TEST.SAVE_SCORES True writes them")
+    notes = [
+        f"95 % intervals of the difference from {comparer.draws} draws of patients, the same for both models; "
+        "many metrics are compared, and no interval is corrected for that"
+    ]
+    notes += [f"not compared, for want of scores of both: {', '.join(left_out)}"] * bool(left_out)
     return Table(
         key=key,
         title=f"{names[1]} against {names[0]}",
         columns=("split", "task", "metric", names[0], names[1], "difference", "draws above 0, %"),
         rows=tuple(rows),
-        notes=(
-            f"95 % intervals of the difference from {comparer.draws} draws of patients, the same for both models; "
-            "many metrics are compared, and no interval is corrected for that",
-        ),
+        notes=tuple(notes),
     )
 
 

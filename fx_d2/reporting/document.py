@@ -14,6 +14,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from fx_d2.evaluation.common import write_atomic
 from fx_d2.reporting.tables import Table
 
+FORMAT = "fx_d2_report"
+"""Of report.json."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
@@ -103,6 +106,9 @@ def slug(text: str) -> str:
 def write_document(folder: str | Path, document: Document) -> list[Path]:
     """Write report.html (all of it), report.md and report.json (without figures), and tables/<key>.csv.
 
+    Of an earlier report in the folder nothing is left: the tables that its report.json names are removed. Files that
+    no report has written stay.
+
     Returns:
         The files, the page first.
     """
@@ -116,16 +122,31 @@ def write_document(folder: str | Path, document: Document) -> list[Path]:
     )
     page = environment.get_template("page.html").render(document=document)
     tables = {table.key: table.data() for table in document.tables()}
-    facts = {"notice": document.notice, **document.facts, "tables": tables}
+    facts = {"format": FORMAT, "notice": document.notice, **document.facts, "tables": tables}
     files = {
         "report.html": page,
         "report.md": _markdown(document),
         "report.json": json.dumps(facts, indent=1, allow_nan=False, default=str) + "\n",
-        **{f"tables/{table.key}.csv": table.csv() for table in document.tables()},
+        **{_csv_name(table.key): table.csv() for table in document.tables()},
     }
+    for name in _written_before(folder) - set(files):
+        (folder / name).unlink(missing_ok=True)
     for name, content in files.items():
         write_atomic(folder / name, content)
     return [folder / name for name in files]
+
+
+def _csv_name(key: str) -> str:
+    return f"tables/{slug(key)}.csv"
+
+
+def _written_before(folder: Path) -> set[str]:
+    """The tables of the report that is in the folder; none where its report.json is not one of ours."""
+    try:
+        facts = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return set()
+    return set(map(_csv_name, facts["tables"])) if isinstance(facts, dict) and facts.get("format") == FORMAT else set()
 
 
 def _markdown(document: Document) -> str:
@@ -140,7 +161,7 @@ def _section(section: Section, level: int) -> list[str]:
     for table in section.tables:
         parts += [f"**{table.title}**", table.markdown()]
     if section.plots or section.pictures:
-        parts.append(f"{len(section.plots) + len(section.pictures)} figures: in report.html.")
+        parts.append(f"Figures in report.html: {len(section.plots) + len(section.pictures)}.")
     if section.code:
         parts.append("\n".join(f"    {line}" for line in section.code.splitlines()))
     for part in section.parts:

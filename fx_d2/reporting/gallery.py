@@ -31,7 +31,14 @@ logger = logging.getLogger(__name__)
 WIDTH = 1500
 """Pixels of an embedded picture: its letters can still be read."""
 
-KINDS = {"worst": "worst first", "false": "false positives", "missed": "misses"}
+KINDS = ("worst", "false", "missed")
+
+TITLES = {
+    "cls": ("largest mean error", "absent, with the highest probability", "present, with the lowest probability"),
+    "loc": ("lowest F1", "false positives with the highest score", "most misses"),
+    "seg": ("lowest mean Dice", "largest masks where the truth is empty", "lowest Dice where it is not"),
+}
+"""Of KINDS; only boxes have a threshold by which they are false or missed."""
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -203,7 +210,8 @@ class _Gallery:
                 key = slug(f"picture-{self._run}-{self._split}-{task}-{kind}")
                 shown = tuple(self._draw(choice, f"{key}-{i}") for i, choice in enumerate(choices))
                 if shown:
-                    parts.append(Section(key=key, title=f"{task}: {KINDS[kind]}", pictures=shown))
+                    title = TITLES[task][KINDS.index(kind)]
+                    parts.append(Section(key=key, title=f"{task}: {title}", pictures=shown))
         dataset, _, split = self._split.rpartition("_")
         key = slug(f"gallery-{self._run}-{self._split}")
         return Section(key=key, title=f"{title_of(dataset)} ({split})", parts=tuple(parts), folded=True)

@@ -59,17 +59,24 @@ def read_paper(path: str | Path) -> tuple[PaperTable, ...]:
     """The tables of a file like projects/FoundationX/paper.yaml.
 
     Raises:
-        FXError: the file is missing or something in it is not understood.
+        FXError: the file is missing, something in it is not understood, or of a kind other than baselines it has two
+            tables.
     """
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise FXError(f"file of published numbers {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise FXError(f"{path} is not yaml: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict) or set(content) != {"columns", "tables"}:
         raise FXError(f"{path}: a file of published numbers has exactly the keys columns and tables")
-    return tuple(_table(f"{path}: {key}", key, table, content["columns"]) for key, table in content["tables"].items())
+    if not all(isinstance(part, dict) for part in content.values()):
+        raise FXError(f"{path}: columns and tables are mappings from a key to a title, and to a table")
+    tables = tuple(_table(f"{path}: {key}", key, table, content["columns"]) for key, table in content["tables"].items())
+    kinds = [table.kind for table in tables if table.kind != KINDS[0]]
+    if twice := [table.key for table in tables if kinds.count(table.kind) > 1]:
+        raise FXError(f"{path}: {' and '.join(twice)} are of one kind: put all rows into one table")
+    return tables
 
 
 def row_of(dataset: str, task: str, images: int = 0) -> PaperRow:
@@ -77,9 +84,11 @@ def row_of(dataset: str, task: str, images: int = 0) -> PaperRow:
     return PaperRow(dataset=dataset, task=task, metric=HEADLINES[task][0], images=images)
 
 
-def _table(where: str, key: str, table: Mapping[str, Any], titles: Mapping[str, str]) -> PaperTable:
-    if set(table) != {"title", "kind", "rows"} or table["kind"] not in KINDS:
+def _table(where: str, key: str, table: Any, titles: Mapping[str, str]) -> PaperTable:
+    if not isinstance(table, dict) or set(table) != {"title", "kind", "rows"} or table["kind"] not in KINDS:
         raise FXError(f"{where}: a table has exactly title, kind and rows, and a kind of {list(KINDS)}")
+    if not isinstance(table["rows"], list) or not all(isinstance(row, dict) for row in table["rows"]):
+        raise FXError(f"{where}: rows is a list of mappings")
     rows = tuple(_row(where, row, titles) for row in table["rows"])
     found = {column for row in rows for column in row.numbers}
     columns = {column: title for column, title in titles.items() if column in found}
@@ -92,11 +101,18 @@ def _row(where: str, row: Mapping[str, Any], titles: Mapping[str, str]) -> Paper
     if strange or not {"dataset", "task"} <= set(row) or row["task"] not in TASKS:
         problem = f"unknown {strange}" if strange else f"dataset, or a task of {list(TASKS)}, is missing"
         raise FXError(f"{where}: row {dict(row)}: {problem}; columns are {list(titles)}")
+    metric, numbers = row.get("metric", HEADLINES[row["task"]][0]), {c: row[c] for c in titles if c in row}
+    if metric not in HEADLINES[row["task"]]:
+        raise FXError(f"{where}: row {dict(row)}: no metric {metric}; there are {', '.join(HEADLINES[row['task']])}")
+    if not all(isinstance(value, int | float) for value in (row.get("images", 0), *numbers.values())):
+        raise FXError(f"{where}: row {dict(row)}: images and the columns are numbers, the latter in percent")
+    if not isinstance(row.get("classes", []), list):
+        raise FXError(f"{where}: row {dict(row)}: classes is a list of names")
     return PaperRow(
         dataset=row["dataset"],
         task=row["task"],
-        metric=row.get("metric", HEADLINES[row["task"]][0]),
+        metric=metric,
         classes=tuple(row.get("classes", ())),
         images=int(row.get("images", 0)),
-        numbers={column: float(row[column]) for column in titles if column in row},
+        numbers={column: float(value) for column, value in numbers.items()},
     )

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import matplotlib
-from matplotlib import figure
+from matplotlib import figure, ticker
 
 from fx_d2.evaluation.matching import FALSE_POSITIVES
 from fx_d2.evaluation.report import HEADLINES, LABELS, WHICH
@@ -85,7 +85,9 @@ def _metric_plot(
                 axes.plot(places, values, MARKERS[which], color=color, markerfacecolor=face, markersize=3.2)
             best = max(range(len(y)), key=lambda i: -math.inf if math.isnan(y[i]) else y[i])
             axes.plot(x[best], y[best], "*", color=color, markersize=9, markeredgecolor="black", markeredgewidth=0.4)
-            words.append(f"{which} {y[-1]:.1f} at the end, best {y[best]:.1f} after {x[best]} passes")
+            last = max(i for i, value in enumerate(y) if not math.isnan(value))
+            words.append(f"{which} {y[last]:.1f} after pass {x[last]}, best {y[best]:.1f} after pass {x[best]}")
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
         low, high = axes.get_ylim()
         if high - low < 1:  # a flat line is not stretched until it looks like a change
             axes.set_ylim(max(0.0, low - 0.5), high + 0.5)
@@ -109,7 +111,7 @@ def training_plots(steps: Sequence[Mapping[str, Any]], slots: Sequence[tuple[str
         for task in TASKS:
             curves = {title_of(d): _points(steps, f"{d}/{t}/{name}") for d, t in slots if t == task}
             found += _lines(curves, f"{title}: {task}", f"{name}-{run}-{task}", log=True)
-    return found + _lines({"largest": _points(steps, "lr")}, "learning rate", f"lr-{run}", log=False)
+    return found + _lines({"value": _points(steps, "lr")}, "largest learning rate", f"lr-{run}", log=False)
 
 
 def _points(steps: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], list[float]]:
@@ -134,11 +136,17 @@ def _lines(curves: Mapping[str, tuple[list[int], list[float]]], title: str, key:
         return [_embed(fig, key, f"{title} over iterations: {ends}.", (), sum(len(x) for x, _ in curves.values()))]
 
 
-def froc_plot(curves: Mapping[str, Mapping[str, Sequence[float]]], dataset: str, key: str) -> Figure:
-    """Sensitivity over false positives an image, a line a class; `curves` as in the details of results.json."""
+def froc_plot(curves: Mapping[str, Mapping[str, Sequence[float]]], split: str, key: str) -> Figure:
+    """Sensitivity over false positives an image, a line a class.
+
+    Args:
+        curves: as in the details of results.json.
+        split: what the title calls it.
+        key: of the figure.
+    """
     with matplotlib.rc_context(_STYLE):
         fig = _figure(2.3, curves)
-        axes = fig.add_subplot(xlabel="false positives per image", ylabel="sensitivity", title=f"{dataset}: FROC")
+        axes = fig.add_subplot(xlabel="false positives per image", ylabel="sensitivity", title=f"{split}: FROC")
         for i, (name, curve) in enumerate(curves.items()):
             x, y = list(curve["false_positives"]), list(curve["sensitivity"])
             # A step begins where the rate is reached; the last sensitivity holds from there on.
@@ -151,25 +159,25 @@ def froc_plot(curves: Mapping[str, Mapping[str, Sequence[float]]], dataset: str,
         fig.legend(loc="outside lower center", ncols=_legend_columns(curves), fontsize=6)
         ends = "; ".join(f"{name} up to {max(curve['sensitivity']):.2f}" for name, curve in curves.items())
         points = sum(len(curve["sensitivity"]) for curve in curves.values())
-        return _embed(fig, key, f"Free-response curves of {dataset}, sensitivity of {ends}.", (), points)
+        return _embed(fig, key, f"Free-response curves of {split}: sensitivity of {ends}.", (), points)
 
 
-def reliability_plot(diagrams: Mapping[str, Mapping[str, Sequence[float | None]]], dataset: str, key: str) -> Figure:
-    """Share of present over mean probability in bins, a line a class, as in the details of results.json."""
+def reliability_plot(diagrams: Mapping[str, Mapping[str, Sequence[float | None]]], split: str, key: str) -> Figure:
+    """Share of present over mean probability in bins, a line a class; arguments as of `froc_plot`."""
     with matplotlib.rc_context(_STYLE):
         fig = _figure(2.5, diagrams)
-        axes = fig.add_subplot(xlabel="mean probability", ylabel="share present", title=f"{dataset}: reliability")
+        axes = fig.add_subplot(xlabel="mean probability", ylabel="share present", title=f"{split}: reliability")
         axes.plot([0, 1], [0, 1], color="#999", linestyle=":", linewidth=1)
         for i, (name, bins) in enumerate(diagrams.items()):
             rows = zip(bins["score"], bins["positive"], bins["images"], strict=True)
             x, y, n = zip(*[(s, p, n) for s, p, n in rows if s is not None], strict=True)
             axes.plot(x, y, **_line(i), linewidth=0.8, label=name)
-            # The area of a point is the number of images behind it.
-            axes.scatter(x, y, s=[4 + 40 * v / sum(n) for v in n], color=_line(i)["color"])
+            # The area of a point grows with the share of the images behind it.
+            axes.scatter(x, y, s=[4 + 40 * v / sum(n) for v in n], color=_line(i)["color"], clip_on=False)
         axes.set_xlim(-0.02, 1.02)
         axes.set_ylim(-0.02, 1.02)
         fig.legend(loc="outside lower center", ncols=_legend_columns(diagrams), fontsize=6)
-        alt = f"Reliability diagrams of {dataset}: {', '.join(diagrams)}; the table of classes has calibration errors."
+        alt = f"Reliability diagrams of {split}: {', '.join(diagrams)}; the table of classes has calibration errors."
         return _embed(fig, key, alt, (), sum(len(bins["images"]) for bins in diagrams.values()))
 
 
@@ -184,8 +192,8 @@ def _legend_columns(names: Collection[str]) -> int:
 
 
 def _line(i: int) -> dict[str, Any]:
-    """Colour and dashes of the i-th of up to twenty lines."""
-    return {"color": matplotlib.colormaps["tab10"](i % 10), "linestyle": ("-", "--")[i // 10 % 2]}
+    """Colour and dashes of the i-th of up to forty lines."""
+    return {"color": matplotlib.colormaps["tab10"](i % 10), "linestyle": ("-", "--", ":", "-.")[i // 10 % 4]}
 
 
 def _embed(fig: figure.Figure, key: str, alt: str, caption: tuple[str, ...], points: int) -> Figure:

@@ -104,7 +104,8 @@ class Recipe:
         if len(self.slots) == 1:
             what = f"{self.slots[0][0]}, {self.slots[0][1]}"
         else:
-            what = f"{len(self.datasets)} dataset(s), {len(self.slots)} pairs of dataset and task"
+            datasets = f"{len(self.datasets)} datasets" if len(self.datasets) > 1 else self.datasets[0]
+            what = f"{datasets}, {len(self.slots)} pairs of dataset and task"
         what += ", heads only" * self.heads_only + (f", {self.images} training images" if self.images else "")
         return f"{what}, {'with' if self.teacher else 'no'} teacher, from {self.start}"
 

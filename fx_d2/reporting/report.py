@@ -22,7 +22,7 @@ from fx_d2.reporting.run_sections import (
 )
 from fx_d2.reporting.runs import Run
 from fx_d2.reporting.tables import Cell, Table, count
-from fx_d2.reporting.transfer import transfer_tables
+from fx_d2.reporting.transfer import is_few_shot, transfer_tables
 from fx_d2.structures import FXError
 
 
@@ -51,7 +51,8 @@ def build_report(runs: Sequence[Run], options: ReportOptions) -> Document:
     """The report of some runs.
 
     Raises:
-        FXError: runs that cannot be compared, whose names would be one in file names, or files that cannot be read.
+        FXError: runs that cannot be compared, runs or tables whose names would be one in file names, or files that
+            cannot be read.
     """
     names = [slug(run.name) for run in runs]
     if twice := {name for name in names if names.count(name) > 1}:
@@ -74,16 +75,23 @@ def build_report(runs: Sequence[Run], options: ReportOptions) -> Document:
         sections.append(Section(key="not-shown", title="Runs without a section", text=(text,)))
     sections += [_run_section(run, options) for run in shown]
     facts = {"runs": {run.name: protocol(run) | {"settings": run.settings} for run in runs}}
-    return Document(
+    document = Document(
         title="Foundation X: report", notice=NOTICE, sections=tuple(s for s in sections if not s.empty), facts=facts
     )
+    keys = [slug(table.key) for table in document.tables()]
+    if twice := {key for key in keys if keys.count(key) > 1}:
+        raise FXError(
+            f"two tables would be called {', '.join(sorted(twice))}: give the run (NAME=PATH) or the published table "
+            "another name"
+        )
+    return document
 
 
 def _shown(runs: Sequence[Run]) -> list[Run]:
     """Runs with a section of their own: a few-shot series has dozens of alike runs."""
     if len(runs) == 1:
         return list(runs)
-    return sorted((run for run in runs if not run.recipe.images), key=lambda run: not is_joint(run))
+    return sorted((run for run in runs if not is_few_shot(run)), key=lambda run: not is_joint(run))
 
 
 def _run_section(run: Run, options: ReportOptions) -> Section:

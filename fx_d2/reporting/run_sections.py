@@ -14,6 +14,7 @@ from fx_d2.evaluation.report import HEADLINES, LABELS, REASONS
 from fx_d2.reporting.baselines import title_of
 from fx_d2.reporting.document import Section, slug
 from fx_d2.reporting.plots import froc_plot, metric_plots, reliability_plot, training_plots
+from fx_d2.reporting.recipe import at
 from fx_d2.reporting.runs import Results, Run, dataset_of
 from fx_d2.reporting.tables import Cell, Number, Table, count, percent
 from fx_d2.structures import TASKS
@@ -72,9 +73,11 @@ def _time_table(run: Run) -> Table:
 def classes_section(run: Run, results: Results) -> Section:
     """A table of classes for each task, with the undefined classes named."""
     tables = []
+    options = {"sensitivity": _specificity(results), "froc": _hit(results)}
     for task in TASKS:
         metrics = [m for m in _CLASS_METRICS[task] if any(f"/{task}/{m}/" in key for key in results.metrics)]
         rows, notes = [], ["in percent, [95 % interval by patient]; blank: undefined"]
+        notes += [options[metric] for metric in metrics if options.get(metric)]
         for split in results.splits:
             for which in results.models:
                 names = results.classes(which, split, task, HEADLINES[task][0]) if task in results.tasks(split) else []
@@ -105,6 +108,18 @@ def _undefined(results: Results, which: str, split: str, task: str, keys: Sequen
     return math.isnan(results.value(which, split, task, keys[0]))
 
 
+def _specificity(results: Results) -> str:
+    """At which specificity a sensitivity stands, or "" where the config does not say."""
+    share = at(results.settings, "TEST", "SPECIFICITY")
+    return f"the fixed specificity is at least {100 * share:g} %" if share is not None else ""
+
+
+def _hit(results: Results) -> str:
+    """Which boxes are hits of FROC curves, or ""."""
+    overlap = at(results.settings, "TEST", "FROC_IOU")
+    return f"FROC: a hit has an IoU of at least {overlap:g}" if overlap is not None else ""
+
+
 def curves_section(run: Run, results: Results) -> Section:
     """FROC curves and reliability diagrams of the first model."""
     which, froc, reliability = results.models[0], [], []
@@ -112,14 +127,21 @@ def curves_section(run: Run, results: Results) -> Section:
         boxes = results.details.get(f"{which}/{name}/loc", {}).get("froc")
         labels = results.details.get(f"{which}/{name}/cls", {}).get("reliability") or {}
         labels = {c: bins for c, bins in labels.items() if sum(bins["images"])}
+        title = f"{title_of(dataset_of(split))}, {split.rpartition('_')[2]}"
         if boxes:
-            froc.append(froc_plot(boxes, title_of(dataset_of(split)), slug(f"froc-{run.name}-{split}")))
+            froc.append(froc_plot(boxes, title, slug(f"froc-{run.name}-{split}")))
         if labels:
-            key = slug(f"reliability-{run.name}-{split}")
-            reliability.append(reliability_plot(labels, title_of(dataset_of(split)), key))
+            reliability.append(reliability_plot(labels, title, slug(f"reliability-{run.name}-{split}")))
+    hit = (_hit(results) + ".",) if froc and _hit(results) else ()
+    points = ("A point is a bin of probabilities; its area grows with the share of the images in it.",)
     parts = (
-        Section(key=slug(f"froc-{run.name}"), title=f"FROC curves ({which})", plots=tuple(froc)),
-        Section(key=slug(f"reliability-{run.name}"), title=f"Reliability ({which})", plots=tuple(reliability)),
+        Section(key=slug(f"froc-{run.name}"), title=f"FROC curves ({which})", text=hit, plots=tuple(froc)),
+        Section(
+            key=slug(f"reliability-{run.name}"),
+            title=f"Reliability ({which})",
+            text=points if reliability else (),
+            plots=tuple(reliability),
+        ),
     )
     return Section(key=slug(f"curves-{run.name}"), title="Curves", parts=parts, folded=True)
 

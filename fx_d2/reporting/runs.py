@@ -151,7 +151,8 @@ def check_same_data(runs: Iterable[Run]) -> None:
 def _expand(argument: str) -> list[tuple[str, Path]]:
     name, separator, text = argument.partition("=")
     # A path may hold "=", a name no "/".
-    name, path = (name, Path(text)) if separator and "/" not in name else ("", Path(argument))
+    named = separator and "/" not in name and not Path(argument).exists()
+    name, path = (name, Path(text)) if named else ("", Path(argument))
     if _is_run(path):
         return [(name, path)]
     inside = sorted(child for child in path.iterdir() if _is_run(child)) if path.is_dir() else []

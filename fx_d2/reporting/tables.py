@@ -14,6 +14,9 @@ from tabulate import tabulate  # type: ignore[import-untyped]
 
 from fx_d2.reporting.runs import Run
 
+MEANS = "several runs: mean \N{PLUS-MINUS SIGN} standard deviation (n - 1) over seeds (number of runs)"
+"""What `pooled` gives, for notes."""
+
 UP, DOWN, SAME = "\N{UPWARDS ARROW}", "\N{DOWNWARDS ARROW}", "="
 
 
@@ -101,8 +104,9 @@ class Table:
     def markdown(self) -> str:
         """A pipe table with its notes."""
         align = ["right" if numeric else "left" for numeric in self.numeric]
-        cells = [[str(cell).replace("|", "\\|") for cell in row] for row in self.rows]
-        text = tabulate(cells, self.columns, "pipe", disable_numparse=True, colalign=align if cells else None)
+        cells = [list(map(_piped, row)) for row in self.rows]
+        head = list(map(_piped, self.columns))
+        text = tabulate(cells, head, "pipe", disable_numparse=True, colalign=align if cells else None)
         return "\n".join([text, *(["", *(f"- {note}" for note in self.notes)] if self.notes else [])])
 
     def csv(self) -> str:
@@ -120,6 +124,11 @@ class Table:
         """Plain data: a row is a list of strings, null (blank) and mappings with "value"."""
         rows = [[cell.data() if isinstance(cell, Number) else cell or None for cell in row] for row in self.rows]
         return {"title": self.title, "columns": list(self.columns), "rows": rows, "notes": list(self.notes)}
+
+
+def _piped(cell: Cell) -> str:
+    """A cell on one line, without the sign that would end it."""
+    return " ".join(str(cell).split()).replace("|", "\\|")
 
 
 def _parts(column: Sequence[Cell]) -> list[str]:

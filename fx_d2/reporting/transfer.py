@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from fx_d2.evaluation.report import LABELS
 from fx_d2.reporting.baselines import OTHERS, methods, row_title, split_single
 from fx_d2.reporting.comparison import same_split
 from fx_d2.reporting.paper import PaperRow, PaperTable, row_of
 from fx_d2.reporting.runs import Run
-from fx_d2.reporting.tables import Cell, Number, Table, difference, pooled
+from fx_d2.reporting.tables import MEANS, Cell, Number, Table, difference, pooled
 
-_NOTE = (
-    "in percent; several runs: mean \N{PLUS-MINUS SIGN} standard deviation (n - 1) over seeds (number of runs); one "
-    "run: its 95 % interval by patient; of the student where there are two models"
-)
+_NOTE = f"in percent; {MEANS}; one run: its 95 % interval by patient; of the student where there are two models"
+
+
+def is_few_shot(run: Run) -> bool:
+    """Whether a run saw a few images of one dataset: what the table of few-shot runs holds."""
+    return bool(run.recipe.images) and len(run.recipe.datasets) == 1
 
 
 def transfer_tables(runs: Sequence[Run], paper: Sequence[PaperTable]) -> list[Table]:
     """The tables of the kinds "starts", "few_shot" and "heads" that the runs give."""
     _, tuned = split_single(runs, paper)
     heads = [run for run in runs if run.recipe.heads_only and not run.recipe.images]
-    few = [run for run in runs if run.recipe.images and len(run.recipe.datasets) == 1]
+    few = [run for run in runs if is_few_shot(run)]
     found = []
     if tuned:
         found.append(_by_start(_published(paper, "starts", "fine_tuning", "Fine-tuning"), tuned))
@@ -44,9 +47,10 @@ def _label(run: Run) -> str:
 def _by_start(paper: PaperTable, runs: Sequence[Run]) -> Table:
     """A column for each initial weights; of few-shot runs a row for each number of images."""
     labels = list(dict.fromkeys(_label(run) for run in runs))
-    published = list(paper.columns)
+    rows = _rows(paper, runs)
+    published = _columns(paper, rows)
     lines, others = [], []
-    for row in _rows(paper, runs):
+    for row in rows:
         mine = [run for run in runs if (row.dataset, row.task) in run.recipe.slots and run.recipe.images == row.images]
         # A series over classes has a run for each: those that know nothing of a row are no rivals in it.
         mine = [run for run in mine if _knows(run, row)]
@@ -68,6 +72,19 @@ def _notes(others: Sequence[str]) -> tuple[str, ...]:
 
 def _rows(paper: PaperTable, runs: Sequence[Run]) -> list[PaperRow]:
     """The paper's rows of the slots that the runs have, and rows for what else they have."""
+    rows = _rows_of_slots(paper, runs)
+    for run in runs:
+        for dataset, task in run.recipe.slots:
+            mine = [row for row in rows if (row.dataset, row.task, row.images) == (dataset, task, run.recipe.images)]
+            classes = _classes(run, mine[0])
+            if classes and not any(_knows(run, row) for row in mine):
+                rows.append(replace(mine[0], classes=classes, numbers={}))
+    slots = list(dict.fromkeys(slot for run in runs for slot in run.recipe.slots))
+    return sorted(rows, key=lambda row: (slots.index((row.dataset, row.task)), -row.images))
+
+
+def _rows_of_slots(paper: PaperTable, runs: Sequence[Run]) -> list[PaperRow]:
+    """The paper's rows of the slots that the runs have; for numbers of images that it lacks, rows alike."""
     there = dict.fromkeys((*slot, run.recipe.images) for run in runs for slot in run.recipe.slots)
     slots = list(dict.fromkeys(key[:2] for key in there))
     rows = [row for row in paper.rows if (row.dataset, row.task) in slots]
@@ -80,7 +97,7 @@ def _rows(paper: PaperTable, runs: Sequence[Run]) -> list[PaperRow]:
                 PaperRow(dataset=dataset, task=task, metric=metric, classes=classes, images=images)
                 for metric, classes in kinds or [(fresh.metric, fresh.classes)]
             ]
-    return sorted(rows, key=lambda row: (slots.index((row.dataset, row.task)), -row.images))
+    return rows
 
 
 def _heads(paper: PaperTable, start: str, heads: Sequence[Run], runs: Sequence[Run], number: int) -> Table:
@@ -89,9 +106,10 @@ def _heads(paper: PaperTable, start: str, heads: Sequence[Run], runs: Sequence[R
     single = [run for run in runs if run.recipe.single]
     # What starts where other heads did is their full fine-tuning, and no baseline.
     starts = {run.recipe.start for run in heads}
-    published = list(paper.columns)
+    rows = _rows(paper, mine)
+    published = _columns(paper, rows)
     lines, others = [], []
-    for row in _rows(paper, mine):
+    for row in rows:
         slot = (row.dataset, row.task)
         here = [run for run in mine if slot in run.recipe.slots]
         full = [run for run in single if run.recipe.slots == (slot,) and run.recipe.start == start]
@@ -117,11 +135,22 @@ def _heads(paper: PaperTable, start: str, heads: Sequence[Run], runs: Sequence[R
     )
 
 
+def _columns(paper: PaperTable, rows: Sequence[PaperRow]) -> list[str]:
+    """The published columns that have a number in one of the rows."""
+    return [name for name in paper.columns if any(name in row.numbers for row in rows)]
+
+
 def _knows(run: Run, row: PaperRow) -> bool:
     """Whether a run was evaluated for the classes of a row."""
-    keys = [f"/{row.dataset}/{row.task}/{row.metric}/{name}" for name in row.classes]
-    found = run.results.metrics if run.results is not None else {}
-    return all(any(key.endswith(end) for key in found) for end in keys)
+    return set(row.classes) <= set(_classes(run, row))
+
+
+def _classes(run: Run, row: PaperRow) -> tuple[str, ...]:
+    """The classes of a row's dataset and task for which a run was evaluated."""
+    split = same_split([run], row.dataset)
+    if run.results is None or split is None:
+        return ()
+    return tuple(run.results.classes(run.results.models[0], split, row.task, row.metric))
 
 
 def _facts(row: PaperRow, runs: Sequence[Run]) -> tuple[str, ...]:

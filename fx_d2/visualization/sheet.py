@@ -18,6 +18,9 @@ CELL, GAP, HEADER, ROW = 300, 10, 34, 20
 LETTERS = 30
 """Letters that fit under an image."""
 
+NAMES = 6
+"""Masks of an image that are named; of more the number is told."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -89,7 +92,8 @@ def _lines(cell: Cell, spec: DatasetSpec) -> list[tuple[str, tuple[float, float,
         lines.append(("looked for boxes: none", DIM))
     if masks is not None:
         named = list(zip(spec.seg_classes, masks, strict=True))
-        lines += [(_cut(name), colors[name]) for name, mask in named if mask is not None and mask.any()][:6]
+        filled = [(_cut(name), colors[name]) for name, mask in named if mask is not None and mask.any()]
+        lines += filled[:NAMES] + [(f"more masks: {len(filled) - NAMES}", DIM)] * (len(filled) > NAMES)
         unknown = sum(mask is None for mask in masks)
         lines += [(f"{unknown} of {len(masks)} masks unknown", DIM)] if unknown else []
         lines += [("masks are empty", DIM)] if len(lines) == 1 else []

@@ -103,6 +103,17 @@ def test_only_tables_of_what_was_asked(predictor: FXPredictor, film_folder: Path
     assert table(tmp_path / "out/boxes.csv") == []
 
 
+@pytest.mark.parametrize("name", ["labels.csv", "boxes.csv", "masks.csv", "overlays"])
+def test_files_of_the_user_are_not_written_over(
+    predictor: FXPredictor, film_folder: Path, tmp_path: Path, name: str
+) -> None:
+    """Many keep a labels.csv beside their films."""
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(FXError, match=f"holds {name} already, which would be written over"):
+        next(predict_files(predictor, [film_folder / "a.png"], tmp_path))
+    assert (tmp_path / name).read_text() == "mine"
+
+
 def test_wrong_use_is_refused_before_a_film_is_read(
     predictor: FXPredictor, film_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -130,6 +130,33 @@ def test_what_is_drawn_can_be_switched_and_saved(browser: Browser, address: str,
     assert cv2.imread(str(files[1])).shape[0] > 1200, "the film, enlarged, and the line below it"
 
 
+def test_a_saved_picture_says_what_is_drawn_in_it(browser: Browser, address: str, film_folder: Path) -> None:
+    """What was switched off is not taken for not found, and a head without boxes has no threshold of boxes."""
+    browser.open(address)
+    browser.wait(READY)
+    browser.choose("#file", film_folder / "a.png")
+    browser.wait(SHOWN)
+    browser.run("""window.written = [], window.real = CanvasRenderingContext2D.prototype.fillText;
+        CanvasRenderingContext2D.prototype.fillText = function (text, ...rest) {
+            written.push(text);
+            return real.call(this, text, ...rest);
+        }""")
+
+    def saved() -> str:
+        browser.run("document.getElementById('save-picture').click()")
+        return str(browser.run("written.at(-1)"))
+
+    start = "Research use only; not for clinical decisions.   Tiny   student   "
+    set_value(browser, "threshold", "0.05", "input")
+    assert saved() == f"{start}boxes from 0.05   a.png"
+    browser.run("document.querySelectorAll('#classes input').forEach((box) => box.click())")
+    assert saved() == f"{start}boxes from 0.05   without left lung, right lung, heart   a.png"
+    browser.run("document.getElementById('overlay').click()")
+    assert saved() == f"{start}no boxes, no masks   a.png"
+    set_value(browser, "dataset", "tiny_softmax", "change")
+    assert saved() == f"{start.replace('Tiny', 'Tiny softmax')}a.png"
+
+
 def test_errors_heads_keys_and_narrow_windows(browser: Browser, address: str, film_folder: Path) -> None:
     (film_folder / "bad.png").write_bytes((film_folder / "a.png").read_bytes()[:-20])
     browser.resize(360, 740)

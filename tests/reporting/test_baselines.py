@@ -7,9 +7,9 @@ import pytest
 
 from fx_d2.reporting.baselines import baseline_tables, methods, split_single
 from fx_d2.reporting.comparison import Comparer
-from fx_d2.reporting.paper import PaperTable, read_paper
+from fx_d2.reporting.paper import PaperRow, PaperTable, read_paper
 from fx_d2.reporting.runs import read_runs
-from fx_d2.reporting.tables import Table
+from fx_d2.reporting.tables import MEANS, Table
 
 from .conftest import MakeRun, film_arrays
 
@@ -103,6 +103,24 @@ def test_baselines_of_two_configs_are_not_mixed(make_run: MakeRun, joint: Path) 
     assert table.notes[-1] == "baselines left out, of another config or of weights that are there already: s0.001"
 
 
+def test_a_baseline_began_where_the_joint_run_did(make_run: MakeRun) -> None:
+    """Of two that there are; one from elsewhere is named."""
+    values = {"random": (0.90, {}), "ark": (0.95, {"weights": "w/ark.pth"})}
+    key = "student/siim_acr/cls/auroc"
+    folders = [make_run(f"b_{n}", ("siim_acr",), ("cls",), {key: v}, **facts) for n, (v, facts) in values.items()]
+    folders += [
+        make_run(f"j_{name}", ("siim_acr", "node21"), ALL, {key: 0.97}, teacher=True, **facts)
+        for name, (_, facts) in values.items()
+    ]
+    for name, table in zip(values, tables_of(*folders), strict=True):
+        assert table.title == f"Pretraining: j_{name}"
+        assert row_of(table, "SIIM-ACR", "AUROC")["baseline"] == f"{100 * values[name][0]:.2f}"
+        assert not any("other initial weights" in note for note in table.notes)
+    (alone,) = tables_of(folders[0], folders[3])
+    assert row_of(alone, "SIIM-ACR", "AUROC")["baseline"] == "90.00"
+    assert alone.notes[-1] == "baselines from other initial weights: b_random"
+
+
 def test_organs_have_a_row_a_class(make_run: MakeRun) -> None:
     organs = make_run("organs", ("vindr_organs",), ("loc", "seg"), {"student/vindr_organs/loc/AP40/Heart": 0.88})
     (table,) = tables_of(organs)
@@ -117,6 +135,46 @@ def test_datasets_of_ones_own_and_no_paper(make_run: MakeRun, joint: Path) -> No
     assert [table.key for table in tables] == ["pretraining", "joint"]
     assert row_of(tables[1], "films", "Dice")["student"] == "70.00" and "paper: Baseline" not in tables[1].columns
     assert [len(table.rows) for table in tables_of(joint, paper=())] == [5]
+
+
+def test_baselines_that_no_joint_run_has_a_row_for_have_a_table(make_run: MakeRun, joint: Path) -> None:
+    names = {"own": ("films", "cls"), "organs": ("vindr_organs", "seg"), "in": ("siim_acr", "cls")}
+    folders = [
+        make_run(name, (dataset,), (task,), {f"student/{dataset}/{task}/{metric}": 0.6})
+        for (name, (dataset, task)), metric in zip(names.items(), ("auroc", "network_dice/Heart", "auroc"), strict=True)
+    ]
+    tables = tables_of(joint, *folders)
+    assert [(table.key, table.title.partition(": ")[2]) for table in tables] == [
+        ("pretraining", "fx"),
+        ("organs", "baselines only"),
+        ("joint", "baselines only"),
+    ]
+    assert row_of(tables[1], "VinDr-CXR organs (CheXmask): Heart", "Dice, network pixels")["baseline"] == "60.00"
+    assert len(tables[2].rows) == 1 and row_of(tables[2], "films", "AUROC")["baseline"] == "60.00"
+
+
+def test_a_task_that_the_paper_lacks_is_in_the_other_table(make_run: MakeRun) -> None:
+    row = PaperRow(dataset="films", task="cls", metric="auroc")
+    paper = (PaperTable(key="p", title="P", kind="baselines", rows=(row,)),)
+    metrics = {"student/films/cls/auroc": 0.6, "student/films/seg/dice": 0.7}
+    tables = tables_of(make_run("own", ("films",), ("cls", "seg"), metrics), paper=paper)
+    assert [[row[1] for row in table.rows] for table in tables] == [["AUROC"], ["Dice"]]
+
+
+def test_a_mean_over_seeds_is_explained_where_there_is_one(make_run: MakeRun, joint: Path) -> None:
+    (alone,) = tables_of(joint)
+    assert MEANS not in alone.notes
+    singles = [make_run(f"s{i}", ("siim_acr",), ("cls",), {"student/siim_acr/cls/auroc": 0.9}, seed=i) for i in (0, 1)]
+    (table,) = tables_of(joint, *singles)
+    assert MEANS in table.notes and row_of(table, "SIIM-ACR", "AUROC")["baseline"] == "90.00 ± 0.00 (2)"
+
+
+def test_other_numbers_of_images_are_seen(make_run: MakeRun, joint: Path) -> None:
+    """DATASETS.LIMIT leaves the annotations, and thus their hash, as they are."""
+    metrics = {"student/siim_acr/cls/auroc": 0.95, "student/siim_acr/cls/images": 100.0}
+    (table,) = tables_of(joint, make_run("one", ("siim_acr",), ("cls",), metrics))
+    assert row_of(table, "SIIM-ACR", "AUROC")["images"] == "100 / 1372"
+    assert row_of(table, "NODE21", "AP40")["images"] == ""
 
 
 def test_the_interval_of_a_difference_is_paired(make_run: MakeRun) -> None:

@@ -35,6 +35,18 @@ def test_the_table_holds_the_paired_differences(runs: tuple[Run, ...]) -> None:
     assert row[6].value == pytest.approx(100 * pair.better)
 
 
+def test_splits_that_only_one_has_scores_of_are_named(runs: tuple[Run, ...], make_run: MakeRun) -> None:
+    both = {"student/films/cls/auroc": 0.5, "student/jsrt/seg/dice": 0.5}
+    more = make_run("more", ("films", "jsrt"), ("cls", "seg"), both, scores={"student/films": film_arrays(3)})
+    same = make_run("same", ("films", "jsrt"), ("cls", "seg"), both, scores={"student/films": film_arrays(4)})
+    sides = [(run, "student") for run in (runs[0], *read_runs([str(more), str(same)]))]
+    for first, second in ((sides[0], sides[1]), (sides[1], sides[2])):  # not evaluated; without a file of scores
+        table = comparison_table("x", first, second, Comparer(draws=10))
+        assert {row[0] for row in table.rows} == {"films_test"}
+        assert table.notes[1] == "not compared, for want of scores of both: jsrt_test"
+    assert len(comparison_table("x", sides[0], (runs[1], "student"), Comparer(draws=10)).notes) == 1
+
+
 def test_what_was_compared_is_kept(runs: tuple[Run, ...]) -> None:
     comparer = Comparer(draws=10)
     sides = (runs[0], "student"), (runs[1], "student")

@@ -3,10 +3,13 @@ from __future__ import annotations
 import csv
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
-from fx_d2.reporting.document import Document, Figure, Section, slug, write_document
+import pytest
+
+from fx_d2.reporting.document import FORMAT, Document, Figure, Section, slug, write_document
 from fx_d2.reporting.tables import Number, Table
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -92,13 +95,42 @@ def test_the_other_files(tmp_path: Path) -> None:
         "tables/t.csv",
     ]
     text = files[1].read_text(encoding="utf-8")
-    assert NOTICE in text and "## Tables" in text and "### Curves" in text and "1 figures: in report.html." in text
+    assert NOTICE in text and "## Tables" in text and "### Curves" in text and "Figures in report.html: 1." in text
     assert "Nothing" not in text and "    KEY: <1>" in text
     facts = json.loads(files[2].read_text(encoding="utf-8"))
     assert facts["notice"] == NOTICE and facts["tables"]["t"]["rows"] == [
         ["<b>", {"value": 1.5, "low": 1.0, "high": 2.0}]
     ]
     assert list(csv.reader(files[3].read_text().splitlines()))[1] == ["<b>", "1.5", "1.0", "2.0"]
+
+
+def test_a_report_written_again_has_its_own_tables_only(tmp_path: Path) -> None:
+    """What the earlier report wrote goes, what somebody else put there stays."""
+    old = replace(DOCUMENT, sections=(Section(key="s", title="Old", tables=(TABLE, replace(TABLE, key="old"))),))
+    write_document(tmp_path, old)
+    (tmp_path / "tables" / "mine.csv").write_text("mine")
+    (tmp_path / "old.csv").write_text("mine")
+    files = write_document(tmp_path, DOCUMENT)
+    there = {path for path in tmp_path.rglob("*") if path.is_file()}
+    assert there == {*files, tmp_path / "tables" / "mine.csv", tmp_path / "old.csv"}
+
+
+@pytest.mark.parametrize("content", ["[1]", "no json", '{"tables": {"mine": 1}}', '{"format": "other", "tables": 3}'])
+def test_a_report_of_somebody_else_names_nothing_to_remove(tmp_path: Path, content: str) -> None:
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "mine.csv").write_text("mine")
+    (tmp_path / "report.json").write_text(content)
+    write_document(tmp_path, DOCUMENT)
+    assert (tmp_path / "tables" / "mine.csv").read_text() == "mine"
+
+
+def test_names_in_a_report_lead_nowhere_else(tmp_path: Path) -> None:
+    """A report.json that was tampered with removes nothing beside its tables."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "mine.csv").write_text("mine")
+    (tmp_path / "out" / "report.json").write_text(json.dumps({"format": FORMAT, "tables": {"../../mine": {}}}))
+    write_document(tmp_path / "out", DOCUMENT)
+    assert (tmp_path / "mine.csv").is_file()
 
 
 def test_empty_sections_and_keys() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from fx_d2.reporting import Document, ReportOptions, build_report, gallery, read_runs
+from fx_d2.reporting.paper import PaperRow, PaperTable
 from fx_d2.structures import FXError
 
 from .conftest import MakeRun, film_arrays
@@ -37,6 +38,12 @@ def test_joint_runs_come_first_and_few_shot_runs_are_in_their_table_only(make_ru
     assert [section.key for section in report(few[0]).sections][-1] == "run-n1"
 
 
+def test_a_few_images_of_several_datasets_have_no_table_but_a_section(make_run: MakeRun) -> None:
+    metrics = METRICS | {"student/more/cls/auroc": 0.5}
+    folders = [make_run("few", ("films", "more"), ("cls",), metrics, images=3), make_run("a", ("films",), ("cls",))]
+    assert "run-few" in [section.key for section in report(*folders).sections]
+
+
 def test_comparisons_that_were_asked_for(make_run: MakeRun) -> None:
     folders = [
         make_run(f"r{i}", ("films",), ("cls",), METRICS, scores={"student/films": film_arrays(i)}) for i in (1, 2)
@@ -52,6 +59,13 @@ def test_names_that_would_be_one_file_are_refused(make_run: MakeRun) -> None:
     folders = [make_run(name, ("films",), ("cls",), METRICS) for name in ("a+b", "a b")]
     with pytest.raises(FXError, match=r"a\+b, a b: their files would have one name"):
         report(*folders)
+
+
+def test_tables_that_would_be_one_file_are_refused(make_run: MakeRun) -> None:
+    row = PaperRow(dataset="films", task="cls", metric="auroc", numbers={"x": 1.0})
+    paper = PaperTable(key="runs", title="P", kind="baselines", rows=(row,), columns={"x": "X"})
+    with pytest.raises(FXError, match="two tables would be called runs: give the run"):
+        report(make_run("a", ("films",), ("cls",), METRICS), paper=(paper,))
 
 
 def test_pictures_that_cannot_be_drawn_are_a_sentence(make_run: MakeRun) -> None:

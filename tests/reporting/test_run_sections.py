@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fx_d2.reporting.run_sections import (
     classes_section,
     curves_section,
@@ -44,7 +46,9 @@ def test_what_is_said_about_a_run(make_run: MakeRun) -> None:
         ["films", "test", "student", "b", "", "20.00"],
     ]
     assert table.notes[-1] == "films_test, student: undefined (labels of both values are needed), in no mean: b"
-    assert [len(part.plots) for part in curves_section(run, run.results).parts] == [1, 1]
+    curves = curves_section(run, run.results).parts
+    assert [len(part.plots) for part in curves] == [1, 1] and curves[0].text == ()
+    assert "films, test" in curves[0].plots[0].alt and "films, test" in curves[1].plots[0].alt
     assert list(map(str, groups_section(run, run.results).tables[0].rows[0])) == [
         "films", "test", "student", "sex=F", "5", "4", "60.00", "", ""]  # fmt: skip
     assert list(map(str, heads_section(run, run.results).tables[0].rows[0])) == [
@@ -54,6 +58,19 @@ def test_what_is_said_about_a_run(make_run: MakeRun) -> None:
     facts = protocol(run)
     assert facts["dataset_hash"] == {"films_test": "sha256:films_test"} and facts["splits"] == "films_test"
     assert "BASE_LR: 0.0001" in protocol_section(run).parts[0].code
+
+
+def test_what_a_number_stands_for_is_said(make_run: MakeRun) -> None:
+    metrics = {f"{KEY}/auroc/a": 0.7, f"{KEY}/sensitivity/a": 0.2, "student/films/loc/AP40/n": 0.3}
+    metrics |= {"student/films/loc/froc/n": 0.4}
+    details = {"student/films/loc": {"froc": {"n": {"false_positives": [0.0, 1.0], "sensitivity": [0.0, 1.0]}}}}
+    (run,) = read_runs([str(make_run("run", ("films",), ("cls", "loc"), metrics, more={"details": details}))])
+    stated = run.results.meta | {"config": "TEST: {SPECIFICITY: 0.95, FROC_IOU: 0.2}"}
+    results = replace(run.results, meta=stated)
+    labels, boxes = classes_section(run, results).tables
+    assert labels.notes[1:] == ("the fixed specificity is at least 95 %",)
+    assert boxes.notes[1:] == ("FROC: a hit has an IoU of at least 0.2",)
+    assert curves_section(run, results).parts[0].text == ("FROC: a hit has an IoU of at least 0.2.",)
 
 
 def test_a_run_without_logs_and_evaluation(make_run: MakeRun) -> None:

@@ -51,6 +51,15 @@ def test_names_are_the_shortest_that_differ_and_folders_of_runs_are_opened(make_
     assert [run.name for run in read_runs([f"s={tmp_path / 'a'}"])] == ["s/test"]
 
 
+def test_folders_called_by_a_setting_are_paths(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("lr=0.1", "lr=0.2"):
+        make_run(name, ("jsrt",), ("seg",), METRICS)
+    monkeypatch.chdir(tmp_path)
+    assert [run.name for run in read_runs(["lr=0.1", "high=lr=0.2"])] == ["lr=0.1", "high"]
+
+
 def test_a_dataset_on_two_splits(make_run: MakeRun) -> None:
     folder = make_run("run", ("jsrt",), ("seg",), {"student/jsrt_val/seg/dice": 0.1, "student/jsrt_test/seg/dice": 0.2})
     content = json.loads((folder / "results.json").read_text())

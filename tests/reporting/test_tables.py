@@ -52,6 +52,14 @@ def test_markdown_csv_and_json() -> None:
     assert Table(key="e", title="", columns=("x",), rows=()).markdown().startswith("| x")
 
 
+def test_a_cell_stays_in_its_cell() -> None:
+    """Names of runs and classes, and a command's words, are the user's."""
+    rows = (("a|b", "python x.py\n  OUTPUT_DIR y"),)
+    lines = Table(key="t", title="", columns=("run|name (student)", "fact"), rows=rows).markdown().splitlines()
+    assert len(lines) == 3 and all(line.replace("\\|", "").count("|") == 3 for line in lines)
+    assert "run\\|name (student)" in lines[0] and "python x.py OUTPUT_DIR y" in lines[2]
+
+
 def test_one_run_has_its_interval_and_several_their_deviation(make_run: MakeRun) -> None:
     key = "student/jsrt/seg/dice"
     values = (0.80, 0.82, 0.87)

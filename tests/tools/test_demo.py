@@ -48,7 +48,7 @@ def test_all_options_reach_the_model(
     words = ["--which", "teacher", "--datasets", "tiny", "--tasks", "loc", "--score-thresh", "0.2", "--batch-size", "2"]
     assert call([film_folder], *words) == 0
     printed = capsys.readouterr()
-    assert printed.out == f"5 films predicted, 0 inputs skipped; results in {tmp_path / 'out'}. Research use only.\n"
+    assert printed.out == f"films predicted: 5, inputs skipped: 0; results in {tmp_path / 'out'}. Research use only.\n"
     teacher = FXPredictor.from_checkpoint(tiny_checkpoint, which="teacher", device="cpu", batch_size=2)
     paths = [str(film_folder / name) for name in ("a.png", "b.jpg", "c.dcm", "sub/IM1", "sub/a.png")]
     found = teacher(paths, datasets=["tiny"], tasks=["loc"], score_thresh=0.2)
@@ -64,10 +64,10 @@ def test_skipped_files_are_lines_and_an_exit_code(
     (film_folder / "notes.txt").write_text("x")
     assert call([film_folder, "none/*.dcm"]) == 3
     printed = capsys.readouterr()
-    assert "5 films predicted, 2 inputs skipped" in printed.out and len(documents(tmp_path / "out")) == 5
+    assert "films predicted: 5, inputs skipped: 2;" in printed.out and len(documents(tmp_path / "out")) == 5
     assert [line for line in printed.err.splitlines() if "film/s" not in line] == [
         "skipped  none/*.dcm: no such file or folder, and no file matches",
-        "left out 1 files in folders that are no films by their name: 1 .txt",
+        "left out, in folders, as no films by their name: 1 .txt",
         f"skipped  {film_folder / 'bad.png'}: not a whole PNG, JPEG, DICOM, MHA, MHD or JSRT .IMG file; convert it",
     ]
 

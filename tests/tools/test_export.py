@@ -72,7 +72,8 @@ def test_a_folder_that_cannot_be_written_is_one_line(
     ("words", "message"),
     [
         (["--datasets", "nih"], "--datasets nih: "),
-        (["--datasets", "tiny_softmax", "--tasks", "loc"], "none of the heads asked for"),
+        (["--datasets", "tiny_softmax", "--tasks", "loc"], "none of the heads asked for of tiny_softmax is there"),
+        (["--datasets", "tiny", "tiny_softmax", "--tasks", "loc"], "none of the heads asked for of tiny_softmax is"),
     ],
 )
 def test_wrong_names_are_one_line(

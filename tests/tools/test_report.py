@@ -5,13 +5,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import cv2
-import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
@@ -19,13 +17,12 @@ from detectron2.data import MetadataCatalog
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
-from fx_d2.data import build_test_loader, file_content_hash, register_datasets, write_spec, write_split
+from fx_d2.data import build_test_loader, file_content_hash, register_datasets
 from fx_d2.engine import build_cfg
 from fx_d2.evaluation import evaluate_model, write_results
-from fx_d2.structures import DatasetSpec, specs_of
+from fx_d2.structures import specs_of
 
-SPEC = DatasetSpec(name="ownset", title="Own set", cls_classes=("a",), loc_classes=("n",), seg_classes=("m",))
-H, W, COUNT = 40, 50, 6
+H, W = 40, 50
 
 
 class Fake(nn.Module):
@@ -46,28 +43,16 @@ class Fake(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
+def evaluated(ownset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The folder of prepared datasets, and that of an evaluation of its test split."""
-    root, output = tmp_path_factory.mktemp("prepared"), tmp_path_factory.mktemp("evaluated")
-    folder = root / SPEC.name
-    (folder / "images").mkdir(parents=True)
-    images = []
-    for i in range(COUNT):
-        cv2.imwrite(str(folder / "images" / f"film{i}.png"), np.full((H, W), 20 * i, np.uint8))
-        mask = np.zeros((H, W), bool)
-        mask[5:20, 5:20] = True
-        images.append({"file_name": f"film{i}.png", "width": W, "height": H, "patient_id": str(i), "labels": [i % 2]})
-        images[-1] |= {"boxes": [("n", [3, 4, 20, 10])], "masks": [mask]}
-    for split in ("train", "test"):
-        write_split(folder / f"{split}.json", spec=SPEC, split=split, image_root="images", images=images)
-    write_spec(folder, SPEC)
+    root, output = ownset, tmp_path_factory.mktemp("evaluated")
     cfg = _config(root, output)
-    name = f"{SPEC.name}_test"
+    name = "ownset_test"
     found = evaluate_model(cfg, {"student": Fake()}, {name: lambda: build_test_loader(cfg, name)}, specs_of([name]))
     digest = file_content_hash(MetadataCatalog.get(name).json_file)
     meta = {"splits": [name], "datasets": {name: {"content_hash": digest}}, "weights": "", "config": cfg.dump()}
     write_results(output / "results.json", found, meta | {"weights_hash": {"student": "sha256:0"}})
-    yield root, output
+    return root, output
 
 
 def _config(root: Path, output: Path) -> CfgNode:
@@ -107,6 +92,7 @@ def test_a_report_with_pictures(
     expected = {(task, kind): 2 for task in ("cls", "loc", "seg") for kind in ("worst", "false", "missed")}
     expected.pop(("seg", "false"))
     assert {key: keys.count(key) for key in keys} == expected
+    assert "cls: absent, with the highest probability" in page and "loc: most misses" in page
     facts = json.loads((tmp_path / "out" / "report.json").read_text())
     assert facts["tables"]["classes-own-loc"]["rows"][0][3] == "n"
     assert (tmp_path / "out" / "tables" / "classes-own-seg.csv").is_file()
@@ -146,3 +132,12 @@ def test_errors_are_one_line(
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
     assert tool.main([str(tmp_path), "--output", str(tmp_path / "out")]) == 1
     assert "is no run" in capsys.readouterr().err
+
+
+def test_an_output_that_cannot_be_written_is_one_line(
+    tool: ModuleType, evaluated: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").write_text("a file")
+    assert tool.main([str(evaluated[1]), "--output", str(tmp_path / "out"), "--no-pictures"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and str(tmp_path / "out") in error and error.count("\n") == 1

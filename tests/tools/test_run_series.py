@@ -136,11 +136,16 @@ def test_a_series_trains_tests_and_is_not_run_twice(
         assert [path.name for path in cell.glob("*.pth")] == ["model_best_student_cls_auroc.pth"]
         values.append(100 * results["metrics"]["student/films/cls/auroc"])
     mean, deviation = np.mean(values), np.std(values, ddof=1)
-    row = [cell.strip() for cell in first.splitlines()[-1].strip("|").split("|")]
+    row = [cell.strip() for cell in first.splitlines()[-3].strip("|").split("|")]
     assert row == ["student", "films_test", "AUROC", f"{mean:.2f} ± {deviation:.2f} (2)"]
     series.main([*words, *opts])
     again = capsys.readouterr().out
-    assert again.count("was done") == 2 and again.splitlines()[-3:] == first.splitlines()[-3:]
+    assert again.count("was done") == 2 and again.splitlines()[-5:] == first.splitlines()[-5:]
+    (cells[1] / "test" / "results.json").unlink()
+    series.main([*words, "--collect", *opts])
+    collected = capsys.readouterr().out.splitlines()
+    assert collected[-4].split("|")[1].strip() == "student" and "±" not in collected[-4]
+    assert collected[-1] == "- not tested yet, 1 of 2: seed_1" and "±" in collected[-2]
     with pytest.raises(SystemExit, match="holds a run of other settings: SCHEDULE.CYCLES was 2 and is now 1"):
         series.main([*words, *opts, "SCHEDULE.CYCLES", "1"])
     with pytest.raises(SystemExit, match="MODEL.WEIGHTS was .* and is now other.pth"):
@@ -150,6 +155,12 @@ def test_a_series_trains_tests_and_is_not_run_twice(
 def test_the_first_error_ends_a_series_in_one_line(series: ModuleType, arguments: list[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"error: .*series/run: .*nowhere.* not found.*console.txt"):
         series.main([*arguments, "DATASETS.ROOT", str(tmp_path / "nowhere")])
+
+
+def test_an_output_that_cannot_be_made_is_one_line(series: ModuleType, arguments: list[str], tmp_path: Path) -> None:
+    (tmp_path / "series").write_text("a file")
+    with pytest.raises(SystemExit, match=r"error: .*series"):
+        series.main(arguments)
 
 
 def test_a_best_model_that_there_is_not_is_explained(

@@ -61,6 +61,12 @@ def test_lines_below_an_image(found: dict[str, object], lines: list[str]) -> Non
     assert [text for text, _ in module._lines(cell(**found), SPEC)] == ["a.png", *lines]
 
 
+def test_masks_that_are_not_named_are_counted() -> None:
+    spec = DatasetSpec(name="ribs", title="Ribs", seg_classes=tuple(f"R{i}" for i in range(1, 21)))
+    lines = module._lines(cell(masks=(np.ones((112, 224), bool),) * 20), spec)
+    assert [text for text, _ in lines] == ["a.png", *(f"R{i}" for i in range(1, 7)), "more masks: 14"]
+
+
 def test_nothing_to_draw() -> None:
     with pytest.raises(FXError, match="no image to draw"):
         draw_sheet([], SPEC, title="t")

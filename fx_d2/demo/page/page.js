@@ -219,9 +219,18 @@ function savePicture() {
   context.fillStyle = "#fff";
   context.font = `${13 * unit}px system-ui, sans-serif`;
   context.textBaseline = "middle";
-  const words = [NOTICE, about().title, model.which, `boxes from ${$("threshold-value").textContent}`, found.document.file_name];
+  const words = [NOTICE, about().title, model.which, ...drawnIn(), found.document.file_name];
   context.fillText(words.join("   "), 8 * unit, height + foot / 2, width - 16 * unit);
   canvas.toBlob((blob) => save(blob, `${$("dataset").value}.png`), "image/png");
+}
+
+// What of the findings is in the picture: nobody must take what was switched off for not found.
+function drawnIn() {
+  if (!shown().boxes && !shown().masks) return [];
+  if (!$("overlay").checked) return ["no boxes, no masks"];
+  const without = Object.keys(about().colors).filter((name) => !isOn(name));
+  const from = shown().boxes ? [`boxes from ${$("threshold-value").textContent}`] : [];
+  return [...from, ...(without.length ? [`without ${without.join(", ")}`] : [])];
 }
 
 function take(files) {

@@ -1,52 +1,33 @@
+"""tools/visualize_predictions.py on drawn films."""
+
 from __future__ import annotations
 
-import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import cv2
-import numpy as np
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
-from fx_d2.data import write_spec, write_split
 from fx_d2.evaluation.predictions import write_predictions
-from fx_d2.structures import DatasetSpec
 
-SPEC = DatasetSpec(name="ownset", title="Own set", cls_classes=("a",), loc_classes=("n",), seg_classes=("m",))
-H, W, COUNT = 40, 50, 10
-
-
-@pytest.fixture(scope="module")
-def tool() -> ModuleType:
-    path = Path(__file__).parents[2] / "tools" / "visualize_predictions.py"
-    found = importlib.util.spec_from_file_location("visualize_predictions", path)
-    assert found is not None and found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
+COUNT = 10
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Path:
-    folder = tmp_path / "prepared" / SPEC.name
-    (folder / "images").mkdir(parents=True)
-    images = []
-    for i in range(COUNT):
-        cv2.imwrite(str(folder / "images" / f"film{i}.png"), np.full((H, W), 20 * i, np.uint8))
-        mask = np.zeros((H, W), bool)
-        mask[5:20, 5:20] = True
-        images.append({"file_name": f"film{i}.png", "width": W, "height": H, "patient_id": str(i), "labels": [i % 2]})
-        images[-1] |= {"boxes": [("n", [3, 4, 20, 10])], "masks": [mask]}
-    for split in ("train", "test"):
-        write_split(folder / f"{split}.json", spec=SPEC, split=split, image_root="images", images=images)
-    write_spec(folder, SPEC)
+def tool(load_tool: Callable[[str], ModuleType]) -> ModuleType:
+    return load_tool("visualize_predictions")
+
+
+@pytest.fixture
+def world(ownset: Path, tmp_path: Path) -> Path:
+    """A folder with the config of the drawn films."""
     (tmp_path / "config.yaml").write_text(
-        f"DATASETS:\n  ROOT: {tmp_path / 'prepared'}\n  TRAIN: [ownset_train]\n  TEST: [ownset_test]\n"
-        "MODEL:\n  DEVICE: cpu\n"
+        f"DATASETS:\n  ROOT: {ownset}\n  TRAIN: [ownset_train]\n  TEST: [ownset_test]\nMODEL:\n  DEVICE: cpu\n"
     )
     return tmp_path
 
@@ -129,3 +110,14 @@ def test_predictions_of_other_images_are_refused(
     write_predictions(path, "student", {"ownset_test": shifted}, 0.05)
     assert tool.main(arguments(world, "--predictions", str(path))) == 1
     assert "is film1.png there and film0.png in the dataset" in capsys.readouterr().err
+
+
+def test_an_output_that_cannot_be_written_is_one_line(
+    tool: ModuleType, world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = world / "predictions_student.json"
+    write_predictions(path, "student", {"ownset_test": records(range(1, 3))}, 0.05)
+    (world / "out").write_text("a file")
+    assert tool.main(arguments(world, "--predictions", str(path))) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and str(world / "out") in error and error.count("\n") == 1
