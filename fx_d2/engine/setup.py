@@ -71,13 +71,15 @@ def build_cfg(config_file: str, opts: list[str]) -> CfgNode:
 
 
 def setup_cfg(args: argparse.Namespace) -> CfgNode:
-    """The frozen config of a command, with its datasets registered and its device checked.
+    """The frozen config of a command, with its datasets registered and its device checked and made the current one.
 
     Args:
         args: with `config_file` and `opts`, as Detectron2's `default_argument_parser` gives.
     """
     cfg = build_cfg(args.config_file, list(args.opts))
     check_device(cfg.MODEL.DEVICE)
+    if cfg.MODEL.DEVICE.startswith("cuda:"):
+        torch.cuda.set_device(cfg.MODEL.DEVICE)  # or pinned memory and whatever asks for no device would use cuda:0
     register_datasets(cfg)
     cfg.freeze()
     return cfg

@@ -1,10 +1,11 @@
+import argparse
 from operator import attrgetter
 from pathlib import Path
 
 import pytest
 import torch
 
-from fx_d2.engine.setup import INSTEAD, build_cfg, check_device
+from fx_d2.engine.setup import INSTEAD, build_cfg, check_device, setup_cfg
 from fx_d2.structures import FXError
 
 
@@ -58,3 +59,14 @@ def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         check_device(device)
     with pytest.raises(FXError, match="cuda:2, but torch sees 2 GPUs"):
         check_device("cuda:2")
+
+
+def test_the_gpu_that_is_named_is_the_current_one(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr("fx_d2.engine.setup.register_datasets", lambda cfg: None)
+    for device in ("cpu", "cuda", "cuda:1"):
+        setup_cfg(argparse.Namespace(config_file=str(config_file), opts=["MODEL.DEVICE", device]))
+    assert chosen == ["cuda:1"]

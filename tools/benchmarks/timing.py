@@ -19,7 +19,7 @@ def wall_clock(device: str = "cpu") -> Clock:
         return time.perf_counter
 
     def clock() -> float:
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
         return time.perf_counter()
 
     return clock
