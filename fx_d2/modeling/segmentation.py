@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from fx_d2.layers.group_norm import GroupNorm
 from fx_d2.layers.precision import at_least_float32
-from fx_d2.layers.small_map_conv import SmallMapConv2d
 from fx_d2.structures import FXError
 
 _GROUPS = 32
@@ -54,7 +53,7 @@ class PyramidPooling(nn.Module):
             Conv2d(channels, width, 1, bias=False, norm=_norm(norm, width), activation=F.relu) for _ in self.bins
         )
         total = channels + width * len(self.bins)
-        self.bottleneck = SmallMapConv2d(
+        self.bottleneck = Conv2d(
             total, channels, 3, padding=1, bias=False, norm=_norm(norm, channels), activation=F.relu
         )
         self.dropout = nn.Dropout2d(dropout)

@@ -15,7 +15,7 @@ in float64). Listed is what the public code does, as it was read there and check
 5. The sum of the squared weights of the encoder's layers is added to the loss of localization.
 6. Attention is not fused: the trunk's, the decoder's (`nn.MultiheadAttention` with weights), and deformable attention
    by `grid_sample`, where the samples of all levels are stacked before they are weighted. Nothing is rectified in
-   place, and every convolution is torch's.
+   place.
 7. The set loss is computed layer by layer and image by image (`reference_losses`).
 8. AdamW and gradient clipping (localization only) are torch's as they are called without further options: on a CPU,
    AdamW goes parameter by parameter. The teacher's average always does.
@@ -36,7 +36,6 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.layers import Conv2d
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -44,7 +43,6 @@ from torch.nn import functional as F
 from benchmarks.reference_losses import set_criterion
 from fx_d2.engine.optimizer import build_optimizer
 from fx_d2.layers.deformable_attention import DeformableAttention
-from fx_d2.layers.small_map_conv import SmallMapConv2d
 from fx_d2.losses import classification_loss, dice_loss
 from fx_d2.modeling import FoundationX
 from fx_d2.modeling.backbone import normalize_images
@@ -123,7 +121,6 @@ _PLAIN: dict[type[nn.Module], type[nn.Module]] = {
     DeformableAttention: PlainDeformableAttention,
     DecoderLayer: PlainDecoderLayer,
     FeedForward: PlainFeedForward,
-    SmallMapConv2d: Conv2d,
 }
 
 
