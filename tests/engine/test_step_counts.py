@@ -27,9 +27,10 @@ from fx_d2.config import add_fx_config
 from fx_d2.engine import FXTrainer
 from fx_d2.engine.guards import checkpoint_bytes
 from fx_d2.engine.lock import apply_phase
+from fx_d2.layers.deformable_attention import choose_sampler, use_sampler
 from fx_d2.losses import Match
 from fx_d2.modeling import FoundationX, localization
-from fx_d2.structures import TASK_COMPONENTS, DatasetSpec, Phase
+from fx_d2.structures import TASK_COMPONENTS, DatasetSpec, FXError, Phase
 
 MB = 10**6
 
@@ -160,20 +161,37 @@ def counts_of_steps(cfg: CfgNode) -> dict[tuple[str, bool], tuple[Launches, Wait
     return seen
 
 
-def test_launches_and_waits_of_a_released_localization_step(make_cfg: MakeCfg) -> None:
+def require(sampler: str) -> None:
+    """Skip where a way to compute deformable attention cannot be had."""
+    try:
+        choose_sampler(sampler, "cpu")
+    except FXError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize(("sampler", "most"), [("torch", 4150), ("cpp", 3450)])
+def test_launches_and_waits_of_a_released_localization_step(make_cfg: MakeCfg, sampler: str, most: int) -> None:
     """The public implementation: 7,916 launches and 94 waits before the optimizer."""
+    require(sampler)
     options = (*words(NARROW), "MODEL.TEACHER.ENABLED", "False", "SCHEDULE.STRATEGY", RELEASED)
+    options = (*options, "MODEL.LOC.SAMPLER", sampler)
     ((launches, waits),) = counts_of_steps(make_cfg(*options)).values()
     assert launches.count["aten._fused_adamw_.default"] > 0 and launches.count["aten.convolution_backward.default"] > 0
-    assert launches.count.total() <= 3450, launches.count.most_common(20)
+    assert launches.count.total() <= most, launches.count.most_common(20)
     assert waits.count.total() <= 4, +waits.count
     assert launches.hidden_waits() == {}
 
 
-def test_launches_and_waits_of_each_phase_with_a_teacher(make_cfg: MakeCfg) -> None:
+@pytest.mark.parametrize(("sampler", "locked", "released"), [("torch", 2550, 4850), ("cpp", 2050, 4000)])
+def test_launches_and_waits_of_each_phase_with_a_teacher(
+    make_cfg: MakeCfg, sampler: str, locked: int, released: int
+) -> None:
     """A released phase pays the teacher's forward pass without the decoder, a locked one nothing; none waits for it."""
-    bounds = {("cls", True): 2080, ("loc", False): 2050, ("loc", True): 4000, ("seg", False): 530, ("seg", True): 2270}
-    seen = counts_of_steps(make_cfg(*words(NARROW), "SCHEDULE.BATCH_SIZE.SEG", "2", "SCHEDULE.BATCH_SIZE.CLS", "2"))
+    require(sampler)
+    bounds = {("cls", True): 2080, ("seg", False): 530, ("seg", True): 2270}
+    bounds |= {("loc", False): locked, ("loc", True): released}
+    options = ("SCHEDULE.BATCH_SIZE.SEG", "2", "SCHEDULE.BATCH_SIZE.CLS", "2", "MODEL.LOC.SAMPLER", sampler)
+    seen = counts_of_steps(make_cfg(*words(NARROW), *options))
     found = {key: (launches.count.total(), waits.count.total()) for key, (launches, waits) in seen.items()}
     assert found.keys() == bounds.keys() and all(launches <= bounds[key] for key, (launches, _) in found.items()), found
     assert all(waits <= 4 for _, waits in found.values()), found
@@ -275,13 +293,15 @@ def _phase(task: str, locked: bool) -> Phase:
 
 
 @pytest.mark.parametrize(
-    ("task", "locked", "megabytes", "gigaflops"),
+    ("task", "locked", "sampler", "megabytes", "gigaflops"),
     [
-        ("cls", False, 230, 93),
-        ("loc", False, 445, 183),
-        ("loc", True, 106, 88),
-        ("seg", False, 246, 114),
-        ("seg", True, 3.1, 38),
+        ("cls", False, "torch", 230, 93),
+        ("loc", False, "torch", 610, 183),
+        ("loc", True, "torch", 162, 88),
+        ("loc", False, "cpp", 445, 183),
+        ("loc", True, "cpp", 106, 88),
+        ("seg", False, "torch", 246, 114),
+        ("seg", True, "torch", 3.1, 38),
     ],
 )
 def test_memory_and_arithmetic_of_an_image(
@@ -290,10 +310,13 @@ def test_memory_and_arithmetic_of_an_image(
     monkeypatch: pytest.MonkeyPatch,
     task: str,
     locked: bool,
+    sampler: str,
     megabytes: float,
     gigaflops: float,
 ) -> None:
     """Saved for the backward pass (public implementation of the released localization step: 979 MB), and FLOPs."""
+    require(sampler)
+    use_sampler(base, sampler, "cpu")
     monkeypatch.setattr(localization, "match_queries", _first_come)
     apply_phase(base, _phase(task, locked))
     saved = Saved(base)
