@@ -175,12 +175,12 @@ def test_a_run_on_a_gpu_keeps_to_it(make_cfg: MakeCfg, tmp_path: Path) -> None:
         trainer = FXTrainer(cfg, evaluate)
         trainer.resume_or_load(False)
         trainer.train()
-        for x in (*trainer.model.state_dict().values(), *trainer.teacher.state_dict().values()):
-            assert isinstance(x, OnGPU)
         (tmp_path / "run/model_final.pth").unlink()
         again = FXTrainer(cfg, evaluate)
         again.resume_or_load(True)
         again.train()
         predictor = FXPredictor.from_checkpoint(tmp_path / "run/model_final.pth", device="cuda")
         found = predictor(str(next((Path(cfg.DATASETS.ROOT) / "alpha/images").glob("*.png"))), score_thresh=0.0)
-    assert found["alpha"].boxes is not None
+        for model in (trainer.model, trainer.teacher, again.model, predictor.model):
+            assert all(isinstance(x, OnGPU) for x in model.state_dict().values())
+    assert found["alpha"].boxes is not None and found["alpha"].masks is not None
