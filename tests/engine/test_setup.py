@@ -46,7 +46,6 @@ def test_a_wrong_file_is_named(tmp_path: Path, text: str) -> None:
         build_cfg(str(tmp_path / "none.yaml"), [])
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_cuda_without_a_gpu() -> None:
     with pytest.raises(FXError, match="MODEL.DEVICE cpu"):
         check_device("cuda")
