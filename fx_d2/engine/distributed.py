@@ -65,10 +65,10 @@ def place_from_environment(env: Mapping[str, str]) -> Place | None:
     if all(key in env for key in (*_TORCHRUN, "MASTER_ADDR")):
         rank, world, local_rank, local = (int(env[key]) for key in _TORCHRUN)
         place = Place(rank, world, local_rank, local, address="env://")
-    elif "SLURM_PROCID" in env and _slurm_tasks(env) > 1:
-        world = _slurm_tasks(env)
+    elif (world := int(env.get("SLURM_STEP_NUM_TASKS", "1"))) > 1:
+        # Only srun sets SLURM_STEP_*. A batch script has SLURM_PROCID and SLURM_NTASKS as well, but is one process.
         # "4", or "4(x2)" for two machines of four; "4,3" is refused below.
-        first = re.match(r"\d+", env.get("SLURM_STEP_TASKS_PER_NODE", env.get("SLURM_TASKS_PER_NODE", "")))
+        first = re.match(r"\d+", env.get("SLURM_STEP_TASKS_PER_NODE", ""))
         local = int(first.group()) if first else world
         place = Place(int(env["SLURM_PROCID"]), world, int(env["SLURM_LOCALID"]), local, _slurm_address(env))
     else:
@@ -76,10 +76,6 @@ def place_from_environment(env: Mapping[str, str]) -> Place | None:
     if place.world_size % place.local_size:
         raise FXError(f"{place.world_size} processes are spread unevenly over the machines: give each machine as many")
     return place
-
-
-def _slurm_tasks(env: Mapping[str, str]) -> int:
-    return int(env.get("SLURM_STEP_NUM_TASKS", env.get("SLURM_NTASKS", "1")))
 
 
 def _slurm_address(env: Mapping[str, str]) -> str:
@@ -118,13 +114,19 @@ def launch(main: Main, args: argparse.Namespace, device: str) -> None:
         if world > 1:
             raise FXError(
                 f"torchrun or Slurm (--ntasks) gives {place.world_size} processes and --num-gpus {args.num_gpus} asks "
-                "for more: leave --num-gpus out and start with torchrun or srun, or give the job --ntasks=1"
+                "for more: leave --num-gpus out, or start with `srun --ntasks=1` or without srun"
             )
         _run_at(place, main, args, device)
         return
     if device.startswith("cuda") and args.num_gpus > max(1, torch.cuda.device_count()):
         raise FXError(f"--num-gpus {args.num_gpus}: torch sees {torch.cuda.device_count()} GPUs on this machine")
     if world <= 1:
+        if int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_STEP_NUM_TASKS" not in os.environ:
+            logger.warning(
+                "this Slurm job has %s tasks, but the command runs as one process: for one process per task start it "
+                "with srun",
+                os.environ["SLURM_NTASKS"],
+            )
         main(args)
         return
     if args.dist_url == "auto" and args.num_machines > 1:

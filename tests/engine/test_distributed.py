@@ -13,7 +13,9 @@ from fx_d2.engine.distributed import Place, launch, on_first, place_from_environ
 from fx_d2.structures import FXError
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "here"}
-SRUN = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_TASKS_PER_NODE": "4(x2)"}
+BATCH = {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0", "SLURM_TASKS_PER_NODE": "4(x2)"}
+SRUN = BATCH | {"SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "8"}
+SRUN |= {"SLURM_STEP_TASKS_PER_NODE": "4(x2)"}
 
 
 def test_torchrun() -> None:
@@ -22,8 +24,19 @@ def test_torchrun() -> None:
 
 def test_without_either_there_is_no_place() -> None:
     assert place_from_environment({"SLURM_JOB_ID": "3"}) is None
-    # A batch script's single task is an ordinary process.
-    assert place_from_environment({"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_LOCALID": "0"}) is None
+    # A batch script is an ordinary process, whatever tasks its job has; so is a step of one task.
+    assert place_from_environment(BATCH) is None
+    assert place_from_environment(BATCH | {"SLURM_STEP_NUM_TASKS": "1"}) is None
+
+
+def test_a_batch_script_of_several_tasks_runs_at_once_and_is_warned(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for key, value in BATCH.items():
+        monkeypatch.setenv(key, value)
+    ran: list[argparse.Namespace] = []
+    launch(ran.append, _arguments(), "cpu")
+    assert ran and "8 tasks" in caplog.text and "srun" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -48,7 +61,7 @@ def test_srun_that_names_no_machine_or_spreads_unevenly() -> None:
     with pytest.raises(FXError, match="MASTER_ADDR"):
         place_from_environment(SRUN)
     with pytest.raises(FXError, match="unevenly"):
-        place_from_environment(SRUN | {"MASTER_ADDR": "a", "SLURM_TASKS_PER_NODE": "5,3"})
+        place_from_environment(SRUN | {"MASTER_ADDR": "a", "SLURM_STEP_TASKS_PER_NODE": "5,3"})
 
 
 def _arguments(**changes: object) -> argparse.Namespace:
