@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from detectron2.config import CfgNode, get_cfg
 
+import fx_d2
 from fx_d2.config import add_fx_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -197,6 +199,12 @@ def test_ci_runs_what_the_readme_says() -> None:
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
     assert script[-1] == "make test"
     assert "\nmake test" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_citation_names_this_version() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert cited["version"] == fx_d2.__version__
+    assert f"\n## {fx_d2.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
 def declared_packages() -> set[str]:
