@@ -42,7 +42,7 @@ def table(cfg: CfgNode, spec: DatasetSpec, trunks: Sequence[str], sizes: Sequenc
     """The Markdown table: a row for each trunk and component, and their sum; under it what was not counted."""
     uncounted: set[str] = set()
     lines = [
-        "| trunk | component | parameters | " + " | ".join(f"GFLOP, {size}" for size in sizes) + " |",
+        "| timm model | component | parameters | " + " | ".join(f"GFLOP, {size}" for size in sizes) + " |",
         "|--|--|--:|" + "--:|" * len(sizes),
     ]
     for trunk in trunks:

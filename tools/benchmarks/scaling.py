@@ -217,25 +217,27 @@ def section() -> str:
     head = [
         "kind of step",
         "GFLOP/image",
-        "kept, MB/image",
+        "saved, MB/image",
         "operators/step",
-        "used, M",
-        "learning, M",
+        "parameters, M",
+        "trainable, M",
         "all-reduced, MB",
     ]
     return "\n\n".join(
         [
-            f"Swin-B, {SIZE} pixels, {BATCH} images a GPU and step, bfloat16 autocast, 300 queries and {KNOWN} for "
-            "denoising, the teacher's forward pass included. "
-            "A locked step all-reduces the gradients of its head alone.",
+            f"Swin-B, {SIZE} pixels, {BATCH} images per GPU and step, bfloat16 autocast, 300 queries and {KNOWN} for "
+            "denoising, including the teacher's forward pass. "
+            '"Saved" are the tensors that autograd keeps for the backward pass. '
+            "A locked step all-reduces only the gradients of its head.",
             markdown_table(head, kinds),
-            "Milliseconds of a step if only one thing bounded it, and images a second by the slowest:",
+            "Milliseconds of a step if it were bound by arithmetic, memory traffic or launches alone, and images per "
+            "second at the slowest of the three:",
             markdown_table(["kind of step", "GPU", "arithmetic", "memory", "launches", "bound", "images/s"], bounds),
-            "A cycle over the eleven datasets and the run of 150, in hours; every GPU takes "
-            f"{BATCH} images a step, so that the batch grows with the GPUs:",
-            markdown_table(["GPUs", "GPU", "steps/cycle", "h/cycle", "of it communication", "h/150 cycles"], hours),
-            f"Published numbers of training images; {', '.join(unsplit)} are published without a split, "
-            "and count whole.",
+            "Hours of a cycle over the eleven datasets and of a run of 150 cycles, and the share of communication. "
+            f"Every GPU takes {BATCH} images per step, so the batch grows with the number of GPUs:",
+            markdown_table(["GPUs", "GPU", "steps/cycle", "h/cycle", "communication", "h/150 cycles"], hours),
+            f"Image counts are those published for the training splits; {', '.join(unsplit)} are published without "
+            "splits and count in full.",
         ]
     )
 
