@@ -1,5 +1,5 @@
-# Needs git, make and Python 3.11 or later. Everything is installed into VENV; an existing environment is used as it
-# is found, and its Detectron2 kept:  make test VENV=$CONDA_PREFIX
+# Requires git, make and Python 3.11 or later. Everything is installed into VENV. To use an existing environment and
+# keep its Detectron2:  make test VENV=$CONDA_PREFIX
 PYTHON ?= python3
 VENV ?= .venv
 TEST_WORKERS ?= 2
@@ -10,15 +10,15 @@ CONFIGS := projects/FoundationX/configs
 DEMO := output/demo
 DEMO_PICTURES := chestx_det_test candid_ptx_test tbx11k_val siim_acr_test
 
-# The stamp holds the checkout it was made for: an environment shared by two checkouts follows the one in use.
+# The stamp records the checkout it was made for: if two checkouts share an environment, the one in use is installed.
 STAMP := $(VENV)/.fx_d2-installed
 MOVED := $(if $(filter $(CURDIR),$(shell cat $(STAMP) 2>/dev/null)),,FORCE)
 
 .PHONY: help install lint test demo clean FORCE
 
 help:
-	@echo "make install  environment in $(VENV) with Detectron2 and fx_d2"
-	@echo "make demo     train and evaluate on synthetic X-rays on a CPU, with pictures"
+	@echo "make install  create $(VENV) with Detectron2 and fx_d2"
+	@echo "make demo     train and evaluate on synthetic X-rays on a CPU, with visualizations"
 	@echo "make test     style, types and tests"
 	@echo "make lint     style and types"
 	@echo "make clean    remove caches and $(DEMO)"
@@ -29,7 +29,7 @@ $(PY):
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fx_d2 needs Python 3.11 or later: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 
-# pip refuses a wheel tagged for another Python unless it is told the version and a target folder.
+# pip rejects a wheel tagged for another Python version unless given that version and a target folder.
 $(STAMP): setup.py requirements/detectron2.txt $(MOVED) | $(PY)
 	$(PIP) install -e '.[dev]'
 	@if $(PY) -c 'import importlib.util as u, sys; sys.exit(u.find_spec("detectron2") is None)'; then \
@@ -46,14 +46,14 @@ lint: install
 	$(PY) -m ruff format --check -q .
 	$(PY) -m mypy
 
-# One thread a process: tensors are small here, and threads that wait for each other cost more than they bring.
+# One thread per process: tensors are small here, and synchronising threads costs more than it saves.
 test demo: export OMP_NUM_THREADS = 1
 
 test: lint
 	$(PY) -m pytest -q -n $(TEST_WORKERS) --dist loadfile
 
 demo: export DETECTRON2_DATASETS = $(DEMO)/datasets
-# fvcore and detectron2 script functions at import.
+# fvcore and detectron2 call torch.jit.script at import.
 demo: export PYTHONWARNINGS = ignore::FutureWarning:torch.jit._script
 demo: install
 	rm -rf $(DEMO)

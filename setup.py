@@ -1,4 +1,4 @@
-"""Packaging of fx_d2. Each dependency stands with its reason; lower ends are the versions the tests ran with.
+"""Packaging of fx_d2. Every dependency has its reason; lower bounds are the versions the tests ran with.
 
 Detectron2 is not listed: it has no release on the package index under its own name. `make install` installs it from
 requirements/detectron2.txt without its dependencies, so what it needs at run time is listed here.
@@ -12,21 +12,21 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).resolve().parent
 
 INSTALL_REQUIRES = [
-    "torch==2.15.*",  # tested minor version; fvcore and detectron2 use torch.jit.script at import, which is going away
-    "torchvision==0.29.*",  # the partner of torch 2.15; detectron2 and timm import it (box operators)
-    "timm>=1.0.31,<1.1",  # the trunk: Swin with features_only
-    "safetensors>=0.8",  # inference checkpoints: weights in a file that cannot run code
-    "numpy>=2.4,<2.5",  # pycocotools still relies on an __array__ signature that a later numpy refuses
-    "scipy>=1.17",  # optimal matching of queries to boxes
-    "Pillow>=13,<14",  # reading 8-, 12- and 16-bit images; detectron2's image tools
-    # cv2 for resizing and warping, and for detectron2's Visualizer. The headless build holds the same cv2 without X11
-    # libraries, which cluster nodes lack.
+    "torch==2.15.*",  # tested minor version; fvcore and detectron2 call torch.jit.script at import, which is deprecated
+    "torchvision==0.29.*",  # matches torch 2.15; detectron2 and timm import it (box operators)
+    "timm>=1.0.31,<1.1",  # the backbone: Swin with features_only
+    "safetensors>=0.8",  # inference checkpoints: a weight format that cannot execute code
+    "numpy>=2.4,<2.5",  # pycocotools relies on an __array__ signature that later numpy versions reject
+    "scipy>=1.17",  # optimal assignment of queries to ground-truth boxes; distance transforms
+    "Pillow>=13,<14",  # image headers, mask files, writing PNGs; detectron2's image tools
+    # Decoding, resizing, warping; detectron2's Visualizer. The headless build is the same cv2 without the X11 libraries
+    # that cluster nodes lack.
     "opencv-python-headless>=5",
-    "kornia-rs>=0.2,<0.3",  # decodes grey PNGs twice as fast as cv2's libpng; half of a loader's time is decoding
-    "pycocotools>=2.0.11",  # run-length masks and average precision; the C++ evaluator of detectron2 is not needed
-    "PyYAML>=6",  # a dataset's own row, dataset.yaml
+    "kornia-rs>=0.2,<0.3",  # decodes greyscale PNGs twice as fast as cv2's libpng; decoding is half of a loader's time
+    "pycocotools>=2.0.11",  # run-length masks; COCO metrics to test and benchmark against
+    "PyYAML>=6",  # dataset rows, dataset.yaml
     "matplotlib>=3.11",  # detectron2's Visualizer; plots of reports
-    "Jinja2>=3.1",  # pages of reports, escaped; torch needs it as well
+    "Jinja2>=3.1",  # HTML reports, with escaping; also a dependency of torch
     "tensorboard>=2.21",  # detectron2's TensorboardXWriter
     "fvcore>=0.1.5.post20221221",  # detectron2: config nodes, checkpointer, schedulers (absent from its metadata)
     "iopath>=0.1.10",  # detectron2: PathManager (absent from its metadata)
@@ -34,7 +34,7 @@ INSTALL_REQUIRES = [
     "omegaconf>=2.3,<2.4",  # detectron2 imports it for lazy configs
     "hydra-core>=1.3,<1.4",  # detectron2 imports it for lazy configs
     "cloudpickle",  # detectron2: launch and lazy configs
-    "tabulate",  # detectron2: tables in the log
+    "tabulate",  # tables of results and reports; detectron2: tables in the log
     "termcolor",  # detectron2: log
     "tqdm",  # progress of the preparation scripts; detectron2 imports it
     "packaging",  # detectron2 declares it
@@ -43,25 +43,25 @@ INSTALL_REQUIRES = [
 EXTRAS_REQUIRE = {
     "dicom": [
         "pydicom>=3,<4",  # DICOM files: modality and VOI tables, windows, MONOCHROME1, bit depth
-        # Compressed pixels, all kinds in one package: JPEG, JPEG lossless, JPEG-LS, JPEG 2000. Apache-2.0, where the
-        # usual pylibjpeg-libjpeg is GPL-3.0.
+        # All kinds of compressed pixels in one package: JPEG, JPEG lossless, JPEG-LS, JPEG 2000. Apache-2.0, whereas
+        # the usual pylibjpeg-libjpeg is GPL-3.0.
         "python-gdcm>=3.2",
     ],
     "mha": [
         "SimpleITK>=2.5",  # MHA and MHD files (NODE21)
     ],
     "web": [
-        # The page of tools/demo.py. Flask is one function an address and refuses large uploads, and its Werkzeug
-        # comes with tensorboard anyway. Gradio 6 would bring thirty packages and go back to Pillow 12;
-        # FastAPI and Starlette serve asynchronously, of which one model behind a lock has no use.
+        # The page of tools/demo.py. Flask needs one function per route and limits upload size, and its Werkzeug comes
+        # with tensorboard anyway. Gradio 6 would add thirty packages and require Pillow 12; the async servers FastAPI
+        # and Starlette have no benefit for a single model behind a lock.
         "flask>=3.1",
-        "werkzeug>=3.1",  # Flask's own: its errors
-        "waitress>=3",  # serves it: plain Python, several threads, no log of requests
+        "werkzeug>=3.1",  # a dependency of Flask, imported for its exceptions
+        "waitress>=3",  # WSGI server: pure Python, multi-threaded, no request log
     ],
     "export": [
-        "onnx>=1.23",  # torch.onnx writes its files
-        "onnxscript>=0.7",  # torch.onnx translates with it
-        "onnxruntime>=1.32",  # runs what was written
+        "onnx>=1.23",  # the file format torch.onnx writes
+        "onnxscript>=0.7",  # torch.onnx converts with it
+        "onnxruntime>=1.32",  # runs the exported model
     ],
     "triton": [
         "triton>=3.9",  # MODEL.LOC.SAMPLER triton; comes with torch's builds for GPUs
@@ -70,24 +70,24 @@ EXTRAS_REQUIRE = {
         "ruff",  # style
         "mypy",  # types
         "pytest",  # tests
-        "pytest-xdist",  # tests on two cores at once
-        "hypothesis",  # property tests of box maths, masks and schedules
-        "scikit-learn",  # independent AUROC to test ours against
+        "pytest-xdist",  # runs tests in parallel
+        "hypothesis",  # property-based tests of boxes, masks and schedules
+        "scikit-learn",  # independent AUROC and average precision to test against
         "pydicom>=3,<4",  # tests write and read DICOM files
         "python-gdcm>=3.2",  # tests compress and read DICOM files
         "SimpleITK>=2.5",  # tests write and read MHA files
-        "flask>=3.1",  # tests drop films on the page
+        "flask>=3.1",  # tests upload images to the page
         "werkzeug>=3.1",
         "waitress>=3",
-        "onnx>=1.23",  # tests export ...
+        "onnx>=1.23",  # tests export models ...
         "onnxscript>=0.7",
-        "onnxruntime>=1.32",  # ... and run what they exported
+        "onnxruntime>=1.32",  # ... and run them
     ],
 }
 
 
 def read_version() -> str:
-    """`__version__` of fx_d2/__init__.py, read without importing the package."""
+    """`__version__` from fx_d2/__init__.py, without importing the package."""
     text = (ROOT / "fx_d2" / "__init__.py").read_text(encoding="utf-8")
     found = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
     if found is None:
@@ -105,7 +105,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["fx_d2", "fx_d2.*"]),
-    # compiled on first use; the report's page; the page of --web
+    # sources compiled on first use; report templates; the page of tools/demo.py --web
     package_data={"fx_d2.layers": ["*.cpp"], "fx_d2.reporting": ["templates/*"], "fx_d2.demo": ["page/*"]},
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,

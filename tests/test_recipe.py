@@ -17,15 +17,15 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = ROOT / "projects" / "FoundationX"
 RECIPE = (PROJECT / "RECIPE.md").read_text()
 VALUES, _, DEVIATIONS = RECIPE.partition("## Where we differ")
-ROWS = [line for line in DEVIATIONS.splitlines() if line.startswith("| ")][1:]
+ROWS = [line for line in DEVIATIONS.splitlines() if line.startswith("| ") and not line.startswith("| what |")]
 VALUE_ROWS = [line for line in VALUES.splitlines() if line.startswith("| ") and re.search(r"`[A-Z]+\.", line)]
 CONFIG_OF = {
     "baseline": "baseline/cls.yaml",
     "organs": "organs/vindr_organs.yaml",
     "fine-tuning": "finetune/full.yaml",
     "head-only": "finetune/cls_head_only.yaml",
-    "small sets for segmentation": "finetune/seg.yaml",
-    "few images": "fewshot/jsrt_clavicles.yaml",
+    "small segmentation datasets": "finetune/seg.yaml",
+    "few-shot": "fewshot/jsrt_clavicles.yaml",
     "Foundation X+": "pretrain/foundation_x_plus.yaml",
 }
 """The config that a row speaks of, by what stands before its colon; others: the recipe of pretraining."""
