@@ -1,4 +1,4 @@
-"""Reading every image of a split to find what an annotation file cannot tell: broken files, depths, blank films."""
+"""Decode every image of a split to find what annotations do not show: broken files, bit depths, blank images."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from fx_d2.structures import FXError
 
 @dataclass(frozen=True)
 class Inspection:
-    """What reading a split showed.
+    """Results of inspecting a split.
 
     Attributes:
-        faults: one line an image that cannot be used, naming its file.
-        kinds: number of files by kind and depth, such as "PNG, 16 bits".
-        blank: files whose pixels all have one value.
-        prints: int8 (images, D), coarse prints in the order of the split; zeros where the image cannot be read.
+        faults: one line per unusable image, naming the file.
+        kinds: file counts by format and bit depth, such as "PNG, 16 bits".
+        blank: files of constant images.
+        prints: int8 (images, D), coarse fingerprints in the order of the split; zeros for unreadable images.
     """
 
     faults: list[str]
@@ -38,12 +38,12 @@ class Inspection:
 
 
 def inspect_split(dicts: Sequence[Mapping[str, Any]], *, workers: int = 0, name: str = "") -> Inspection:
-    """Read all images and mask files of a split.
+    """Decode all images and mask files of a split.
 
     Args:
         dicts: Detectron2 dicts of `annotations.load_split`.
-        workers: processes; 0 = no others.
-        name: of the split, for the progress bar.
+        workers: worker processes; 0 = the main process.
+        name: name of the split, for the progress bar.
     """
     faults: list[str] = []
     blank: list[str] = []
@@ -70,7 +70,7 @@ def inspect_split(dicts: Sequence[Mapping[str, Any]], *, workers: int = 0, name:
 
 
 def _inspect(record: Mapping[str, Any]) -> tuple[str, np.ndarray | None, str]:
-    """Kind and depth of the file, its print (None: cannot be read), and what is wrong with image or masks."""
+    """Format and bit depth of the file, its fingerprint (None: unreadable), and an error message or ""."""
     kind, print_ = "unreadable", None
     try:
         kind = describe_file(Path(record["file_name"]))

@@ -68,9 +68,9 @@ def test_full_mask() -> None:
         ("-1 3", "number -1"),
         ("2 -3", "number -3"),
         ("2 3 5 9", "ends at pixel 19"),
-        ("2 x", "not a whole number"),
-        ("2.5 1", "not a whole number"),
-        ("99999999999999999999 1", "not a whole number"),
+        ("2 x", "not an integer"),
+        ("2.5 1", "not an integer"),
+        ("99999999999999999999 1", "not an integer"),
         ("9223372036854775807 9223372036854775807", "beyond any image"),
     ],
 )
@@ -81,7 +81,7 @@ def test_broken_relative_codes(text: str, message: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("0 2", "counted from 1"), ("3 2 1 1", "out of order"), ("1 3 2 4", "upon each other"), ("1 13", "pixel 13")],
+    [("0 2", "counted from 1"), ("3 2 1 1", "unsorted or"), ("1 3 2 4", "overlapping runs"), ("1 13", "pixel 13")],
 )
 def test_broken_absolute_codes(text: str, message: str) -> None:
     with pytest.raises(FXError, match=message):

@@ -53,7 +53,7 @@ def test_boxes_tell_negatives_from_unknown(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_id": [0]}, "not COCO detection json"),
+        ({"image_id": [0]}, "not a COCO detection JSON"),
         ({"image_id": 9}, "annotation 1: there is no image with id 9"),
         ({"category_id": "4"}, "annotation 1: there is no category with id '4'"),
         ({"bbox": ["1", "2", "3", "4"]}, "annotation 1: bbox must be four numbers"),

@@ -57,7 +57,7 @@ def test_a_study_without_labels_is_not_annotated(
     folder = tmp_path / "out" / ROW
     records = load_split(folder / "train.json", load_spec(folder), "train")
     assert [r["study_id"] for r in records if not r["annotated"]["cls"]] == ["50000003"] and len(records) == 8
-    assert "1 studies have no row in the table of labels: their 1 images are not annotated" in caplog.text
+    assert "1 studies have no row in the label table: their 1 images are not annotated" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_a_study_without_labels_is_not_annotated(
     [
         (edit("chexpert", "Atelectasis", "Collapse"), "no column 'Atelectasis'"),
         (edit("chexpert", "50000003", "50000002"), "study 50000002 occurs twice"),
-        (edit("split", "validate", "valid"), "is of split 'valid'"),
+        (edit("split", "validate", "valid"), "has split 'valid'"),
         (edit("metadata", "dicom_id", "image"), "no column 'dicom_id'"),
         (lambda root: (root / "mimic-cxr-2.0.0-split.csv.gz").unlink(), "0 files mimic-cxr-<version>-split.csv"),
     ],
