@@ -140,7 +140,9 @@ def read_mask_file(path: str | Path) -> np.ndarray:
             kind = image.format
             pixels = np.asarray(image if image.mode in ("1", "L", "I;16", "I") else image.convert("RGB"))
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
-        raise FXError(f"{path}: not a whole PNG or GIF" if data else f"{path}: empty file") from None
+        raise FXError(f"{path}: not a complete PNG or GIF" if data else f"{path}: empty file") from None
+    except Image.DecompressionBombError as error:
+        raise FXError(f"{path}: {error}") from None
     problem = png_problem(data) if kind == "PNG" else ""
     if kind == "JPEG" or problem:
         raise FXError(f"{path}: {problem or 'a mask must be a PNG or GIF: JPEG is lossy'}")
@@ -173,8 +175,9 @@ def _pairs(text: str) -> np.ndarray:
         raise FXError(f"run-length code holds something that is not an integer: {text[:40]!r}") from None
     if len(numbers) % 2:
         raise FXError(f"run-length code has {len(numbers)} numbers; they must come in pairs")
-    if len(numbers) and (numbers.min() < 0 or numbers.max() > np.iinfo(np.int32).max):
-        raise FXError(f"run-length code has the number {numbers[(numbers < 0).argmax()]}, beyond any image")
+    beyond = numbers[(numbers < 0) | (numbers > np.iinfo(np.int32).max)]
+    if len(beyond):
+        raise FXError(f"run-length code has the number {beyond[0]}, beyond any image")
     return numbers.reshape(-1, 2)
 
 

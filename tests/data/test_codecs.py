@@ -72,6 +72,7 @@ def test_full_mask() -> None:
         ("2.5 1", "not an integer"),
         ("99999999999999999999 1", "not an integer"),
         ("9223372036854775807 9223372036854775807", "beyond any image"),
+        ("1 2 99999999999 1", "number 99999999999, beyond any image"),
     ],
 )
 def test_broken_relative_codes(text: str, message: str) -> None:
@@ -168,6 +169,14 @@ def test_unreadable_mask_files(tmp_path: Path) -> None:
         read_mask_file(tmp_path / "a.png")
     with pytest.raises(FXError, match="none.png: mask file cannot be read"):
         read_mask_file(tmp_path / "none.png")
+
+
+def test_a_mask_file_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow refuses it with an error of its own class."""
+    Image.fromarray(HAND).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4)
+    with pytest.raises(FXError, match=r"a\.png: Image size \(12 pixels\) exceeds limit"):
+        read_mask_file(tmp_path / "a.png")
 
 
 def test_merge() -> None:
