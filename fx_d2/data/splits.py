@@ -55,9 +55,9 @@ def draw_splits(patients: Sequence[str], shares: Mapping[str, float], seed: int)
     Raises:
         FXError: shares that leave nothing for train, or so few patients that none are left for train.
     """
-    wanted = {split: round(shares.get(split, 0) * len(patients)) for split in ("test", "val")}
-    if min(shares.values(), default=0) < 0 or sum(shares.values()) >= 1:
+    if not all(share >= 0 for share in shares.values()) or sum(shares.values()) >= 1:  # NaN is refused, too.
         raise FXError(f"shares of val and test must be 0 or more with a sum below 1, not {dict(shares)}")
+    wanted = {split: round(shares.get(split, 0) * len(patients)) for split in ("test", "val")}
     sizes = Counter(patients)
     order = sorted(sizes, key=lambda patient: hashlib.sha256(f"{seed}/{patient}".encode()).digest())
     owner: dict[str, str] = {}
@@ -85,7 +85,10 @@ def read_split_lists(folder: Path) -> dict[str, str]:
     owner: dict[str, str] = {}
     for split, file in files.items():
         for line in read_names(file):
-            name = image_key(line.replace(",", " ").split()[0])
+            words = line.replace(",", " ").split()
+            if not words:
+                raise FXError(f"{file}: line {line!r} names no image")
+            name = image_key(words[0])
             if owner.setdefault(name, split) != split:
                 raise FXError(f"{file}: image {name!r} is also in {owner[name]}.txt")
     return owner

@@ -36,7 +36,9 @@ def test_the_draw_depends_on_patients_and_seed_alone() -> None:
     assert [i for i, x in enumerate(ten) if x == "test"] == [0, 6] and ten.index("val") == 3
 
 
-@pytest.mark.parametrize("shares", [{"val": -0.1}, {"val": 0.5, "test": 0.5}])
+@pytest.mark.parametrize(
+    "shares", [{"val": -0.1}, {"val": 0.5, "test": 0.5}, {"val": float("nan")}, {"test": float("inf")}]
+)
 def test_impossible_shares_are_refused(shares: dict[str, float]) -> None:
     with pytest.raises(FXError, match="shares"):
         draw_splits(["a", "b"], shares, 0)
@@ -65,6 +67,9 @@ def test_lists_with_labels_and_endings_are_read(tmp_path: Path) -> None:
     assert read_split_lists(tmp_path) == {"a": "train", "sub/b": "train", "1.2.826.3": "test"}
     (tmp_path / "val.txt").write_text("a.jpeg\n")
     with pytest.raises(FXError, match=r"val\.txt: image 'a' is also in train\.txt"):
+        read_split_lists(tmp_path)
+    (tmp_path / "val.txt").write_text("c.png\n,\n")
+    with pytest.raises(FXError, match=r"val\.txt: line ',' names no image"):
         read_split_lists(tmp_path)
 
 
