@@ -48,7 +48,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
         for entry in read_json(table, list):
             try:
                 name, lists = str(entry["file_name"]).removesuffix(".png"), [entry[key] for key in LISTS]
-                instances = list(zip(*lists, strict=True))
+                instances = [(str(finding), *shapes) for finding, *shapes in zip(*lists, strict=True)]
             except (KeyError, TypeError, ValueError):
                 raise FXError(
                     f"{table}: an entry needs file_name, and {LISTS} of equal length: {str(entry)[:80]}"
@@ -64,15 +64,17 @@ def annotate(rule: str, instances: Sequence[tuple[str, Any, Any]], shape: tuple[
     strange = sorted({name for name, _, _ in instances} - set(SPEC.cls_classes))
     if strange:
         raise FXError(f"finding {strange[0]!r} is not one of {list(SPEC.cls_classes)}")
-    boxes, masks = [], []
+    # Masks first: they check the polygons.
+    masks = []
+    for name in SPEC.seg_classes:
+        masks.append(encode_mask(fill_polygons([shape_ for title, _, shape_ in instances if title == name], *shape)))
+    boxes = []
     for name, box, polygon in instances:
         if rule == "polygons":
             # Vertices are pixel centres; the outline belongs to the polygon.
             low, high = np.min(polygon, axis=0), np.max(polygon, axis=0) + 1
             box = [*low, *high]
         boxes.append((name, clip_box(box, shape)))
-    for name in SPEC.seg_classes:
-        masks.append(encode_mask(fill_polygons([shape_ for title, _, shape_ in instances if title == name], *shape)))
     present = {name for name, _, _ in instances}
     return {"labels": [int(name in present) for name in SPEC.cls_classes], "boxes": boxes, "masks": masks}
 

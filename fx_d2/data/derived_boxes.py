@@ -103,10 +103,14 @@ def clip_box(corners: Sequence[float], shape: tuple[int, int], slack: float = 1.
         FXError: a coordinate that is not a finite number, a box that exceeds its image by more than `slack` pixels
             (annotated at another image size), or a box without area.
     """
-    box, (height, width) = np.asarray(corners, dtype=np.float64), shape
-    limits = np.array([width, height, width, height])
+    try:
+        box = np.asarray(corners, dtype=np.float64)
+    except (TypeError, ValueError):
+        box = np.empty(0)
     if box.shape != (4,) or not np.isfinite(box).all():
-        raise FXError(f"box {list(corners)} must be four finite numbers x1, y1, x2, y2")
+        raise FXError(f"box {corners!r} must be four finite numbers x1, y1, x2, y2")
+    height, width = shape
+    limits = np.array([width, height, width, height])
     if (box < -slack).any() or (box > limits + slack).any():
         raise FXError(f"box {box.tolist()} extends beyond its image of {width} x {height} pixels")
     x1, y1, x2, y2 = np.clip(box, 0, limits).tolist()

@@ -84,6 +84,9 @@ def test_a_box_is_cut_to_its_image_by_a_pixel_at_most() -> None:
         ((30, 5, 30.5, 9), "has no area"),
         ((1, 2, float("nan"), 4), "four finite numbers"),
         ((1, 2, 3), "four finite numbers"),
+        (None, "box None must be four finite numbers"),
+        ((1, 2, "x", 4), "four finite numbers"),
+        ((1, 2, [3], 4), "four finite numbers"),
     ):
         with pytest.raises(FXError, match=message):
-            clip_box(wrong, (20, 30))
+            clip_box(wrong, (20, 30))  # type: ignore[arg-type]
