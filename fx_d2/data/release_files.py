@@ -9,6 +9,7 @@ import csv
 import gzip
 import json
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def read_rows(path: Path, columns: Sequence[str], *, optional: Sequence[str] = (
         raise FXError(f"{path}: not found; datasets/README.md lists the required files") from None
     except UnicodeDecodeError as error:
         raise FXError(f"{path}: not UTF-8 text after row {number} ({error.reason}): save it as UTF-8") from None
-    except (OSError, EOFError, csv.Error) as error:
+    except (OSError, EOFError, zlib.error, csv.Error) as error:
         raise FXError(f"{path}: cannot be read as a table after row {number} ({error})") from None
     if number == 1:
         raise FXError(f"{path}: has no rows")

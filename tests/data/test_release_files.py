@@ -26,6 +26,9 @@ def test_gzip_and_long_cells_are_read(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:200])
     with pytest.raises(FXError, match=r"table\.csv\.gz: cannot be read as a table"):
         list(read_rows(file, ("id",)))
+    file.write_bytes(file.read_bytes()[:20] + b"\xff" * 100)
+    with pytest.raises(FXError, match=r"table\.csv\.gz: cannot be read as a table .*decompressing"):
+        list(read_rows(file, ("id",)))
 
 
 @pytest.mark.parametrize(
