@@ -136,21 +136,21 @@ def read_boxes(file: Path, categories: Sequence[str], names: set[str]) -> Boxes:
     """
     document = read_json(file, dict)
     try:
-        classes = {row["id"]: row["name"] for row in document["categories"]}
-        owners = {row["id"]: row for row in document["images"]}
+        classes = {row["id"]: str(row["name"]) for row in document["categories"]}
+        owners = {row["id"]: str(row["file_name"]) for row in document["images"]}
         boxes = {
-            row["file_name"]: ImageBoxes((int(row["width"]), int(row["height"])), file) for row in document["images"]
+            owners[row["id"]]: ImageBoxes((int(row["width"]), int(row["height"])), file) for row in document["images"]
         }
         annotations = [
             (row, row["bbox"], owners.get(row["image_id"]), classes.get(row["category_id"]))
             for row in document["annotations"]
         ]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise FXError(f"{file}: not a COCO detection JSON ({error!r})") from None
     for what, key in (("categories", "id"), ("images", "id"), ("images", "file_name")):
-        value, times = Counter(row[key] for row in document[what]).most_common(1)[0] if document[what] else ("", 1)
-        if times > 1:
-            raise FXError(f"{file}: {value!r} is the {key} of {times} {what}")
+        repeats = Counter(repr(row[key]) for row in document[what]).most_common(1)
+        if repeats and repeats[0][1] > 1:
+            raise FXError(f"{file}: {repeats[0][0]} is the {key} of {repeats[0][1]} {what}")
     if sorted(classes.values()) != sorted(categories):
         found = sorted(classes.values())
         raise FXError(f"{file}: categories {found} are not those of dataset.json: {sorted(categories)}")
@@ -170,7 +170,7 @@ def read_boxes(file: Path, categories: Sequence[str], names: set[str]) -> Boxes:
             raise FXError(f"{where}: crowd boxes (iscrowd 1) are not supported")
         if not isinstance(box, list) or len(box) != 4 or not all(isinstance(v, int | float) for v in box):
             raise FXError(f"{where}: bbox must be four numbers [x, y, w, h], not {box!r}")
-        boxes[owner["file_name"]].boxes.append((name, box))
+        boxes[owner].boxes.append((name, box))
     _warn_of_repeated(boxes, file)
     return boxes
 

@@ -68,6 +68,28 @@ def test_bad_boxes(tmp_path: Path, change: dict[str, Any], message: str) -> None
         read_boxes(tmp_path / "boxes.json", ["tb"], {"a"})
 
 
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("categories", {"id": 5, "name": None}, r"categories \['None', 'tb'\] are not those"),
+        ("images", {"id": 1, "file_name": 3, "width": 9, "height": 8}, "image '3' is not among"),
+        ("images", {"id": 1, "file_name": "a", "width": float("inf"), "height": 8}, "not a COCO detection JSON"),
+        ("images", {"id": 1, "file_name": "a", "width": 9, "height": 8}, "'a' is the file_name of 2 images"),
+        ("images", {"id": 0, "file_name": "b", "width": 9, "height": 8}, "0 is the id of 2 images"),
+    ],
+)
+def test_bad_images_and_categories(tmp_path: Path, part: str, change: dict[str, Any], message: str) -> None:
+    document: dict[str, list[Any]] = {
+        "images": [{"id": 0, "file_name": "a", "width": 9, "height": 8}],
+        "annotations": [],
+        "categories": [{"id": 4, "name": "tb"}],
+    }
+    document[part].append(change)
+    (tmp_path / "boxes.json").write_text(json.dumps(document))
+    with pytest.raises(FXError, match=f"boxes.json: {message}"):
+        read_boxes(tmp_path / "boxes.json", ["tb"], {"a"})
+
+
 def test_minimal_description(tmp_path: Path) -> None:
     file = tmp_path / "dataset.json"
     file.write_text('{"name": "a", "splits": {"train": "train.txt"}, "labels": {"columns": ["tb"]}}')
