@@ -143,6 +143,8 @@ def _shade(levels: np.ndarray, dataset: Any, pixels: ModuleType) -> np.ndarray:
         shown = pixels.apply_windowing(values, dataset)
     else:
         shown, first, last = values, min(first, last), max(first, last)
+    if first == last:
+        raise ValueError(f"its rescale slope maps all stored values to {first:g}")
     return np.clip((np.asarray(shown, dtype=np.float64) - first) / (last - first), 0, 1)
 
 

@@ -111,6 +111,12 @@ def test_rescale_alone_keeps_the_range(write: Callable[..., Path]) -> None:
     _close(path, np.clip((2500 - LEVELS.astype(float)) / 1000, 0, 1))
 
 
+def test_a_slope_of_zero_is_refused(write: Callable[..., Path]) -> None:
+    """All pixels would mean the same value: nothing is black or white."""
+    with pytest.raises(FXError, match=r"a\.dcm: .*its rescale slope maps all stored values to 7"):
+        read_image(write(LEVELS, 12, RescaleSlope=0, RescaleIntercept=7))
+
+
 def test_sigmoid(write: Callable[..., Path]) -> None:
     path = write(LEVELS, 12, WindowCenter=2000, WindowWidth=800, VOILUTFunction="SIGMOID")
     _close(path, 1 / (1 + np.exp(-4 * (LEVELS.astype(float) - 2000) / 800)))
