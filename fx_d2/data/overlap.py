@@ -152,21 +152,22 @@ def excluded_images(path: str | Path, registered: str) -> frozenset[int]:
     """
     try:
         document = json.loads(Path(path).read_bytes())
-        splits = document["splits"] if document["format"] == FORMAT else None
+        if document["format"] != FORMAT:
+            raise ValueError
+        split = document["splits"].get(registered)
+        if split is None:
+            return frozenset()
+        digest, ids = split["annotations"], frozenset(image["image_id"] for image in split["images"])
     except FileNotFoundError:
         raise FXError(f"DATASETS.EXCLUDE: {path} not found: tools/check_datasets.py --exclude writes it") from None
-    except (OSError, ValueError, KeyError, TypeError):
-        splits = None
-    if not isinstance(splits, dict):
-        raise FXError(f"DATASETS.EXCLUDE: {path} is not a file that tools/check_datasets.py --exclude wrote")
-    if registered not in splits:
-        return frozenset()
-    if splits[registered]["annotations"] != annotation_digest(registered):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise FXError(f"DATASETS.EXCLUDE: {path} is not a file that tools/check_datasets.py --exclude wrote") from None
+    if digest != annotation_digest(registered):
         raise FXError(
             f"DATASETS.EXCLUDE: {path} was written for other annotations of {registered}: the dataset has been "
             "prepared again; rerun tools/check_datasets.py --exclude"
         )
-    return frozenset(image["image_id"] for image in splits[registered]["images"])
+    return ids
 
 
 def annotation_digest(registered: str) -> str:

@@ -100,7 +100,8 @@ def test_refused(two: CfgNode, tmp_path: Path) -> None:
     file = tmp_path / "leaks.json"
     with pytest.raises(FXError, match="leaks.json not found.*check_datasets"):
         excluded_images(file, "toy_train")
-    for text in ("{", "[]", '{"format": "coco", "splits": {}}'):
+    head = '{"format": "fx_d2 exclusions", "splits": '
+    for text in ("{", "[]", '{"format": "coco", "splits": {}}', head + "[]}", head + '{"toy_train": {"images": []}}}'):
         file.write_text(text)
         with pytest.raises(FXError, match="is not a file that"):
             excluded_images(file, "toy_train")
