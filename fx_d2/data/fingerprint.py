@@ -52,7 +52,7 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float(abs(a @ b) / norm) if norm else 0.0
 
 
-def similar_pairs(a: np.ndarray, b: np.ndarray, threshold: float = CANDIDATE) -> Iterator[tuple[int, int, float]]:
+def similar_pairs(a: np.ndarray, b: np.ndarray, threshold: float = CANDIDATE) -> Iterator[tuple[int, int]]:
     """Find pairs of coarse fingerprints that may be duplicates, on the GPU if one is available.
 
     Args:
@@ -61,7 +61,7 @@ def similar_pairs(a: np.ndarray, b: np.ndarray, threshold: float = CANDIDATE) ->
         threshold: minimum absolute correlation.
 
     Yields:
-        (index into a, index into b, absolute correlation).
+        (index into a, index into b).
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for start in range(0, len(a), _BLOCK):
@@ -69,7 +69,7 @@ def similar_pairs(a: np.ndarray, b: np.ndarray, threshold: float = CANDIDATE) ->
         for other in range(0, len(b), _BLOCK):
             similarity = (left @ _unit(b[other : other + _BLOCK], device).T).abs()
             for i, j in (similarity >= threshold).nonzero().tolist():
-                yield start + i, other + j, float(similarity[i, j])
+                yield start + i, other + j
 
 
 def _unit(prints: np.ndarray, device: torch.device) -> torch.Tensor:

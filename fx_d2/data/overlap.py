@@ -90,7 +90,7 @@ def find_overlaps(dicts: Dicts, prints: Prints) -> list[Overlap]:
 
     found = []
     for a, b in itertools.combinations_with_replacement(prints, 2):
-        for i, j, _ in similar_pairs(prints[a], prints[b]):
+        for i, j in similar_pairs(prints[a], prints[b]):
             if a == b and i >= j:
                 continue
             similarity = correlation(look(a, i), look(b, j))
