@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
 from tabulate import tabulate
 
@@ -103,13 +103,9 @@ def _registered(args: argparse.Namespace) -> list[str]:
         if not found:
             raise FXError(f"{name}: no annotation file in {root / name}; prepare it first (datasets/README.md)")
         names += found
-    _register(cfg, names)
-    return names
-
-
-def _register(cfg: CfgNode, names: list[str]) -> None:
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (), tuple(names)
     register_datasets(cfg)
+    return names
 
 
 def _load(names: list[str]) -> tuple[Splits, list[str]]:

@@ -239,8 +239,10 @@ def _check_ranges(values: dict[str, Any], where: str) -> None:
         "ROTATE": (0, 180),
         "SCALE": (0, 0.99),
         "SHIFT": (0, 1),
+        "BRIGHTNESS": (0, MAX_LIGHT),
+        "CONTRAST": (0, MAX_LIGHT),
     }
-    for key, (low, high) in (limits | {"BRIGHTNESS": (0, MAX_LIGHT), "CONTRAST": (0, MAX_LIGHT)}).items():
+    for key, (low, high) in limits.items():
         if not low <= values[key] <= high:
             raise FXError(f"{where}: {key} is {values[key]}, it must be in [{low}, {high}]")
 

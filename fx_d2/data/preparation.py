@@ -13,7 +13,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -132,10 +132,11 @@ def add_draw_options(parser: argparse.ArgumentParser) -> None:
 def run(parser: argparse.ArgumentParser, make_plan: Callable[[Any], Plan], argv: Sequence[str] | None = None) -> int:
     """`main` of a script: prints a table of counts and returns 0, or a one-line error to stderr and returns 1."""
     args = parser.parse_args(argv)
+    options = Options(**{option.name: getattr(args, option.name) for option in fields(Options)})
 
     def work() -> tuple[DatasetSpec, Prepared]:
         plan = make_plan(args)
-        return plan.spec, prepare(plan, Options(**{name: getattr(args, name) for name in Options.__dataclass_fields__}))
+        return plan.spec, prepare(plan, options)
 
     return report(work, args.output, dry_run=args.dry_run)
 
@@ -297,7 +298,7 @@ def _annotate(annotate: Annotate, root: Path, options: Options, cache: Path | No
     try:
         height, width = image_size(case.image)
         try:
-            fields = annotate(case.annotation, (height, width))
+            annotation = annotate(case.annotation, (height, width))
         except FXError as error:
             raise FXError(f"{case.image}: {error}") from None
         image: dict[str, Any] = {
@@ -307,7 +308,7 @@ def _annotate(annotate: Annotate, root: Path, options: Options, cache: Path | No
             "patient_id": case.patient_id,
             "study_id": case.study_id,
             "meta": dict(case.meta),
-        } | dict(fields)
+        } | dict(annotation)
         if cache is not None:
             (image,) = cache_images([image], image_root=root, cache_root=cache, shorter=options.cache_size)
         elif options.verify:
