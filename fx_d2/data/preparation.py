@@ -173,6 +173,9 @@ def prepare(plan: Plan, options: Options) -> Prepared:
     Raises:
         FXError: the first problem found; no annotation files were written.
     """
+    for option, value in (("--limit", options.limit), ("--cache-size", options.cache_size)):
+        if value < 0:
+            raise FXError(f"{option} is {value}; it must be 0 or more")
     check_own_row(plan.spec, str(plan.root))
     if not plan.cases:
         raise FXError(f"{plan.root}: the tables of the release list no images")

@@ -187,6 +187,14 @@ def test_a_patient_in_two_splits_and_other_classes_are_refused(make_plan: MakePl
         prepare(make_plan("ttvee", spec=other), Options(output=tmp_path / "out"))
 
 
+@pytest.mark.parametrize("option", ["limit", "cache_size"])
+def test_negative_options_are_refused(make_plan: MakePlan, tmp_path: Path, option: str) -> None:
+    """A limit of -1 dropped the last image of each split."""
+    with pytest.raises(FXError, match=f"--{option.replace('_', '-')} is -1; it must be 0 or more"):
+        prepare(make_plan("ttvee"), Options(output=tmp_path / "out", **{option: -1}))
+    assert not (tmp_path / "out").exists()
+
+
 def test_images_inside_the_root_are_named_relatively(tmp_path: Path) -> None:
     target = tmp_path / "prepared" / "small"
     assert relative_root(tmp_path / "prepared" / "raw" / "small", target) == "../raw/small"
