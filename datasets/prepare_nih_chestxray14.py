@@ -35,7 +35,11 @@ def make_plan(args: argparse.Namespace) -> Plan:
     """One case per table row, annotated with the names of its findings."""
     table = find_file(args.source, TABLES)
     lists = {"train": "train_val_list.txt", "test": "test_list.txt"}
-    owner = {name: split for split, file in lists.items() for name in read_names(find_file(args.source, (file,)))}
+    owner: dict[str, str] = {}
+    for split, file in lists.items():
+        for name in read_names(find_file(args.source, (file,))):
+            if owner.setdefault(name, split) != split:
+                raise FXError(f"{args.source}: image {name!r} is in {lists['train']} and in {file}")
     files = index_files(args.source, (".png",))
     cases, seen = [], set()
     for row in read_rows(table, COLUMNS, optional=("Patient Age", "Patient Gender", "View Position")):
