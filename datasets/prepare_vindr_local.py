@@ -66,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def make_plan(args: argparse.Namespace) -> Plan:
     """One case per image in the folders, annotated with the boxes of all readers."""
+    if not 0 < args.fusion_iou < 1:
+        raise FXError(f"--fusion-iou is {args.fusion_iou}; it must be between 0 and 1")
     spec = SPEC if args.classes == 14 else ALL_SPEC
     competition = args.source / "train.csv"
     tables = {split: args.source / "annotations" / f"annotations_{split}.csv" for split in ("train", "test")}

@@ -119,3 +119,8 @@ def edit(old: str, new: str) -> Callable[[Path], None]:
 )
 def test_faulty_tables_are_refused(refused: Callable[..., str], old: str, new: str, message: str) -> None:
     assert message in refused(ROW, edit(old, new))
+
+
+@pytest.mark.parametrize("value", ["0", "1", "nan"])
+def test_a_fusion_threshold_out_of_range_is_refused(refused: Callable[..., str], value: str) -> None:
+    assert "--fusion-iou is" in refused(ROW, lambda root: None, "--fusion-iou", value)
