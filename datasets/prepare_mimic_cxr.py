@@ -71,7 +71,12 @@ def make_plan(args: argparse.Namespace) -> Plan:
         known = f"{len({case.study_id for case in bare})} studies have no row in the label table"
         logger.warning("%s: their %d images are not annotated, such as %s", known, len(bare), bare[0].image.name)
     return Plan(
-        spec=SPEC, root=args.source, cases=cases, annotate=annotate, note=f"labels: {args.labels}; views: {args.views}"
+        spec=SPEC,
+        root=args.source,
+        cases=cases,
+        annotate=annotate,
+        release=table.name.removeprefix("mimic-cxr-").partition("-split")[0],
+        note=f"labels: {args.labels}; views: {args.views}",
     )
 
 

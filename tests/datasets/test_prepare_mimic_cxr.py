@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import importlib
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +56,7 @@ def test_a_study_without_labels_is_not_annotated(
     command = [str(tmp_path / "copy"), "--output", str(tmp_path / "out"), "--workers", "0"]
     assert importlib.import_module("prepare_mimic_cxr").main(command) == 0
     folder = tmp_path / "out" / ROW
+    assert json.loads((folder / "train.json").read_text())["info"]["release"] == "2.0.0"
     records = load_split(folder / "train.json", load_spec(folder), "train")
     assert [r["study_id"] for r in records if not r["annotated"]["cls"]] == ["50000003"] and len(records) == 8
     assert "1 studies have no row in the label table: their 1 images are not annotated" in caplog.text
