@@ -15,6 +15,9 @@ from fx_d2.structures import DatasetSpec, FXError
 Box = list[float]
 """x, y, width, height in pixels."""
 
+BOX_SLACK = 1.0
+"""Pixels by which a box of a release may exceed its image; `clip_box` clips it."""
+
 MASK_RULES = ("annotations", "components", "extent")
 """How boxes are derived from the masks of a class: see `boxes_of_masks`."""
 
@@ -96,11 +99,11 @@ def fuse_boxes(boxes: Sequence[Box], min_iou: float) -> tuple[list[Box], list[li
     return [[float(a), float(b), float(c - a), float(d - b)] for a, b, c, d in fused], members
 
 
-def clip_box(corners: Sequence[float], shape: tuple[int, int], slack: float = 1.0) -> Box:
+def clip_box(corners: Sequence[float], shape: tuple[int, int]) -> Box:
     """The box [x, y, w, h] of corners x1, y1, x2, y2, clipped to the image (height, width).
 
     Raises:
-        FXError: a coordinate that is not a finite number, a box that exceeds its image by more than `slack` pixels
+        FXError: a coordinate that is not a finite number, a box that exceeds its image by more than BOX_SLACK pixels
             (annotated at another image size), or a box without area.
     """
     try:
@@ -111,7 +114,7 @@ def clip_box(corners: Sequence[float], shape: tuple[int, int], slack: float = 1.
         raise FXError(f"box {corners!r} must be four finite numbers x1, y1, x2, y2")
     height, width = shape
     limits = np.array([width, height, width, height])
-    if (box < -slack).any() or (box > limits + slack).any():
+    if (box < -BOX_SLACK).any() or (box > limits + BOX_SLACK).any():
         raise FXError(f"box {box.tolist()} extends beyond its image of {width} x {height} pixels")
     x1, y1, x2, y2 = np.clip(box, 0, limits).tolist()
     if x2 <= x1 or y2 <= y1:

@@ -18,19 +18,18 @@ from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittle
 from fx_d2.structures import FXError
 
 
-def write_image(path: Path, image: np.ndarray, quality: int = 95) -> None:
+def write_image(path: Path, image: np.ndarray) -> None:
     """Write an array as PNG or JPEG, by file extension; creates the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    options = [cv2.IMWRITE_JPEG_QUALITY, quality] if path.suffix in (".jpg", ".jpeg") else []
-    if not cv2.imwrite(str(path), image, options):
+    if not cv2.imwrite(str(path), image):
         raise FXError(f"{path}: cannot be written; choose another --output")
 
 
-def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]], delimiter: str = ",") -> None:
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Write a table; None becomes a blank cell; creates the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file, delimiter=delimiter, lineterminator="\n")
+        table = csv.writer(file, lineterminator="\n")
         table.writerow(header)
         table.writerows(rows)
 
@@ -61,7 +60,6 @@ def write_dicom(
     patient_id: str = "",
     sex: str = "",
     age: int | None = None,
-    view: str = "PA",
     bits: int = 8,
     inverted: bool = False,
     window: bool = False,
@@ -78,7 +76,6 @@ def write_dicom(
         patient_id: tag PatientID, "" = blank as in anonymised files.
         sex: tag PatientSex.
         age: years.
-        view: tag ViewPosition.
         bits: stored bits, 8 to 16.
         inverted: MONOCHROME1, small values bright.
         window: use the middle four fifths of the value range, with a matching window.
@@ -91,7 +88,7 @@ def write_dicom(
     dataset = Dataset()
     dataset.SOPClassUID, dataset.SOPInstanceUID = DigitalXRayImageStorageForPresentation, sop_uid
     dataset.StudyInstanceUID, dataset.SeriesInstanceUID = study_uid, series_uid
-    dataset.Modality, dataset.PatientID, dataset.PatientSex, dataset.ViewPosition = "DX", patient_id, sex, view
+    dataset.Modality, dataset.PatientID, dataset.PatientSex, dataset.ViewPosition = "DX", patient_id, sex, "PA"
     dataset.PatientAge = "" if age is None else f"{age:03d}Y"
     dataset.Rows, dataset.Columns = image.shape
     dataset.SamplesPerPixel, dataset.PixelRepresentation = 1, 0
