@@ -39,7 +39,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser, "the prepared datasets; the releases go to its subfolder releases", "the eleven of pretraining")
-    parser.add_argument("--workers", type=int, default=0, help="worker processes of each script (default 0)")
+    parser.add_argument(
+        "--workers", type=int, default=0, help="worker processes of each script (default 0: main process only)"
+    )
     return parser.parse_args(arguments)
 
 

@@ -55,7 +55,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--by-patient", action="store_true", help="exclude all training images of the patients concerned"
     )
     cores = min(8, os.cpu_count() or 1)
-    parser.add_argument("--workers", type=int, default=cores, help="worker processes (default %(default)s)")
+    parser.add_argument(
+        "--workers", type=int, default=cores, help="worker processes; 0 = main process only (default %(default)s)"
+    )
     return parser.parse_args(argv)
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw contact sheets of samples with labels, boxes and masks; training samples as the model sees them.
+"""Draw contact sheets of samples with labels, boxes and masks; training samples as the model gets them.
 
 tools/visualize_data.py --config-file X --output DIR                      all training splits, all tasks
 tools/visualize_data.py --config-file X --output DIR --dataset jsrt_test  one split; val and test as annotated

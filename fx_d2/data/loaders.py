@@ -94,7 +94,7 @@ class TrainData:
     """The training images of all datasets.
 
     Attributes:
-        sizes: annotated training images by (dataset, task).
+        sizes: number of annotated training images by (dataset, task).
     """
 
     def __init__(
@@ -310,7 +310,7 @@ def _warn_of_constant_labels(name: str, spec: DatasetSpec, dicts: Sequence[dict[
     constant = [label for label, values in zip(spec.cls_classes, known, strict=True) if len(np.unique(values)) < 2]
     if constant:
         logger.warning(
-            "%s: classes with at most one known label value in %d images: %s (the row sets blank labels to %s)",
+            "%s: classes with at most one known label value in %d images: %s (blank labels count as %s)",
             name, len(dicts), ", ".join(constant), "unknown" if spec.blank == "ignore" else "0",
         )  # fmt: skip
 

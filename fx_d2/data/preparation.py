@@ -106,7 +106,9 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--splits", type=Path, metavar="DIR", help="folder of your own train.txt, val.txt, test.txt")
     add_draw_options(parser)
     cores = min(8, os.cpu_count() or 1)
-    parser.add_argument("--workers", type=int, default=cores, help="worker processes (default %(default)s)")
+    parser.add_argument(
+        "--workers", type=int, default=cores, help="worker processes; 0 = main process only (default %(default)s)"
+    )
     parser.add_argument("--limit", type=int, default=0, metavar="N", help="at most N images per split, for a trial run")
     parser.add_argument(
         "--cache-size",
