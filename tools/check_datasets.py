@@ -40,7 +40,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line; see --help."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("datasets", nargs="*", metavar="NAME", help="datasets or splits (default: all in the root)")
-    parser.add_argument("--root", default="", help="root of the prepared datasets (default: $DETECTRON2_DATASETS)")
+    parser.add_argument(
+        "--root",
+        default="",
+        help="root of the prepared datasets (default: $DETECTRON2_DATASETS, else datasets/prepared)",
+    )
     parser.add_argument("--read", action="store_true", help="decode every image and mask file")
     parser.add_argument("--overlaps", action="store_true", help="find duplicate images; implies --read")
     parser.add_argument("--exclude", type=Path, metavar="FILE", help="write the exclusions; implies --overlaps")
