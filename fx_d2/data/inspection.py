@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from fx_d2.data.cache import read_record
 from fx_d2.data.fingerprint import COARSE, film_print
 from fx_d2.data.image_io import describe_file
 from fx_d2.data.masks import image_masks
+from fx_d2.data.parallel import map_images
 from fx_d2.structures import FXError
 
 
@@ -42,30 +40,21 @@ def inspect_split(dicts: Sequence[Mapping[str, Any]], *, workers: int = 0, name:
 
     Args:
         dicts: Detectron2 dicts of `annotations.load_split`.
-        workers: worker processes; 0 = the main process.
+        workers: worker processes; 0 = main process only.
         name: name of the split, for the progress bar.
     """
     faults: list[str] = []
     blank: list[str] = []
     kinds: Counter[str] = Counter()
     prints = np.zeros((len(dicts), COARSE[0] ** 2), np.int8)
-    progress = partial(tqdm, total=len(dicts), unit="image", desc=name, disable=None)
-
-    def collect(outcomes: Any) -> None:
-        for i, (kind, print_, problem) in enumerate(progress(outcomes)):
-            kinds[kind] += 1
-            if problem:
-                faults.append(problem)
-            if print_ is not None:
-                prints[i] = print_
-                if not print_.any():
-                    blank.append(dicts[i]["file_name"])
-
-    if workers <= 0:
-        collect(map(_inspect, dicts))
-    else:
-        with multiprocessing.Pool(workers) as pool:
-            collect(pool.imap(_inspect, dicts, chunksize=16))
+    for i, (kind, print_, problem) in enumerate(map_images(_inspect, dicts, workers=workers, name=name)):
+        kinds[kind] += 1
+        if problem:
+            faults.append(problem)
+        if print_ is not None:
+            prints[i] = print_
+            if not print_.any():
+                blank.append(dicts[i]["file_name"])
     return Inspection(faults, kinds, blank, prints)
 
 

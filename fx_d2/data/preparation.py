@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import argparse
 import logging
-import multiprocessing
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from fx_d2.data.annotations import SplitRequest, check_patients, load_split, write_spec, write_splits
 from fx_d2.data.cache import cache_images
 from fx_d2.data.catalog import check_own_row
 from fx_d2.data.image_io import image_size, read_image
+from fx_d2.data.parallel import map_images
 from fx_d2.data.splits import DEFAULT_SHARES, fill_splits, find_listed, read_split_lists
 from fx_d2.data.summary import count_table
 from fx_d2.structures import SPLITS, DatasetSpec, FXError
@@ -187,7 +185,10 @@ def prepare(plan: Plan, options: Options) -> Prepared:
     work = partial(_annotate, plan.annotate, plan.root, options, target / cache if cache else None)
     images: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
     skipped = 0
-    for case, image, problem in _results(work, cases, options.workers, plan.spec.name):
+    # The iterator is closed, and its workers stopped, where the loop is left.
+    for case, (image, problem) in zip(
+        cases, map_images(work, cases, workers=options.workers, name=plan.spec.name), strict=True
+    ):
         if image is not None:
             images[case.split].append(image)
         elif options.skip_bad:
@@ -283,19 +284,6 @@ def _drawn(plan: Plan, options: Options) -> list[Case]:
 
 Outcome = tuple[dict[str, Any] | None, str]
 """An image in the format of `write_split`, or None and an error message."""
-
-
-def _results(
-    work: Callable[[Case], Outcome], cases: Sequence[Case], workers: int, name: str
-) -> Iterator[tuple[Case, dict[str, Any] | None, str]]:
-    """Each case with its image or error message, in order."""
-    progress = partial(tqdm, total=len(cases), unit="image", desc=name, disable=None)
-    if workers <= 0:
-        yield from ((case, *work(case)) for case in progress(cases))
-        return
-    with multiprocessing.Pool(workers) as pool:
-        results = pool.imap(work, cases, chunksize=16)
-        yield from ((case, *result) for case, result in zip(cases, progress(results), strict=True))
 
 
 def _annotate(annotate: Annotate, root: Path, options: Options, cache: Path | None, case: Case) -> Outcome:
