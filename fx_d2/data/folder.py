@@ -275,9 +275,17 @@ def _image_size(file: Path, row: dict[str, str], table: Path) -> tuple[int, int]
         raise FXError(f"{file}: image file not found, but {table.name} lists it{_other_spelling(file)}")
     size = image_size(file)[::-1]
     stated = (row["width"], row["height"])
-    if all(stated) and stated != (str(size[0]), str(size[1])):
+    if all(stated) and not _same_size(stated, size):
         raise FXError(f"{file}: the image is {size[0]} x {size[1]}, but {table.name} says {stated[0]} x {stated[1]}")
     return size
+
+
+def _same_size(stated: tuple[str, str], size: tuple[int, int]) -> bool:
+    """Whether a table states this size; pandas writes 30.0 for 30 if another row is blank."""
+    try:
+        return (float(stated[0]), float(stated[1])) == size
+    except ValueError:
+        return False
 
 
 def _other_spelling(file: Path) -> str:

@@ -104,6 +104,8 @@ def read_table(file: Path, columns: Sequence[str], optional: Sequence[str] = ())
     """Rows of a csv by column `image` (see `release_files.read_rows`); FXError if an image occurs twice."""
     rows: dict[str, dict[str, str]] = {}
     for row in read_rows(file, ("image", *columns), optional=optional):
+        if not row["image"]:
+            raise FXError(f"{file}: a row names no image: {row}")
         if row["image"] in rows:
             raise FXError(f"{file}: image {row['image']!r} occurs twice")
         rows[row["image"]] = row

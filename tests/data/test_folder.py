@@ -63,6 +63,18 @@ def source(tmp_path: Path) -> Path:
     return root
 
 
+def test_sizes_in_the_table_are_compared_as_numbers(
+    script: ModuleType, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Pandas turns a column with a blank cell into floats."""
+    command = [str(source), "--output", str(tmp_path / "out"), "--tasks", "cls"]
+    for height, message in (("20.0", ""), ("21.0", "is 30 x 20, but labels.csv says 30.0 x 21.0"), ("x", "30.0 x x")):
+        table = f"image,patient_id,width,height,tb,other\n0.png,a,30.0,{height},1,0\n1.png,b,,,0,0\n2.png,c,30,20,1,0\n"
+        (source / "labels.csv").write_text(table)
+        assert script.main(command) == bool(message)
+        assert message in capsys.readouterr().err
+
+
 def test_cache(script: ModuleType, source: Path, tmp_path: Path) -> None:
     """With --cache-size, training reads copies, and annotations keep the pixels of the originals."""
     images = [np.random.default_rng(i).integers(0, 4096, (20, 30), dtype=np.uint16) for i in range(3)]

@@ -27,6 +27,7 @@ def test_table_survives_byte_order_mark_crlf_and_blanks(tmp_path: Path) -> None:
         (b"image,tb,tb\na,1,1\n", "column 'tb' occurs twice"),
         (b"image,tb\n\xff,1\n", "not UTF-8 text after row 1"),
         (b"image,tb\na,1\na,0\n", "image 'a' occurs twice"),
+        (b"image,tb\na,1\n,0\n", "a row names no image: .*'tb': '0'"),
     ],
 )
 def test_bad_table(tmp_path: Path, content: bytes, message: str) -> None:
