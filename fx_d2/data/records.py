@@ -106,6 +106,9 @@ def _row_problem(image: dict[str, Any]) -> str:
         return f"its id {image['id']!r} is not an integer"
     if not isinstance(image["patient_id"], str) or not image["patient_id"].strip():
         return f"its patient_id {image['patient_id']!r} must be a non-blank string"
+    for key in ("labels", "masks"):
+        if image[key] is not None and not isinstance(image[key], list):
+            return f"its {key} {image[key]!r} are neither a list nor null"
     if type(image["boxes_annotated"]) is not bool:
         return f"its boxes_annotated {image['boxes_annotated']!r} is not true or false"
     return "" if isinstance(image.get("meta", {}), dict) else f"its meta {image['meta']!r} is not an object"

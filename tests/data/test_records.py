@@ -64,6 +64,8 @@ def _set(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (_set("images/0", {"id": 1}), "malformed or incomplete"),
         (_set("images/0/id", "1"), "its id '1' is not an integer"),
         (_set("images/0/id", [1]), r"its id \[1\] is not an integer"),
+        (_set("images/0/labels", ""), "its labels '' are neither a list nor null"),
+        (_set("images/0/masks", {"file": "a.png"}), "its masks {'file': 'a.png'} are neither a list nor null"),
         (_set("images/0/patient_id", 3), "patient_id 3 must be a non-blank string"),
         (_set("images/0/patient_id", ""), "patient_id '' must be a non-blank string"),
         (_set("images/0/boxes_annotated", "no"), "boxes_annotated 'no' is not true or false"),
