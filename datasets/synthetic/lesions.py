@@ -176,7 +176,7 @@ def edema(scene: Scene, rng: np.random.Generator, side: int, strength: float) ->
 
 
 def emphysema(scene: Scene, rng: np.random.Generator, side: int, strength: float) -> list[np.ndarray]:
-    """Dark lungs with few vessels and round bullae, both sides (flattened domes come from the patient)."""
+    """Dark lungs with few vessels and round bullae, both sides; `Kind.prepare` has flattened the domes."""
     canvas = scene.canvas
     for lung in SIDES:
         field = canvas.blur(scene.fields[lung].astype(np.float32), 0.004)

@@ -12,13 +12,13 @@ from .skeleton import RIB_WIDTH, draw_bone
 
 
 def cardiomegaly(scene: Scene, rng: np.random.Generator, side: int, strength: float) -> list[np.ndarray]:
-    """The silhouette of the heart, which the patient has enlarged, above the domes."""
+    """Silhouette of the heart above the domes; `Kind.prepare` has enlarged it."""
     inside = scene.heart & (scene.canvas.v < 0.99)
     return [largest(inside)]
 
 
 def wide_mediastinum(scene: Scene, rng: np.random.Generator, side: int, strength: float) -> list[np.ndarray]:
-    """The silhouette of the upper mediastinum, which the patient has widened, above the heart."""
+    """Silhouette of the upper mediastinum above the heart; `Kind.prepare` has widened it."""
     return [largest(scene.mediastinum & (scene.canvas.v > 0.06) & (scene.canvas.v < 0.55))]
 
 
