@@ -1,4 +1,4 @@
-"""CANDID-PTX: pneumothorax as label, boxes and mask, from the run-length codes in Pneumothorax_reports.csv.
+"""CANDID-PTX: pneumothorax labels, boxes and masks from the run-length codes in Pneumothorax_reports.csv.
 
 Example: python datasets/prepare_candid_ptx.py CANDID-PTX --output datasets/prepared
 """
@@ -21,24 +21,29 @@ from fx_d2.structures import FXError
 
 SPEC = BY_NAME["candid_ptx"]
 PATIENTS = {"filename": "filename", "study": "StudyInstanceUID", "image": "SOPInstanceUID"}
-"""Where the patient is found; in `filename` it is what stands before the first underscore."""
+"""Column with the patient; in `filename` it is the part before the first underscore."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prepare the release; see `preparation.run`."""
     parser = make_parser(__doc__)
-    parser.add_argument("--boxes", choices=MASK_RULES, default="annotations", help="box of each (default %(default)s)")
+    parser.add_argument(
+        "--boxes",
+        choices=MASK_RULES,
+        default="annotations",
+        help="boxes from these parts of the masks (default %(default)s)",
+    )
     parser.add_argument(
         "--patients",
         choices=PATIENTS,
         default="filename",
-        help="column that tells patients apart (default %(default)s)",
+        help="column that identifies patients (default %(default)s)",
     )
     return run(parser, make_plan, argv)
 
 
 def make_plan(args: argparse.Namespace) -> Plan:
-    """A case an image of the table; its annotation is the list of its codes. Images that no row names are left out."""
+    """One case per image in the table, annotated with its list of codes. Images without a row are skipped."""
     table, column = args.source / "Pneumothorax_reports.csv", PATIENTS[args.patients]
     codes: dict[str, list[str]] = defaultdict(list)
     patients: dict[str, str] = {}
@@ -50,7 +55,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
         if not patient:
             raise FXError(f"{table}: image {image!r}: no patient in column {column!r}; see --patients")
         if patients.setdefault(image, patient) != patient:
-            raise FXError(f"{table}: image {image!r} is of two patients, {patients[image]} and {patient}")
+            raise FXError(f"{table}: image {image!r} has two patients, {patients[image]} and {patient}")
         codes[image].append(row["EncodedPixels"])
     folder = args.source / "dataset"
     files = index_files(folder, (".dcm", ""))
@@ -63,7 +68,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
 
 
 def annotate(rule: str, codes: Sequence[str], shape: tuple[int, int]) -> Mapping[str, Any]:
-    """Label, boxes and mask of an image; nothing where a code is blank: the image was not annotated."""
+    """Label, boxes and mask of an image; none if a code is blank, as the image was not annotated."""
     if "" in codes:
         return {}
     masks = [decode_relative_rle(code, *shape) for code in codes]

@@ -1,4 +1,4 @@
-"""ChestX-Det: thirteen findings as labels, boxes and masks (one polygon an instance), official split.
+"""ChestX-Det: labels, boxes and masks (one polygon per instance) of thirteen findings; official split.
 
 Example: python datasets/prepare_chestx_det.py ChestX-Det --output datasets/prepared
 """
@@ -23,7 +23,7 @@ from fx_d2.structures import FXError
 
 SPEC = BY_NAME["chestx_det"]
 LISTS = ("syms", "boxes", "polygons")
-"""Of an entry of the json; the n-th of each belong together."""
+"""Parallel lists in an entry of the JSON file."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,13 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--boxes",
         choices=("stated", "polygons"),
         default="stated",
-        help="boxes as the json has them, or the polygons' extents (default %(default)s)",
+        help="boxes from the json, or extents of the polygons (default %(default)s)",
     )
     return run(parser, make_plan, argv)
 
 
 def make_plan(args: argparse.Namespace) -> Plan:
-    """A case an entry of the two json files; which patient an image shows the release does not tell."""
+    """One case per entry of the two JSON files; the release does not identify patients."""
     cases = []
     for split in ("train", "test"):
         table = find_file(args.source, (f"ChestX_Det_{split}.json",))
@@ -48,31 +48,33 @@ def make_plan(args: argparse.Namespace) -> Plan:
         for entry in read_json(table, list):
             try:
                 name, lists = str(entry["file_name"]).removesuffix(".png"), [entry[key] for key in LISTS]
-                instances = list(zip(*lists, strict=True))
+                instances = [(str(finding), *shapes) for finding, *shapes in zip(*lists, strict=True)]
             except (KeyError, TypeError, ValueError):
                 raise FXError(
-                    f"{table}: an entry needs file_name and equally long {LISTS}: {str(entry)[:80]}"
+                    f"{table}: an entry needs file_name, and {LISTS} of equal length: {str(entry)[:80]}"
                 ) from None
             path = files.get(name, folder / f"{name}.png")
             cases.append(Case(image=path, patient_id=name, split=split, annotation=instances))
-    note = f"boxes: {args.boxes}; each image a patient of its own"
+    note = f"boxes: {args.boxes}; every image is a separate patient"
     return Plan(spec=SPEC, root=args.source, cases=cases, annotate=partial(annotate, args.boxes), note=note)
 
 
 def annotate(rule: str, instances: Sequence[tuple[str, Any, Any]], shape: tuple[int, int]) -> Mapping[str, Any]:
-    """Labels of the symptoms, a box an instance, and the union of a class's polygons as its mask."""
+    """Labels of the findings, one box per instance, and one mask per class: the union of its polygons."""
     strange = sorted({name for name, _, _ in instances} - set(SPEC.cls_classes))
     if strange:
-        raise FXError(f"finding {strange[0]!r} is none of {list(SPEC.cls_classes)}")
-    boxes, masks = [], []
+        raise FXError(f"finding {strange[0]!r} is not one of {list(SPEC.cls_classes)}")
+    # Masks first: they check the polygons.
+    masks = []
+    for name in SPEC.seg_classes:
+        masks.append(encode_mask(fill_polygons([shape_ for title, _, shape_ in instances if title == name], *shape)))
+    boxes = []
     for name, box, polygon in instances:
         if rule == "polygons":
-            # A polygon's corners are middles of pixels, which belong to it.
+            # Vertices are pixel centres; the outline belongs to the polygon.
             low, high = np.min(polygon, axis=0), np.max(polygon, axis=0) + 1
             box = [*low, *high]
         boxes.append((name, clip_box(box, shape)))
-    for name in SPEC.seg_classes:
-        masks.append(encode_mask(fill_polygons([shape_ for title, _, shape_ in instances if title == name], *shape)))
     present = {name for name, _, _ in instances}
     return {"labels": [int(name in present) for name in SPEC.cls_classes], "boxes": boxes, "masks": masks}
 

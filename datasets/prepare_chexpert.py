@@ -1,4 +1,4 @@
-"""CheXpert: fourteen labels of the labeller with blanks and uncertain ones, official splits.
+"""CheXpert: fourteen labels from the report labeller, with blank and uncertain ones; official splits.
 
 Example: python datasets/prepare_chexpert.py CheXpert-v1.0 --output datasets/prepared
 """
@@ -20,23 +20,23 @@ from fx_d2.structures import FXError
 
 SPEC = BY_NAME["chexpert"]
 PATH = re.compile(r"(?:^|/)((?:train|valid|test)/(patient\d+)/(study\d+)/[^/]*_(frontal|lateral)\.jpg)$")
-"""What matters of the column Path, which begins with another folder in each copy of the release."""
+"""The relevant part of column Path; the leading folder differs between copies of the release."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prepare the release; see `preparation.run`."""
     parser = make_parser(__doc__)
     parser.add_argument(
-        "--views", choices=("all", "frontal", "lateral"), default="all", help="which films (default %(default)s)"
+        "--views", choices=("all", "frontal", "lateral"), default="all", help="which views (default %(default)s)"
     )
     parser.add_argument(
-        "--test-labels", type=Path, metavar="FILE", help="table of the test split (default: test.csv, if it is there)"
+        "--test-labels", type=Path, metavar="FILE", help="table of the test split (default: test.csv, if it exists)"
     )
     return run(parser, make_plan, argv)
 
 
 def make_plan(args: argparse.Namespace) -> Plan:
-    """A case a row of the tables; its annotation are the labels as they stand, uncertain and blank ones included."""
+    """One case per table row, annotated with the raw labels, including uncertain and blank ones."""
     test = args.test_labels or args.source / "test.csv"
     tables = {"train": args.source / "train.csv", "val": args.source / "valid.csv"}
     tables |= {"test": test} if args.test_labels or test.is_file() else {}

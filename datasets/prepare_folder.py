@@ -1,7 +1,7 @@
-"""Turn a plain folder (images, labels.csv, COCO boxes, mask files) into fx_d2's annotation format.
+"""Convert a plain folder (images, labels.csv, COCO boxes, mask files) to the annotation format of fx_d2.
 
 Example: python datasets/prepare_folder.py my_xrays --output datasets/prepared --boxes boxes_nodule
-The folder's layout is described in datasets/README.md.
+The folder layout is described in datasets/README.md.
 """
 
 from __future__ import annotations
@@ -44,21 +44,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", metavar="SRC", help="the folder, with dataset.json")
+    parser.add_argument("source", metavar="SRC", help="the folder that contains dataset.json")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="root of the prepared datasets")
     parser.add_argument("--name", default="", help="name of the dataset (default: the one in dataset.json)")
     parser.add_argument("--tasks", default="", help="some of cls,loc,seg (default: all that the folder has)")
-    parser.add_argument("--boxes", default="", metavar="KIND", help="kind of boxes, where the folder has several")
+    parser.add_argument("--boxes", default="", metavar="KIND", help="kind of boxes, if the folder has several")
     parser.add_argument("--labels", default="", metavar="COL,COL", help="label columns (default: all)")
     parser.add_argument("--masks", default="", metavar="NAME,NAME", help="mask structures (default: all)")
     parser.add_argument(
         "--flip-pairs",
         metavar="A:B,A:B",
-        help="classes that change places in a left-right flip (default: found by left/right in the names; '' for none)",
+        help="class pairs swapped by a horizontal flip (default: inferred from left/right in the names; '' for none)",
     )
-    parser.add_argument("--uncertain", default="ignore", choices=LABEL_POLICIES, help="what a label of -1 becomes")
-    parser.add_argument("--blank", default="ignore", choices=("ignore", "zeros"), help="what a blank label becomes")
-    parser.add_argument("--cache-size", type=int, default=0, metavar="N", help="train from copies of shorter side N")
+    parser.add_argument("--uncertain", default="ignore", choices=LABEL_POLICIES, help="policy for label -1")
+    parser.add_argument("--blank", default="ignore", choices=("ignore", "zeros"), help="policy for blank labels")
+    parser.add_argument(
+        "--cache-size", type=int, default=0, metavar="N", help="train from copies with a shorter side of N pixels"
+    )
     add_draw_options(parser)
     return parser
 
@@ -72,7 +74,7 @@ def _pairs(text: str) -> tuple[tuple[str, str], ...]:
     for item in _names(text):
         left, colon, right = item.partition(":")
         if not colon:
-            raise FXError(f"--flip-pairs: {item!r} must be of the form left_lung:right_lung")
+            raise FXError(f"--flip-pairs: {item!r} must have the form left_lung:right_lung")
         pairs.append((left.strip(), right.strip()))
     return tuple(pairs)
 

@@ -1,4 +1,4 @@
-"""MIMIC-CXR-JPG: fourteen labels mined from the reports, joined from three tables, official splits.
+"""MIMIC-CXR-JPG: fourteen labels extracted from reports, joined from three tables; official splits.
 
 Example: python datasets/prepare_mimic_cxr.py mimic-cxr-jpg --output datasets/prepared
 """
@@ -29,14 +29,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Prepare the release; see `preparation.run`."""
     parser = make_parser(__doc__)
     parser.add_argument(
-        "--labels", choices=("chexpert", "negbio"), default="chexpert", help="whose labels (default %(default)s)"
+        "--labels", choices=("chexpert", "negbio"), default="chexpert", help="labeller (default %(default)s)"
     )
-    parser.add_argument("--views", choices=("all", "frontal"), default="all", help="which films (default %(default)s)")
+    parser.add_argument("--views", choices=("all", "frontal"), default="all", help="which views (default %(default)s)")
     return run(parser, make_plan, argv)
 
 
 def make_plan(args: argparse.Namespace) -> Plan:
-    """A case a row of the split table; its annotation are the labels of its study, None where the table has none."""
+    """One case per row of the split table, annotated with the labels of its study, None if the table has none."""
     labels = {}
     table = find_table(args.source, args.labels)
     for row in read_rows(table, ("subject_id", "study_id", *SPEC.cls_classes)):
@@ -52,7 +52,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
         image, study, patient = row["dicom_id"], row["study_id"], row["subject_id"]
         if row["split"] not in SPLIT or image not in views:
             problem = f"has no row in {find_table(args.source, 'metadata').name}"
-            problem = problem if row["split"] in SPLIT else f"is of split {row['split']!r}, not of {list(SPLIT)}"
+            problem = problem if row["split"] in SPLIT else f"has split {row['split']!r}, not one of {list(SPLIT)}"
             raise FXError(f"{table}: image {image!r} {problem}")
         if args.views == "frontal" and views[image] not in FRONTAL:
             continue
@@ -68,23 +68,28 @@ def make_plan(args: argparse.Namespace) -> Plan:
         )
     bare = [case for case in cases if case.annotation is None]
     if bare:
-        known = f"{len({case.study_id for case in bare})} studies have no row in the table of labels"
+        known = f"{len({case.study_id for case in bare})} studies have no row in the label table"
         logger.warning("%s: their %d images are not annotated, such as %s", known, len(bare), bare[0].image.name)
     return Plan(
-        spec=SPEC, root=args.source, cases=cases, annotate=annotate, note=f"labels: {args.labels}; views: {args.views}"
+        spec=SPEC,
+        root=args.source,
+        cases=cases,
+        annotate=annotate,
+        release=table.name.removeprefix("mimic-cxr-").partition("-split")[0],
+        note=f"labels: {args.labels}; views: {args.views}",
     )
 
 
 def find_table(source: Path, name: str) -> Path:
-    """The table of a name in the release's folder, whatever its version, packed or not; FXError when there is none."""
+    """The table `name` of the release, of any version, gzipped or not; FXError unless there is exactly one."""
     found = sorted(source.glob(f"mimic-cxr-*-{name}.csv*"))
     if len(found) != 1:
-        raise FXError(f"{source}: {len(found)} files mimic-cxr-<version>-{name}.csv[.gz], there must be one")
+        raise FXError(f"{source}: {len(found)} files mimic-cxr-<version>-{name}.csv[.gz], expected one")
     return found[0]
 
 
 def annotate(labels: Sequence[int | None] | None, shape: tuple[int, int]) -> Mapping[str, Any]:
-    """The labels, where the image's study has some."""
+    """The labels of the image's study, if any."""
     return {"labels": labels}
 
 

@@ -1,4 +1,4 @@
-"""NIH ChestX-ray14: fourteen findings of the whole image, official test list, validation drawn by patient.
+"""NIH ChestX-ray14: fourteen image-level findings; official test list, validation sampled by patient.
 
 Example: python datasets/prepare_nih_chestxray14.py ChestX-ray14 --output datasets/prepared
 """
@@ -21,7 +21,7 @@ TABLES = ("Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv")
 COLUMNS = ("Image Index", "Finding Labels", "Patient ID")
 HEALTHY = "No Finding"
 VAL_SHARE = 11212 / (75312 + 11212)
-"""Of the official training and validation list, as in the lists in use; these were drawn by patient, too."""
+"""Fraction of the official training and validation list, as in the commonly used lists, also split by patient."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,10 +32,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_plan(args: argparse.Namespace) -> Plan:
-    """A case a row of the table; its annotation are the findings' names."""
+    """One case per table row, annotated with the names of its findings."""
     table = find_file(args.source, TABLES)
     lists = {"train": "train_val_list.txt", "test": "test_list.txt"}
-    owner = {name: split for split, file in lists.items() for name in read_names(find_file(args.source, (file,)))}
+    owner: dict[str, str] = {}
+    for split, file in lists.items():
+        for name in read_names(find_file(args.source, (file,))):
+            if owner.setdefault(name, split) != split:
+                raise FXError(f"{args.source}: image {name!r} is in {lists['train']} and in {file}")
     files = index_files(args.source, (".png",))
     cases, seen = [], set()
     for row in read_rows(table, COLUMNS, optional=("Patient Age", "Patient Gender", "View Position")):
@@ -58,12 +62,12 @@ def make_plan(args: argparse.Namespace) -> Plan:
         )
     unlisted = sorted(set(owner) - seen)
     if unlisted:
-        raise FXError(f"{table}: image {unlisted[0]!r} of the lists has no row ({len(unlisted)} have none)")
+        raise FXError(f"{table}: image {unlisted[0]!r} in the lists has no row ({len(unlisted)} such images)")
     return Plan(spec=SPEC, root=args.source, cases=cases, annotate=annotate, note=table.name)
 
 
 def annotate(findings: Sequence[str], shape: tuple[int, int]) -> Mapping[str, Any]:
-    """The labels; all are 0 where the table says that there is no finding."""
+    """The labels; all 0 for "No Finding"."""
     strange = sorted(set(findings) - {HEALTHY, *SPEC.cls_classes})
     if strange or (HEALTHY in findings and len(findings) > 1):
         raise FXError(f"Finding Labels {'|'.join(findings)!r} must be {HEALTHY!r} or some of {list(SPEC.cls_classes)}")

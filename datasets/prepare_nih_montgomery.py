@@ -1,4 +1,4 @@
-"""NIH Montgomery: the lungs as one mask.
+"""NIH Montgomery: one mask of both lungs.
 
 Example: python datasets/prepare_nih_montgomery.py MontgomerySet --output datasets/prepared
 """
@@ -29,14 +29,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_plan(args: argparse.Namespace) -> Plan:
-    """A case an image of CXR_png; its annotation are the files of its two masks."""
+    """One case per image in CXR_png, annotated with its two mask files."""
     cases = []
     for name, path in index_files(args.source / "CXR_png", (".png",)).items():
         patient, label = name_parts(name, "MCUCXR", path)
         masks = [str(args.source / "ManualMask" / folder / f"{name}.png") for folder in FOLDERS]
         meta = read_reading(args.source / "ClinicalReadings" / f"{name}.txt") | {"tuberculosis": label}
         cases.append(Case(image=path, patient_id=patient, annotation=masks, meta=meta))
-    return Plan(spec=SPEC, root=args.source, cases=cases, annotate=annotate, note="each image a patient of its own")
+    return Plan(spec=SPEC, root=args.source, cases=cases, annotate=annotate, note="every image is a separate patient")
 
 
 def annotate(files: Sequence[str], shape: tuple[int, int]) -> Mapping[str, Any]:
@@ -45,7 +45,7 @@ def annotate(files: Sequence[str], shape: tuple[int, int]) -> Mapping[str, Any]:
     for file in files:
         masks.append(read_mask_file(Path(file)))
         if masks[-1].shape != shape:
-            raise FXError(f"{file}: the mask is of {masks[-1].shape}, the image of {shape}")
+            raise FXError(f"{file}: the mask has shape {masks[-1].shape}, but the image has {shape}")
     return {"masks": [encode_mask(merge_masks(masks))]}
 
 

@@ -1,4 +1,4 @@
-"""NIH Shenzhen: tuberculosis or not, told by the file's name.
+"""NIH Shenzhen: tuberculosis labels from the file names.
 
 Example: python datasets/prepare_nih_shenzhen.py ChinaSet_AllFiles --output datasets/prepared
 """
@@ -24,13 +24,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_plan(args: argparse.Namespace) -> Plan:
-    """A case an image of CXR_png; its annotation is the label. Each image shows a patient of its own."""
+    """One case per image in CXR_png, annotated with its label. Every image is a separate patient."""
     cases = []
     for name, path in index_files(args.source / "CXR_png", (".png",)).items():
         patient, label = name_parts(name, "CHNCXR", path)
         meta = read_reading(args.source / "ClinicalReadings" / f"{name}.txt")
         cases.append(Case(image=path, patient_id=patient, annotation=label, meta=meta))
-    return Plan(spec=SPEC, root=args.source, cases=cases, annotate=annotate, note="each image a patient of its own")
+    return Plan(spec=SPEC, root=args.source, cases=cases, annotate=annotate, note="every image is a separate patient")
 
 
 def annotate(label: int, shape: tuple[int, int]) -> Mapping[str, Any]:

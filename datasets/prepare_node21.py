@@ -1,4 +1,4 @@
-"""NODE21: nodules as label and boxes; healthy films are looked through as well.
+"""NODE21: nodule labels and boxes; images without nodules are annotated as true negatives.
 
 Example: python datasets/prepare_node21.py cxr_images --output datasets/prepared
 """
@@ -22,7 +22,7 @@ from fx_d2.structures import FXError
 
 SPEC = BY_NAME["node21"]
 ORIGINS = ("filenames_orig_and_new.csv", "non_nodule_filenames_orig_and_new.csv")
-"""Tables that tell where films come from; they are optional."""
+"""Optional tables with the original dataset of each image."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,13 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=float,
         default=(0, 4095),
         metavar=("BLACK", "WHITE"),
-        help="grey range of films that are not of 8 bits (default: 0 4095); a value outside is an error when it is met",
+        help="grey range of images with more than 8 bits (default: 0 4095); a value outside is an error when read",
     )
     return run(parser, make_plan, argv)
 
 
 def make_plan(args: argparse.Namespace) -> Plan:
-    """A case an image of metadata.csv; its annotation is (path, corners of the boxes). Patients are not known."""
+    """One case per image in metadata.csv, annotated with (path, box corners). Patients are unknown."""
     root = args.source / "proccessed_data" if (args.source / "proccessed_data").is_dir() else args.source
     table = root / "metadata.csv"
     boxes: dict[str, list[list[float]]] = {}
@@ -49,7 +49,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
         if row["label"] not in ("0", "1", "0.0", "1.0"):
             raise FXError(f"{table}: image {name!r}: label {row['label']!r} is not 0 or 1")
         if name in boxes and (not boxes[name] or float(row["label"]) == 0):
-            raise FXError(f"{table}: image {name!r} has a row without nodule beside another")
+            raise FXError(f"{table}: image {name!r} has a row without a nodule and another row")
         boxes.setdefault(name, [])
         if float(row["label"]):
             boxes[name].append(_corners(row, f"{table}: image {name!r}"))
@@ -64,7 +64,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
         for name, found in boxes.items()
     ]
     work = partial(annotate, tuple(args.intensity))
-    return Plan(spec=SPEC, root=args.source, cases=cases, annotate=work, note="each image a patient of its own")
+    return Plan(spec=SPEC, root=args.source, cases=cases, annotate=work, note="every image is a separate patient")
 
 
 def _corners(row: Mapping[str, str], where: str) -> list[float]:
@@ -76,7 +76,7 @@ def _corners(row: Mapping[str, str], where: str) -> list[float]:
 
 
 def read_origins(source: Path) -> dict[str, str]:
-    """The collection that each film comes from, such as "jsrt", as far as the release tells."""
+    """The original dataset of each image, such as "jsrt", if the release includes the tables."""
     origins: dict[str, str] = defaultdict(str)
     for name in ORIGINS:
         if find_files(source, (name,)):
@@ -88,7 +88,7 @@ def read_origins(source: Path) -> dict[str, str]:
 def annotate(
     intensity: tuple[float, float], annotation: tuple[str, Sequence[Sequence[float]]], shape: tuple[int, int]
 ) -> Mapping[str, Any]:
-    """Label and boxes; a film without any is a true negative. Films of 8 bits need no grey range."""
+    """Label and boxes; an image without boxes is a true negative. 8-bit images need no grey range."""
     path, corners = annotation
     deep = not metaimage_type(Path(path)).startswith("8-bit unsigned")
     boxes = [(SPEC.loc_classes[0], clip_box(box, shape)) for box in corners]

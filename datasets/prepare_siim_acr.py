@@ -1,4 +1,4 @@
-"""SIIM-ACR: pneumothorax as label, boxes and mask, from the run-length codes of the challenge's table.
+"""SIIM-ACR: pneumothorax labels, boxes and masks from the run-length codes of the challenge.
 
 Example: python datasets/prepare_siim_acr.py siim-acr --output datasets/prepared
 """
@@ -28,22 +28,25 @@ TABLES = ("train-rle.csv", "stage_2_train.csv")
 def main(argv: Sequence[str] | None = None) -> int:
     """Prepare the release; see `preparation.run`."""
     parser = make_parser(__doc__)
-    parser.add_argument("--boxes", choices=MASK_RULES, default="annotations", help="box of each (default %(default)s)")
-    parser.add_argument("--labels", type=Path, metavar="FILE", help=f"the table (default: {' or '.join(TABLES)})")
+    parser.add_argument(
+        "--boxes",
+        choices=MASK_RULES,
+        default="annotations",
+        help="boxes from these parts of the masks (default %(default)s)",
+    )
+    parser.add_argument("--labels", type=Path, metavar="FILE", help=f"label table (default: {' or '.join(TABLES)})")
     parser.add_argument(
         "--patients",
         choices=("dicom", "image"),
         default="dicom",
-        help="tell patients apart by the files' tag PatientID, or take each image for one (default %(default)s)",
+        help="patients by the DICOM tag PatientID, or one per image (default %(default)s)",
     )
-    parser.add_argument(
-        "--test-folder", action="store_true", help="images below dicom-images-test become the test split"
-    )
+    parser.add_argument("--test-folder", action="store_true", help="images in dicom-images-test become the test split")
     return run(parser, make_plan, argv)
 
 
 def make_plan(args: argparse.Namespace) -> Plan:
-    """A case an image of the table; its annotation is the list of its codes. Images that no row names are left out."""
+    """One case per image in the table, annotated with its list of codes. Images without a row are skipped."""
     table = args.labels or find_file(args.source, TABLES)
     codes: dict[str, list[str]] = defaultdict(list)
     for row in read_rows(table, ("ImageId", "EncodedPixels")):
@@ -61,17 +64,17 @@ def make_plan(args: argparse.Namespace) -> Plan:
 
 
 def find_patients(paths: Mapping[str, Path]) -> dict[str, str]:
-    """The tag PatientID of each file that is there; FXError where it is blank, or one for all."""
+    """The PatientID of each existing file; FXError if it is blank, or the same for all."""
     patients = {image: dicom_tags(path, ("PatientID",))["PatientID"] for image, path in paths.items() if path.is_file()}
     blank = next((image for image, patient in patients.items() if not patient), None)
     if blank is not None or (len(patients) > 1 and len(set(patients.values())) == 1):
-        where = f"{paths[blank]}: PatientID is blank" if blank is not None else "PatientID is one for all images"
-        raise FXError(f"{where}: patients cannot be told apart; --patients image takes each image for one")
+        where = f"{paths[blank]}: PatientID is blank" if blank is not None else "PatientID is the same for all images"
+        raise FXError(f"{where}: patients cannot be identified; --patients image treats every image as a patient")
     return {image: patients.get(image, image) for image in paths}
 
 
 def annotate(rule: str, codes: Sequence[str], shape: tuple[int, int]) -> Mapping[str, Any]:
-    """Label, boxes and mask of an image, its rows merged."""
+    """Label, boxes and mask of an image from all of its rows."""
     masks = [decode_relative_rle(code, *shape) for code in codes]
     return annotate_from_masks(SPEC, {SPEC.seg_classes[0]: masks}, shape, rule)
 

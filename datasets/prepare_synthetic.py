@@ -1,4 +1,4 @@
-"""Draw the synthetic world as public releases, and prepare each with the script for the real one: ready to train on.
+"""Generate synthetic releases and prepare each with the script for the real one, ready for training.
 
 Example: python datasets/prepare_synthetic.py --output output/synthetic --seed 0
 """
@@ -17,34 +17,36 @@ from fx_d2.data.table import PRETRAINING
 from fx_d2.structures import SPLITS, FXError
 
 RELEASES = "releases"
-"""Folder of the drawn releases in the output."""
+"""Subfolder of the output for the synthetic releases."""
 
 SOURCE = {"jsrt": "All247images", "vindr_organs": "vindr-cxr"}
-"""What a script is given of a release, where it is not the release's own folder."""
+"""Subfolder of a release that its script expects, if not the release folder."""
 
 OPTIONS = {
     "jsrt": ("--scr", "{release}/SCR"),
     "vindr_organs": ("--chexmask", "{release}/chexmask/OriginalResolution/VinDr-CXR.csv"),
 }
-"""Further options of a row's script."""
+"""Additional options for the script of a dataset."""
 
 DRAWN_BY_PATIENT = ("nih_shenzhen", "node21", "candid_ptx", "rsna_pneumonia", "siim_acr", "nih_montgomery", "jsrt")
-"""Rows whose release has no splits."""
+"""Datasets without official splits."""
 
 VALIDATION_BY_PATIENT = ("nih_chestxray14", "vindr_cxr", "chestx_det", "vindr_organs", "vindr_local")
-"""Rows whose release has training and validation in one."""
+"""Datasets whose official training split includes validation."""
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; exits with argparse's own message on a wrong one."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_options(parser, "the prepared datasets; the releases go into its folder releases", "the eleven of pretraining")
-    parser.add_argument("--workers", type=int, default=0, help="processes of each script (default 0: no others)")
+    add_options(parser, "the prepared datasets; the releases go to its subfolder releases", "the eleven of pretraining")
+    parser.add_argument(
+        "--workers", type=int, default=0, help="worker processes of each script (default 0: main process only)"
+    )
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Draw and prepare; returns the exit code, 1 after one line about what is wrong."""
+    """Generate and prepare; returns the exit code, 1 after a one-line error."""
     options = parse(arguments)
     names = options.datasets.split(",") if options.datasets else [spec.name for spec in PRETRAINING]
     counts = {split: getattr(options, split) for split in SPLITS}
@@ -66,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _shares(row: str, counts: Mapping[str, int]) -> list[str]:
-    """Options that draw about as many films into each split as were asked for, where the release leaves it open."""
+    """Options that give each split about the requested number of images if the release has no such split."""
     if row in DRAWN_BY_PATIENT:
         total = sum(counts.values())
         return [word for split in SPLITS[1:] for word in (f"--{split}-share", str(counts[split] / total))]

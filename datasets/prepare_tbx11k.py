@@ -1,4 +1,4 @@
-"""TBX11K: tuberculosis as label and boxes, official training and validation lists.
+"""TBX11K: tuberculosis labels and boxes; official training and validation lists.
 
 Example: python datasets/prepare_tbx11k.py TBX11K --output datasets/prepared
 """
@@ -20,9 +20,9 @@ from fx_d2.structures import FXError
 
 SPEC = BY_NAME["tbx11k"]
 FOLDERS = {"health": 0, "sick": 0, "tb": 1}
-"""Folder of an image -> label. The lists all_* name others, films of Shenzhen and Montgomery among them."""
+"""Image folder -> label. The lists all_* include other folders, such as images of Shenzhen and Montgomery."""
 CATEGORIES = ("ActiveTuberculosis", "ObsoletePulmonaryTuberculosis", "PulmonaryTuberculosis")
-"""All become the one class, as in the paper."""
+"""All mapped to one class, as in the paper."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_plan(args: argparse.Namespace) -> Plan:
-    """A case an image of the two json files; its annotation is (label, corners of the boxes)."""
+    """One case per image in the two JSON files, annotated with (label, box corners)."""
     cases = []
     for split in ("train", "val"):
         table = args.source / "annotations" / "json" / f"TBX11K_{split}.json"
@@ -40,17 +40,17 @@ def make_plan(args: argparse.Namespace) -> Plan:
             folder = name.split("/")[0]
             if folder not in FOLDERS or "/" not in name:
                 raise FXError(
-                    f"{table}: image {name!r} is in none of the folders {list(FOLDERS)}: use TBX11K's own list"
+                    f"{table}: image {name!r} is in none of the folders {list(FOLDERS)}: use the original TBX11K list"
                 )
             annotation = (FOLDERS[folder], boxes[number])
             stem = name.rpartition(".")[0]
             cases.append(Case(image=args.source / "imgs" / name, patient_id=stem, split=split, annotation=annotation))
-    note = "all categories as one class; images of tb without boxes are not annotated for them; each image a patient"
+    note = "one class for all categories; tb images without boxes count as not annotated; every image is a patient"
     return Plan(spec=SPEC, root=args.source, cases=cases, annotate=annotate, note=note)
 
 
 def read_boxes(table: Path) -> tuple[dict[int, str], dict[int, list[list[float]]]]:
-    """File names and corners x1, y1, x2, y2 of the boxes by the number of the image."""
+    """File names and box corners x1, y1, x2, y2, by image id."""
     content = read_json(table, dict)
     boxes: dict[int, list[list[float]]] = defaultdict(list)
     try:
@@ -58,21 +58,23 @@ def read_boxes(table: Path) -> tuple[dict[int, str], dict[int, list[list[float]]
         categories = {category["id"]: category["name"] for category in content["categories"]}
         for row in content["annotations"]:
             if categories.get(row["category_id"]) not in CATEGORIES or row["image_id"] not in names:
-                raise FXError(f"{table}: annotation {row.get('id')} is of an unknown image, or of none of {CATEGORIES}")
+                raise FXError(
+                    f"{table}: annotation {row.get('id')} has an unknown image or a category not in {CATEGORIES}"
+                )
             x, y, width, height = row["bbox"]
             boxes[row["image_id"]].append([x, y, x + width, y + height])
     except (KeyError, TypeError, ValueError) as error:
         raise FXError(f"{table}: not a COCO detection file ({type(error).__name__}: {error})") from None
     if len(names) != len(content["images"]):
-        raise FXError(f"{table}: two images have one id")
+        raise FXError(f"{table}: two images have the same id")
     return names, boxes
 
 
 def annotate(annotation: tuple[int, Sequence[Sequence[float]]], shape: tuple[int, int]) -> Mapping[str, Any]:
-    """The label and the boxes; a film of tuberculosis without any box is not known to have none."""
+    """The label and boxes; a tuberculosis image without boxes counts as not annotated for boxes."""
     label, corners = annotation
     if corners and not label:
-        raise FXError("has boxes of tuberculosis, but is not in the folder tb")
+        raise FXError("has tuberculosis boxes, but is not in folder tb")
     boxes = [(SPEC.loc_classes[0], clip_box(box, shape)) for box in corners]
     return {"labels": [label], "boxes": boxes if boxes or not label else None}
 

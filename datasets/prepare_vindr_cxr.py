@@ -1,4 +1,4 @@
-"""VinDr-CXR: six findings of the whole image; three readers in train, their consensus in test.
+"""VinDr-CXR: six image-level labels; three readers in train, their consensus in test.
 
 Example: python datasets/prepare_vindr_cxr.py vindr-cxr --output datasets/prepared
 """
@@ -20,7 +20,7 @@ from fx_d2.structures import FXError
 SPEC = BY_NAME["vindr_cxr"]
 VALUES = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}
 ENDINGS = (".dicom", ".dcm", ".png", ".jpg", ".jpeg")
-"""The release has .dicom files; converted copies in the same folders do as well."""
+"""The release has .dicom files; converted copies in the same folders also work."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,13 +30,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--readers",
         choices=("any", "majority"),
         default="any",
-        help="a finding of train is present when any reader, or more than half of them, say so (default %(default)s)",
+        help="a label in train is positive if any reader, or more than half of them, say so (default %(default)s)",
     )
     return run(parser, make_plan, argv)
 
 
 def make_plan(args: argparse.Namespace) -> Plan:
-    """A case an image of the two tables of labels; its annotation are the labels."""
+    """One case per image in the two label tables, annotated with its labels."""
     cases = []
     for split in ("train", "test"):
         votes = read_votes(args.source / "annotations" / f"image_labels_{split}.csv")
@@ -46,17 +46,17 @@ def make_plan(args: argparse.Namespace) -> Plan:
             labels = [int(sum(column) > needed) for column in zip(*rows, strict=True)]
             path = files.get(image, args.source / split / f"{image}.dicom")
             cases.append(Case(image=path, patient_id=image, split=split, annotation=labels))
-    note = f"train labels: {args.readers} of the readers; each image a patient of its own"
+    note = f"train labels: {args.readers} of the readers; every image is a separate patient"
     return Plan(spec=SPEC, root=args.source, cases=cases, annotate=annotate, note=note)
 
 
 def find_images(source: Path, split: str) -> dict[str, Path]:
-    """The images of a split by their id. The release names no patients: an image's id is taken for one."""
+    """The images of a split by id. The release does not identify patients; the image id is used instead."""
     return index_files(source / split, ENDINGS)
 
 
 def read_votes(table: Path) -> dict[str, list[list[int]]]:
-    """For each image the labels of its readers, a list a reader in the order of the row's classes."""
+    """The labels of each image, one list per reader, in the order of the row's classes."""
     votes: dict[str, list[list[int]]] = defaultdict(list)
     for row in read_rows(table, ("image_id", *SPEC.cls_classes)):
         for name in SPEC.cls_classes:

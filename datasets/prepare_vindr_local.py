@@ -1,7 +1,7 @@
-"""VinDr-CXR local findings: boxes of three readers fused in train, their consensus in test.
+"""VinDr-CXR local findings: fused boxes of three readers in train, their consensus in test.
 
 Example: python datasets/prepare_vindr_local.py vindr-cxr --output datasets/prepared
-Reads PhysioNet's annotations/annotations_{train,test}.csv, or the competition's train.csv, which has no test labels.
+Reads annotations/annotations_{train,test}.csv of PhysioNet, or train.csv of the competition, without test labels.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RARE = (
     "Clavicle fracture", "Edema", "Emphysema", "Enlarged PA", "Lung cavity", "Lung cyst", "Mediastinal shift",
     "Rib fracture",
 )  # fmt: skip
-"""Findings of PhysioNet's release beyond the fourteen of the competition."""
+"""Findings of the PhysioNet release beyond the fourteen of the competition."""
 ALL_SPEC = replace(
     SPEC,
     name="vindr_local22",
@@ -46,26 +46,28 @@ Drawn = tuple[str, str, list[float]]
 def main(argv: Sequence[str] | None = None) -> int:
     """Prepare the release; see `preparation.run`."""
     parser = make_parser(__doc__)
-    parser.add_argument("--classes", type=int, choices=(14, 22), default=14, help="22 makes a row vindr_local22")
+    parser.add_argument("--classes", type=int, choices=(14, 22), default=14, help="22 creates dataset vindr_local22")
     parser.add_argument(
-        "--rare", choices=("other", "drop"), default="other", help=f"of 14, the rest is {OTHER!r} or left out"
+        "--rare", choices=("other", "drop"), default="other", help=f"with 14 classes, map the rest to {OTHER!r} or drop"
     )
     parser.add_argument(
         "--fusion", choices=("wbf", "union"), default="wbf", help="fuse the readers' boxes or keep all (default wbf)"
     )
-    parser.add_argument("--fusion-iou", type=float, default=0.5, metavar="X", help="overlap of one thing (default 0.5)")
+    parser.add_argument("--fusion-iou", type=float, default=0.5, metavar="X", help="IoU threshold (default 0.5)")
     parser.add_argument("--min-readers", type=int, default=1, metavar="N", help="readers that must agree (default 1)")
     parser.add_argument(
         "--unlisted",
         choices=("error", "negative"),
         default="error",
-        help="what an image without any row is: a fault of the download, or without findings (default error)",
+        help="treat images without any row as an error or as negative (default error)",
     )
     return run(parser, make_plan, argv)
 
 
 def make_plan(args: argparse.Namespace) -> Plan:
-    """A case an image of the folders; its annotation are the boxes that were drawn on it."""
+    """One case per image in the folders, annotated with the boxes of all readers."""
+    if not 0 < args.fusion_iou < 1:
+        raise FXError(f"--fusion-iou is {args.fusion_iou}; it must be between 0 and 1")
     spec = SPEC if args.classes == 14 else ALL_SPEC
     competition = args.source / "train.csv"
     tables = {split: args.source / "annotations" / f"annotations_{split}.csv" for split in ("train", "test")}
@@ -78,7 +80,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
         missing = [image for image in files if image not in drawn]
         if missing and args.unlisted == "error":
             raise FXError(
-                f"{table}: no row for image {missing[0]!r} ({len(missing)} such images); if they are without findings: "
+                f"{table}: no row for image {missing[0]!r} ({len(missing)} such images); if they have no findings: "
                 "--unlisted negative"
             )
         for image in sorted({*files, *drawn}):
@@ -86,13 +88,13 @@ def make_plan(args: argparse.Namespace) -> Plan:
             official = split if len(tables) > 1 else ""
             cases.append(Case(image=path, patient_id=image, split=official, annotation=drawn.get(image, [])))
     fusion = f"{args.fusion} of the readers above IoU {args.fusion_iou}" if args.fusion == "wbf" else args.fusion
-    note = f"train boxes: {fusion}, at least {args.min_readers} readers; each image a patient of its own"
+    note = f"train boxes: {fusion}, at least {args.min_readers} readers; every image is a separate patient"
     work = partial(annotate, args.fusion, args.fusion_iou, args.min_readers)
     return Plan(spec=spec, root=args.source, cases=cases, annotate=work, note=note)
 
 
 def read_boxes(table: Path, spec: DatasetSpec, rare: str) -> dict[str, list[Drawn]]:
-    """The boxes of each image that the table names; "No finding" gives none."""
+    """The boxes of each image in the table; none for "No finding"."""
     known = {name.lower(): name for name in spec.loc_classes}
     known |= {name.lower(): OTHER if rare == "other" else "" for name in RARE if name not in spec.loc_classes}
     drawn: dict[str, list[Drawn]] = defaultdict(list)
@@ -102,7 +104,7 @@ def read_boxes(table: Path, spec: DatasetSpec, rare: str) -> dict[str, list[Draw
         if name == NO_FINDING:
             continue
         if name.lower() not in known:
-            raise FXError(f"{table}: image {image!r}: class {name!r} is none of {sorted(known)}")
+            raise FXError(f"{table}: image {image!r}: class {name!r} is not one of {sorted(known)}")
         try:
             corners = [float(row[corner]) for corner in CORNERS]
         except ValueError:
@@ -115,7 +117,7 @@ def read_boxes(table: Path, spec: DatasetSpec, rare: str) -> dict[str, list[Draw
 def annotate(
     fusion: str, min_iou: float, min_readers: int, drawn: Sequence[Drawn], shape: tuple[int, int]
 ) -> Mapping[str, Any]:
-    """Boxes of one image; those of readers are fused class by class, a consensus (no reader named) is left as it is."""
+    """Boxes of one image; readers' boxes are fused per class, consensus boxes (no reader) are kept unchanged."""
     boxes: list[tuple[str, list[float]]] = []
     for name in dict.fromkeys(name for _, name, _ in drawn):
         found = [(reader, clip_box(corners, shape)) for reader, title, corners in drawn if title == name]

@@ -1,4 +1,4 @@
-"""VinDr-CXR organs: heart and lungs as masks from CheXmask's table, and their extents as boxes.
+"""VinDr-CXR organs: CheXmask masks of heart and lungs, and their extents as boxes.
 
 Example: python datasets/prepare_vindr_organs.py vindr-cxr --chexmask chexmask/OriginalResolution/VinDr-CXR.csv \\
     --output datasets/prepared
@@ -33,14 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--halves",
         action="store_true",
-        help="as in the paper: of the train images in the order of their ids, boxes for the first half and masks for "
-        "the second",
+        help="as in the paper: with train images sorted by id, use boxes of the first half and masks of the second",
     )
     return run(parser, make_plan, argv)
 
 
 def make_plan(args: argparse.Namespace) -> Plan:
-    """A case a row of CheXmask's table; its annotation is (tasks, height and width as stated, codes of the classes)."""
+    """One case per CheXmask row, annotated with (tasks, stated height and width, codes of the classes)."""
     folders = {split: find_images(args.source, split) for split in ("train", "test")}
     first = sorted(folders["train"])[: len(folders["train"]) // 2] if args.halves else []
     boxes_only = set(first)
@@ -64,11 +63,11 @@ def make_plan(args: argparse.Namespace) -> Plan:
 def annotate(
     annotation: tuple[Sequence[str], tuple[str, str], Sequence[str]], shape: tuple[int, int]
 ) -> Mapping[str, Any]:
-    """Masks of the organs, their extents as boxes; an organ without code is absent."""
+    """Masks of the organs and their extents as boxes; an organ with an empty code is absent."""
     tasks, stated, codes = annotation
     if stated != (str(shape[0]), str(shape[1])):
         raise FXError(
-            f"masks are of {stated[0]} x {stated[1]}, the image of {shape[0]} x {shape[1]}: OriginalResolution?"
+            f"masks are {stated[0]} x {stated[1]}, but the image is {shape[0]} x {shape[1]}: use OriginalResolution"
         )
     masks = {name: [decode_absolute_rle(code, *shape)] for name, code in zip(SPEC.seg_classes, codes, strict=True)}
     fields = annotate_from_masks(SPEC, masks, shape, "extent")

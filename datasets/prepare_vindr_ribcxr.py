@@ -1,4 +1,4 @@
-"""VinDr-RibCXR: twenty ribs as masks, from a contour each; official split into train and val.
+"""VinDr-RibCXR: masks of twenty ribs, one contour each; official train and val splits.
 
 Example: python datasets/prepare_vindr_ribcxr.py VinDr-RibCXR --output datasets/prepared
 """
@@ -28,13 +28,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--without-contour",
         choices=("absent", "unknown"),
         default="absent",
-        help='what "None" in place of a contour means for a rib (default %(default)s)',
+        help='meaning of "None" instead of a contour (default %(default)s)',
     )
     return run(parser, make_plan, argv)
 
 
 def make_plan(args: argparse.Namespace) -> Plan:
-    """A case an image of the two json files; its annotation are the ribs' contours. The release names no patients."""
+    """One case per image in the two JSON files, annotated with its rib contours. Patients are unknown."""
     cases = []
     files = index_files(args.source, (".png", ".jpg", ".jpeg"))
     for split in ("train", "val"):
@@ -42,22 +42,22 @@ def make_plan(args: argparse.Namespace) -> Plan:
         columns = read_json(table, dict)
         lost = [name for name in ("img", *SPEC.seg_classes) if not isinstance(columns.get(name), dict)]
         if lost:
-            raise FXError(f"{table}: no column {lost[0]!r} by number of the image; it has {sorted(columns)}")
+            raise FXError(f"{table}: no column {lost[0]!r} by image number; it has {sorted(columns)}")
         for number, path in columns["img"].items():
             name = str(path).rpartition("/")[2].rpartition(".")[0]
             incomplete = [rib for rib in SPEC.seg_classes if number not in columns[rib]]
             if incomplete:
-                raise FXError(f"{table}: column {incomplete[0]!r} lacks image number {number} ({name})")
+                raise FXError(f"{table}: column {incomplete[0]!r} has no image number {number} ({name})")
             contours = [columns[rib][number] for rib in SPEC.seg_classes]
             image = files.get(name, args.source / str(path))
             cases.append(Case(image=image, patient_id=name, split=split, annotation=contours))
-    note = f"a rib without contour is {args.without_contour}; each image a patient of its own"
+    note = f"a rib without contour is {args.without_contour}; every image is a separate patient"
     work = partial(annotate, args.without_contour == "unknown")
     return Plan(spec=SPEC, root=args.source, cases=cases, annotate=work, note=note)
 
 
 def annotate(unknown: bool, contours: Sequence[Any], shape: tuple[int, int]) -> Mapping[str, Any]:
-    """A mask a rib."""
+    """One mask per rib."""
     masks = [decode_points(contour, *shape) for contour in contours]
     return {"masks": [encode_mask(mask) if mask.any() or not unknown else None for mask in masks]}
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Draw contact sheets of samples with labels, boxes and masks, those for training as the model gets them.
+"""Draw contact sheets of samples with labels, boxes and masks; training samples as the model gets them.
 
-tools/visualize_data.py --config-file X --output DIR                      every training split, every task
-tools/visualize_data.py --config-file X --output DIR --dataset jsrt_test  one split; those for testing as annotated
+tools/visualize_data.py --config-file X --output DIR                      all training splits, all tasks
+tools/visualize_data.py --config-file X --output DIR --dataset jsrt_test  one split; val and test as annotated
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from fx_d2.structures import TASKS, DatasetSpec, FXError, spec_of
 from fx_d2.visualization import Cell, Findings, draw_sheet, training_findings, truth_findings
 
 WITH_FINDINGS = 0.75
-"""Share of a sheet for images in which something was found, where there are enough."""
+"""Fraction of a sheet reserved for images with positive findings, if there are enough."""
 
 Records = list[dict[str, Any]]
 
@@ -35,19 +35,19 @@ Records = list[dict[str, Any]]
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line; see --help."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True, help="config of the run")
+    parser.add_argument("--config-file", required=True, help="config file")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the PNG files")
-    parser.add_argument("--dataset", action="append", help="split of the config (default: all of DATASETS.TRAIN)")
+    parser.add_argument("--dataset", action="append", help="split in the config (default: all of DATASETS.TRAIN)")
     parser.add_argument("--task", choices=TASKS, action="append", help="only this task (default: all of the dataset)")
-    parser.add_argument("--num", type=int, default=12, help="samples a sheet (default 12)")
-    parser.add_argument("--seed", type=int, default=0, help="which samples, and their augmentation (default 0)")
-    parser.add_argument("--original", action="store_true", help="draw training images, too, as they are annotated")
+    parser.add_argument("--num", type=int, default=12, help="samples per sheet (default 12)")
+    parser.add_argument("--seed", type=int, default=0, help="seed for sampling and augmentation (default 0)")
+    parser.add_argument("--original", action="store_true", help="draw training images without augmentation")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config keys as KEY VALUE pairs")
     return parser.parse_args(argv)
 
 
 def draw_sheets(args: argparse.Namespace) -> list[Path]:
-    """Draw a sheet for each split and task; returns the files written. Raises FXError for wrong input."""
+    """Draw a sheet for each split and task; returns the files written. Raises FXError for invalid input."""
     from fx_d2.engine.setup import setup_cfg
 
     if args.num < 1:
@@ -56,7 +56,7 @@ def draw_sheets(args: argparse.Namespace) -> list[Path]:
     names, known = args.dataset or list(cfg.DATASETS.TRAIN), {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST}
     for name in names:
         if name not in known:
-            raise FXError(f"--dataset {name}: no split of the config {sorted(known)}; add it to DATASETS.TEST")
+            raise FXError(f"--dataset {name}: not a split in the config {sorted(known)}; add it to DATASETS.TEST")
     args.output.mkdir(parents=True, exist_ok=True)
     written = []
     for name in names:
@@ -79,7 +79,7 @@ def draw_sheets(args: argparse.Namespace) -> list[Path]:
 
 
 def _choose(records: Records, task: str, args: argparse.Namespace) -> Records:
-    """Some of the records by chance, `WITH_FINDINGS` of them with something found."""
+    """A random sample of the records, a fraction `WITH_FINDINGS` of them with positive findings."""
     order = np.random.default_rng(args.seed).permutation(len(records))
     found = (i for i in order if _has_findings(records[i], task))
     first = list(itertools.islice(found, max(1, round(WITH_FINDINGS * args.num))))
@@ -96,7 +96,7 @@ def _has_findings(record: dict[str, Any], task: str) -> bool:
 
 
 def _training_cells(cfg: CfgNode, spec: DatasetSpec, task: str, records: Records, seed: int) -> list[Cell]:
-    """What `TrainMapper` makes of the records."""
+    """The output of `TrainMapper` for the records."""
     mapper = TrainMapper(cfg, spec, task)
     cells = []
     for i, record in enumerate(records):
@@ -121,7 +121,7 @@ def _cells(records: Records, task: str) -> list[Cell]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0, or 1 after one line about wrong input on standard error."""
+    """Exit code: 0, or 1 after a one-line error about invalid input on stderr."""
     args = parse_args(argv)
     try:
         written = draw_sheets(args)

@@ -1,4 +1,4 @@
-"""The synthetic world: phantom chest films whose labels, boxes and masks agree with what is drawn.
+"""Synthetic datasets: phantom chest X-rays with exact labels, boxes and masks.
 
-Layers, each importing only from its left: canvas -> anatomy -> findings -> film -> draw -> world.
+Layers, each importing only from those to its left: canvas -> anatomy -> findings -> film -> draw -> world.
 """

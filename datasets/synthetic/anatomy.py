@@ -1,7 +1,7 @@
-"""The healthy chest as layers of X-ray attenuation, from outlines measured on adult PA films.
+"""The healthy chest as layers of X-ray attenuation, from outlines measured on adult PA radiographs.
 
 Attenuation is in units of the soft tissue of an average chest wall: 0 is air outside the body, about 0.4 aerated
-lung, 1 soft tissue, 1.2 mediastinum and abdomen. Sides: -1 is the patient's right (left on the film), +1 the left.
+lung, 1 soft tissue, 1.2 mediastinum and abdomen. Sides: -1 is the patient's right (left in the image), +1 the left.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ SIDES = (-1, 1)
 
 @dataclass
 class Scene:
-    """A chest under construction; findings change its layers in place.
+    """A chest under construction; findings modify its layers in place.
 
     Attributes:
-        canvas: where it is drawn.
-        patient: whose chest it is.
-        soft: float32 (H, W), attenuation of soft tissue, lungs taken out.
+        canvas: canvas to draw on.
+        patient: the patient.
+        soft: float32 (H, W), attenuation of soft tissue, lungs subtracted.
         markings: float32 (H, W), attenuation of the lung vessels.
         skeleton: bone layer and rib paths.
-        overlay: float32 (H, W), attenuation that lies over everything (devices).
-        lungs: side -> bool (H, W), the whole lung, heart shadow included.
-        fields: side -> bool (H, W), the lung that is seen: without heart and mediastinum.
+        overlay: float32 (H, W), attenuation on top of everything else (devices).
+        lungs: side -> bool (H, W), the whole lung, including behind the heart.
+        fields: side -> bool (H, W), the visible lung: without heart and mediastinum.
         outlines: side -> (N, 2) thorax coordinates of the whole lung.
         heart: bool (H, W), the heart's silhouette.
         mediastinum: bool (H, W), the silhouette of heart and great vessels.
-        occupied: bool (H, W), where a finding already lies.
+        occupied: bool (H, W), pixels already covered by a finding.
     """
 
     canvas: Canvas
@@ -60,7 +60,7 @@ class Scene:
 
 
 def lung_outline(patient: Patient, side: int) -> np.ndarray:
-    """Closed outline of one whole lung in thorax coordinates (N, 2)."""
+    """Closed outline (N, 2) of one whole lung in thorax coordinates."""
     lower = 0.0 if side < 0 else 0.035
     dome = patient.doming
     lateral = [(0.33, 0.0), (0.56, 0.055), (0.74, 0.15), (0.86, 0.28), (0.925, 0.43), (0.96, 0.58), (0.985, 0.74)]
@@ -103,7 +103,7 @@ def vessel_outline(patient: Patient) -> np.ndarray:
 
 
 def build_scene(patient: Patient, canvas: Canvas, rng: np.random.Generator) -> Scene:
-    """Draw a healthy chest of this patient; the canvas must have been made from the same patient."""
+    """Draw a healthy chest of this patient, on a canvas created for the same patient."""
     outlines = {side: lung_outline(patient, side) for side in SIDES}
     plates = {side: canvas.polygon(outlines[side]) for side in SIDES}
     heart_plate = canvas.polygon(heart_outline(patient))
@@ -138,7 +138,7 @@ def build_scene(patient: Patient, canvas: Canvas, rng: np.random.Generator) -> S
 
 
 def _air(canvas: Canvas, plate: np.ndarray, lung: np.ndarray) -> np.ndarray:
-    """How full of air the ray is, 0..1: thin at the lung's edges, like a rounded body, and beside the spine."""
+    """Fraction of air along the ray, 0..1: decreasing towards the lung border, as in a rounded body, and the spine."""
     return (
         (0.45 + 0.55 * smooth(np.abs(canvas.u), 0.05, 0.42))
         * plate

@@ -1,8 +1,8 @@
-"""Drawing in thorax coordinates: the one place that knows where a point of the body falls on the film.
+"""Drawing in thorax coordinates: maps points of the body to pixels of the image.
 
-Thorax coordinates (U, V): U = 0 on the midline, +1 at the widest point of the rib cage on the right side of the
-picture, which is the patient's left; V = 0 at the lung apex, 1 at the costophrenic angle. Lengths such as stroke
-widths and blurs are fractions of the film's height, so that a film looks the same at every size.
+Thorax coordinates (U, V): U = 0 on the midline, +1 at the widest point of the rib cage on the right side of the image,
+which is the patient's left; V = 0 at the lung apex, 1 at the costophrenic angle. Lengths such as stroke widths and
+blurs are fractions of the image height, so that an image looks the same at every size.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _SHIFT = 4
 
 
 class Canvas:
-    """A film of (height, width) pixels and the affine map from thorax coordinates to it.
+    """An image of (height, width) pixels and the affine map from thorax coordinates to its pixels.
 
     Attributes:
         u, v: float32 (height, width), thorax coordinates of every pixel centre.
@@ -32,9 +32,9 @@ class Canvas:
         Args:
             height: pixels.
             width: pixels.
-            half_width: of the rib cage, as a fraction of the height.
-            apex: vertical place of the lung apex, as a fraction of the height.
-            span: from apex to costophrenic angle, as a fraction of the height.
+            half_width: half width of the rib cage, as a fraction of the height.
+            apex: vertical position of the lung apex, as a fraction of the height.
+            span: distance from apex to costophrenic angle, as a fraction of the height.
             offset: shift of the midline to the right, as a fraction of the height.
             angle: rotation of the body in degrees.
         """
@@ -55,22 +55,22 @@ class Canvas:
         return np.asarray(points, float) @ self._matrix.T + self._origin
 
     def radius(self, u: float, v: float) -> np.ndarray:
-        """Distance of every pixel to a point given in thorax coordinates; float32 fractions of the height."""
+        """Distance of every pixel to a point in thorax coordinates; float32 fractions of the height."""
         x, y = self.pixels([(u, v)])[0]
         rows = np.arange(self.height, dtype=np.float32)[:, None] + 0.5 - np.float32(y)
         columns = np.arange(self.width, dtype=np.float32)[None] + 0.5 - np.float32(x)
         return np.sqrt(rows**2 + columns**2) / self.height
 
     def polygon(self, points: Points) -> np.ndarray:
-        """A filled outline with antialiased border; float32 (height, width) in 0..1."""
+        """A filled polygon with antialiased border; float32 (height, width) in 0..1."""
         plate = np.zeros((self.height, self.width), np.uint8)
         cv2.fillPoly(plate, [self._fixed(points)], 255, cv2.LINE_AA, _SHIFT)
         return plate.astype(np.float32) / 255
 
     def strokes(self, lines: Sequence[Points], width: float) -> np.ndarray:
-        """Open lines of one width (fraction of the height); float32 (height, width) in 0..1.
+        """Open polylines of one width (fraction of the height); float32 (height, width) in 0..1.
 
-        A width below one pixel is drawn as one pixel and made fainter, so that thin lines fade instead of growing.
+        A line narrower than a pixel is drawn one pixel wide and proportionally fainter.
         """
         plate = np.zeros((self.height, self.width), np.uint8)
         pixels = width * self.height
@@ -80,7 +80,7 @@ class Canvas:
         return plate.astype(np.float32) / 255
 
     def blur(self, plate: np.ndarray, sigma: float) -> np.ndarray:
-        """Gaussian blur; sigma is a fraction of the height. Wide blurs run on a reduced copy."""
+        """Gaussian blur; sigma is a fraction of the height. Wide blurs run on a downsized copy."""
         pixels = sigma * self.height
         if pixels < 0.3:
             return plate
@@ -100,7 +100,7 @@ class Canvas:
         return (total - total.mean()) / (total.std() + 1e-6)
 
     def depth(self, mask: np.ndarray) -> np.ndarray:
-        """Distance of every pixel of a bool mask to the mask's outside; float32 fractions of the height."""
+        """Distance of every pixel of a bool mask to the background; float32 fractions of the height."""
         padded = np.pad(mask.astype(np.uint8), 1, mode="edge")
         return cv2.distanceTransform(padded, cv2.DIST_L2, 5)[1:-1, 1:-1] / self.height
 
@@ -112,14 +112,14 @@ class Canvas:
 
 
 def curve(points: Points, count: int = 60, closed: bool = False) -> np.ndarray:
-    """A smooth (Catmull-Rom) curve through the points: (count, 2); `closed` joins the last point to the first."""
+    """A Catmull-Rom curve (count, 2) through the points; `closed` joins the last point to the first."""
     knots = np.asarray(points, float)
     return _weights(len(knots), count, closed) @ knots
 
 
 @lru_cache(maxsize=256)
 def _weights(knots: int, count: int, closed: bool) -> np.ndarray:
-    """Weights (count, knots) of the knots in every point of a curve."""
+    """Weights (count, knots) of the knots at every point of a curve."""
     pieces = knots if closed else knots - 1
     place = np.linspace(0, pieces, count)
     piece = np.minimum(place.astype(int), pieces - 1)
@@ -141,11 +141,11 @@ def _weights(knots: int, count: int, closed: bool) -> np.ndarray:
 
 
 def smooth(x: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Smooth step from 0 at `low` to 1 at `high` (low > high turns it round)."""
+    """Smoothstep from 0 at `low` to 1 at `high` (low > high reverses it)."""
     t = np.clip((x - low) / (high - low), 0, 1)
     return t * t * (3 - 2 * t)
 
 
 def disc(pixels: int) -> np.ndarray:
-    """Round structuring element of the given radius in pixels, for cv2 morphology."""
+    """Circular structuring element of the given radius in pixels, for cv2 morphology."""
     return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * pixels + 1, 2 * pixels + 1))

@@ -1,4 +1,4 @@
-"""The one call that draws a film: kinds of findings in, image and findings with their masks and boxes out."""
+"""Generate a synthetic X-ray: from kinds of findings to an image with masks and boxes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .patient import Patient, sample_patient
 from .skeleton import CLAVICLE_WIDTH, RIB_WIDTH
 
 FAINT = 0.4
-"""Strength of a finding that a reader would call uncertain."""
+"""Strength of a finding that is labelled uncertain."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A film and the truth about it.
+    """A synthetic X-ray and its ground truth.
 
     Attributes:
         image: uint8 (H, W).
-        findings: every instance that was drawn, faint ones included.
-        patient: whose film it is, as drawn.
-        lungs: side (-1 the patient's right, on the left of the film; +1 left) -> bool (H, W), heart shadow included.
+        findings: all instances, including faint ones.
+        patient: the patient, as drawn.
+        lungs: side (-1 the patient's right, left in the image; +1 left) -> bool (H, W), including behind the heart.
         heart: bool (H, W), the silhouette.
         structures: the healthy anatomy by name, bool (H, W): left_lung and right_lung without heart and mediastinum,
             heart, left_clavicle and right_clavicle, and the posterior ribs R1..R10 and L1..L10. Left is the patient's.
@@ -63,19 +63,19 @@ def draw(
     faint: Collection[str] = (),
     patient_seed: Sequence[int] | int | None = None,
 ) -> Drawing:
-    """Draw one patient's chest film.
+    """Generate the chest X-ray of one patient.
 
     Args:
         kinds: findings to draw, keys of findings.KINDS; empty for a healthy chest.
-        seed: what makes this film; the same arguments give the same pixels, the same seed with other `kinds` the same
-            patient and exposure.
-        size: height in pixels; the width follows from `style.aspect`.
-        style: how the film is taken; None for the default style.
-        faint: those of `kinds` that are drawn weakly.
-        patient_seed: what makes the patient, for several films of one; None: `seed`.
+        seed: seed of the image. The same arguments give the same pixels; the same seed with other `kinds` gives the
+            same patient and exposure.
+        size: height in pixels; `style.aspect` sets the width.
+        style: appearance of the image; None for the default style.
+        faint: the subset of `kinds` to draw faintly.
+        patient_seed: seed of the patient, for several images of one patient; None: `seed`.
 
     Raises:
-        ValueError: a finding came out without a pixel, which the sizes from 64 pixels on should not allow.
+        ValueError: a finding without pixels, which should not occur from 64 pixels on.
     """
     style = style or FilmStyle()
     body, rng, film = _streams(seed)
@@ -107,7 +107,7 @@ def draw(
 
 
 def _streams(seed: Sequence[int] | int) -> list[np.random.Generator]:
-    """Generators of the patient, of the findings and of the exposure."""
+    """Random generators for patient, findings and exposure."""
     return [np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(3)]
 
 
@@ -127,6 +127,6 @@ def box_of(mask: np.ndarray) -> tuple[int, int, int, int]:
     """Extent of a bool mask as x, y, width, height; ValueError for an empty mask."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
-        raise ValueError("a finding was drawn without a pixel: use larger films")
+        raise ValueError("a finding has no pixels: use a larger image size")
     x, y = int(columns[0]), int(rows[0])
     return x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1

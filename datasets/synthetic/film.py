@@ -1,4 +1,4 @@
-"""From attenuation to a grey film: scatter, tone curve, detector noise, burnt-in markers, collimation."""
+"""From attenuation to a grey image: scatter, tone curve, detector noise, burnt-in markers, collimation."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .canvas import Canvas
 
 @dataclass(frozen=True)
 class FilmStyle:
-    """How one hospital's films look.
+    """Appearance of the X-rays of one hospital.
 
     Attributes:
-        aspect: width / height of the film.
+        aspect: width / height of the image.
         gamma: above 1 darkens the lungs.
         contrast: steepness of the tone curve, about 1.
         noise: standard deviation of the quantum noise in grey levels.
@@ -32,7 +32,7 @@ class FilmStyle:
 
 
 def expose(attenuation: np.ndarray, canvas: Canvas, style: FilmStyle, rng: np.random.Generator) -> np.ndarray:
-    """Take the film: float32 attenuation (H, W) -> uint8 (H, W), air black and bone white."""
+    """Render float32 attenuation (H, W) as uint8 (H, W), air black and bone white."""
     scatter = canvas.blur(attenuation, 0.06)
     signal = 0.93 * attenuation + 0.07 * scatter
     exposure = rng.uniform(-0.04, 0.04)
@@ -50,7 +50,7 @@ def expose(attenuation: np.ndarray, canvas: Canvas, style: FilmStyle, rng: np.ra
 
 
 def _mark(values: np.ndarray, style: FilmStyle, rng: np.random.Generator) -> np.ndarray:
-    """Burn in a side marker in an upper corner: "L" on the right of the film or "R" on its left."""
+    """Burn in a side marker in an upper corner: "L" at the right of the image or "R" at its left."""
     if rng.random() >= style.marker:
         return values
     height, width = values.shape

@@ -1,4 +1,4 @@
-"""A drawn film as a hospital would know it: picture, patient, and what a dataset says about it in its own words."""
+"""A synthetic X-ray with patient data, and annotations in the classes of a dataset."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Instance:
-    """One finding in a dataset's words.
+    """One annotated finding.
 
     Attributes:
         kind: key of findings.KINDS.
-        name: a class of the dataset's row.
+        name: a class of the dataset row.
         box: x, y, width, height in pixels: the extent of the mask.
         mask: bool (H, W), never empty.
     """
@@ -29,20 +29,20 @@ class Instance:
 
 @dataclass(frozen=True, kw_only=True)
 class Film:
-    """One film of a dataset.
+    """One synthetic X-ray of a dataset.
 
     Attributes:
-        dataset: name of the row.
-        split: "train", "val" or "test": what the release says where it has splits.
-        number: counts from 0 over all splits of the dataset.
-        patient: number of the patient; now and then two films in succession are of one patient.
-        follow_up: 0 for a patient's first film, 1 for the second.
+        dataset: name of the dataset row.
+        split: "train", "val" or "test": the official split if the release has one.
+        number: index over all splits of the dataset, from 0.
+        patient: number of the patient; some patients have two consecutive images.
+        follow_up: 0 for the first image of a patient, 1 for the second.
         image: uint8 (H, W).
         sex: "F" or "M".
         age: years.
-        kinds: everything drawn plainly, keys of findings.KINDS.
-        labels: class of the row's classification -> 1, 0, -1 (uncertain) or None (blank).
-        instances: findings drawn plainly that have a class name, one instance a name; with boxes and masks.
+        kinds: all findings except faint ones, keys of findings.KINDS.
+        labels: classification class -> 1, 0, -1 (uncertain) or None (blank).
+        instances: findings with a class name, except faint ones, one instance per name.
         structures: the anatomy, see draw.Drawing.
     """
 
@@ -60,12 +60,12 @@ class Film:
     structures: Mapping[str, np.ndarray]
 
     def digest(self, what: str = "image") -> str:
-        """32 hexadecimal digits that stand for `what` of this film; those of "patient" are one for all its films."""
+        """A 32-digit hexadecimal identifier of `what` of this image; "patient" is shared by all images of a patient."""
         number = self.patient if what == "patient" else self.number
         return hashlib.md5(f"{self.dataset}/{what}/{number}".encode(), usedforsecurity=False).hexdigest()
 
     def rng(self, what: str) -> np.random.Generator:
-        """A generator of its own for `what` a writer invents, such as a reader's hand."""
+        """A separate random generator for details that a writer invents, such as the variation of a reader."""
         return np.random.default_rng([self.number, zlib.crc32(f"{self.dataset}/{what}".encode())])
 
     def merged(self, name: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The register of findings: what each does to the patient before drawing and who draws it."""
+"""Registry of findings: how each is drawn and how it changes the patient."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Kind:
     """One kind of finding.
 
     Attributes:
-        draw: draws it and returns one mask an instance.
-        prepare: changes the patient first, for findings that change the anatomy.
-        sided: lies in one lung, so that two such findings can go to different sides.
-        replaces: takes the place of lung: other findings of the lung end where it begins.
-        group: of the findings of one group a film holds at most one, because they hide or contradict each other.
+        draw: draws it and returns one mask per instance.
+        prepare: modifies the patient before drawing, for findings that change the anatomy.
+        sided: affects one lung, so that two such findings can be on different sides.
+        replaces: replaces lung tissue, so diffuse and later findings exclude its area.
+        group: an image has at most one finding of each group, as they hide or contradict each other.
     """
 
     draw: Drawer
@@ -77,10 +77,10 @@ KINDS: dict[str, Kind] = {
     "fracture": Kind(organs.fracture),
     "devices": Kind(organs.devices),
 }
-"""All kinds, in the order in which they are drawn."""
+"""All kinds, in drawing order."""
 
 
 def compatible(kinds: list[str], other: str) -> bool:
-    """Whether `other` can be drawn on a film that already has these kinds."""
+    """Whether `other` can be added to an image with these kinds."""
     group = KINDS[other].group
     return other not in kinds and not (group and any(KINDS[kind].group == group for kind in kinds))

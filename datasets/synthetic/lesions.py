@@ -1,7 +1,7 @@
-"""Findings of the lung tissue. Every drawer changes the scene and returns one bool mask (H, W) an instance.
+"""Findings in lung tissue. Every drawer modifies the scene and returns one bool mask (H, W) per instance.
 
-Arguments of every drawer: the scene, a generator, the side (-1 the patient's right, +1 the left; ignored by findings
-of both lungs) and a strength, 1 for a plain finding and less for one a reader would call uncertain.
+Arguments of every drawer: the scene, a random generator, the side (-1 the patient's right, +1 the left; ignored by
+findings of both lungs) and the strength, 1 for a definite finding and less for an uncertain one.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from .anatomy import SIDES, Scene
 from .canvas import disc, smooth
 
 ZONES = {"upper": (0.08, 0.36), "middle": (0.3, 0.62), "lower": (0.58, 0.84), "any": (0.12, 0.82)}
-"""Heights in V of the lung zones."""
+"""Ranges of V of the lung zones."""
 
 
 def pick(scene: Scene, rng: np.random.Generator, side: int, zone: str, margin: float) -> tuple[float, float]:
-    """A place (U, V) in the visible lung, `margin` (of the height) away from its border and from other findings."""
+    """Sample a point (U, V) in the visible lung, `margin` (of the height) from its border and from other findings."""
     low, high = ZONES[zone]
     band = (scene.canvas.v > low) & (scene.canvas.v < high)
     for taken in (scene.occupied, np.zeros_like(scene.occupied)):
@@ -32,7 +32,7 @@ def pick(scene: Scene, rng: np.random.Generator, side: int, zone: str, margin: f
 def cloud(
     scene: Scene, rng: np.random.Generator, side: int, place: tuple[float, float], radius: float, ragged: float = 0.3
 ) -> np.ndarray:
-    """An irregular soft region round a place: float32 (H, W) in 0..1, zero outside the visible lung of that side."""
+    """An irregular soft region around a point: float32 (H, W) in 0..1, zero outside the visible lung of that side."""
     canvas = scene.canvas
     distance = canvas.radius(*place) * (1 + 0.8 * ragged * canvas.noise(rng, 0.14, 3))
     region = (smooth(distance, radius, 0.45 * radius) * scene.fields[side]).astype(np.float32)
@@ -40,7 +40,7 @@ def cloud(
 
 
 def nodule(scene: Scene, rng: np.random.Generator, side: int, strength: float) -> list[np.ndarray]:
-    """One round, sharply bordered nodule, now and then two."""
+    """One or, less often, two round nodules with a sharp border."""
     masks: list[np.ndarray] = []
     for _ in range(2 if rng.random() < 0.25 else 1):
         masks.append(_ball(scene, rng, side, rng.uniform(0.026, 0.038), 0.36 * strength, 0.06))
@@ -49,7 +49,7 @@ def nodule(scene: Scene, rng: np.random.Generator, side: int, strength: float) -
 
 
 def mass(scene: Scene, rng: np.random.Generator, side: int, strength: float) -> list[np.ndarray]:
-    """One lobulated mass, three times as wide as a nodule."""
+    """One lobulated mass, two to three times as wide as a nodule."""
     return [_ball(scene, rng, side, rng.uniform(0.065, 0.09), 0.5 * strength, 0.14)]
 
 
@@ -63,7 +63,7 @@ def _ball(scene: Scene, rng: np.random.Generator, side: int, radius: float, dens
 
 
 def diffuse_nodules(scene: Scene, rng: np.random.Generator, side: int, strength: float) -> list[np.ndarray]:
-    """Dozens of small nodules over both lungs; one mask a lung, the region they fill."""
+    """Dozens of small nodules in both lungs; one mask per lung, the region that they fill."""
     canvas, masks = scene.canvas, []
     for lung in SIDES:
         field = scene.fields[lung] & (canvas.v > 0.12)
@@ -97,7 +97,7 @@ def calcification(scene: Scene, rng: np.random.Generator, side: int, strength: f
 
 
 def consolidation(scene: Scene, rng: np.random.Generator, side: int, strength: float) -> list[np.ndarray]:
-    """A dense, fairly even white region in the upper or middle zone, crossed by dark bronchi."""
+    """A dense, fairly homogeneous region in the upper or middle zone with air bronchograms."""
     place = pick(scene, rng, side, "upper" if rng.random() < 0.4 else "middle", 0.06)
     region = cloud(scene, rng, side, place, rng.uniform(0.13, 0.18))
     fingers = []
@@ -109,7 +109,7 @@ def consolidation(scene: Scene, rng: np.random.Generator, side: int, strength: f
 
 
 def infiltration(scene: Scene, rng: np.random.Generator, side: int, strength: float) -> list[np.ndarray]:
-    """A wide, faint region of fluffy patches."""
+    """A large region of faint, fluffy patches."""
     place = pick(scene, rng, side, "any", 0.06)
     region = cloud(scene, rng, side, place, rng.uniform(0.17, 0.23))
     fluff = np.clip(0.55 + 0.6 * scene.canvas.noise(rng, 0.045, 2), 0, 1.6)
@@ -117,14 +117,14 @@ def infiltration(scene: Scene, rng: np.random.Generator, side: int, strength: fl
 
 
 def opacity(scene: Scene, rng: np.random.Generator, side: int, strength: float) -> list[np.ndarray]:
-    """An even haze through which vessels remain visible (ground glass)."""
+    """A homogeneous haze that leaves vessels visible (ground glass)."""
     place = pick(scene, rng, side, "any", 0.06)
     region = cloud(scene, rng, side, place, rng.uniform(0.15, 0.21), 0.2)
     return _fill(scene, region, 0.31 * strength * np.ones_like(region), 0.35)
 
 
 def pneumonia(scene: Scene, rng: np.random.Generator, side: int, strength: float) -> list[np.ndarray]:
-    """A patchy consolidation of the lower zone."""
+    """A patchy consolidation in the lower zone."""
     place = pick(scene, rng, side, "lower", 0.05)
     region = cloud(scene, rng, side, place, rng.uniform(0.14, 0.2), 0.4)
     texture = np.clip(0.9 + 0.3 * scene.canvas.noise(rng, 0.06), 0.2, 1.6)
@@ -132,13 +132,13 @@ def pneumonia(scene: Scene, rng: np.random.Generator, side: int, strength: float
 
 
 def _fill(scene: Scene, region: np.ndarray, density: np.ndarray, threshold: float) -> list[np.ndarray]:
-    """Add a density inside a soft region; the mask is the largest piece where the region is above the threshold."""
+    """Add a density inside a soft region; the mask is the largest component of the region above the threshold."""
     scene.soft += scene.canvas.blur(region, 0.004) * density
     return [largest(region > threshold)]
 
 
 def largest(mask: np.ndarray) -> np.ndarray:
-    """The largest connected piece of a bool mask, as bool."""
+    """The largest connected component of a bool mask, as bool."""
     count, names, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     if count <= 1:
         return mask
@@ -146,7 +146,7 @@ def largest(mask: np.ndarray) -> np.ndarray:
 
 
 def atelectasis(scene: Scene, rng: np.random.Generator, side: int, strength: float) -> list[np.ndarray]:
-    """Plates: one or two dense, nearly level bands in the lower half of a lung."""
+    """Plate atelectasis: one or two dense, nearly horizontal bands in the lower half of a lung."""
     canvas, masks = scene.canvas, []
     u, v = pick(scene, rng, side, "lower", 0.06)
     for number in range(int(rng.integers(1, 3))):
@@ -160,7 +160,7 @@ def atelectasis(scene: Scene, rng: np.random.Generator, side: int, strength: flo
 
 
 def edema(scene: Scene, rng: np.random.Generator, side: int, strength: float) -> list[np.ndarray]:
-    """Haze spreading from both hila, wide vessels, short level lines at the lower lateral wall."""
+    """Haze around both hila, prominent vessels, Kerley lines at the lower lateral wall."""
     canvas, masks = scene.canvas, []
     scene.markings *= 1 + 0.2 * strength
     for lung in SIDES:
@@ -176,7 +176,7 @@ def edema(scene: Scene, rng: np.random.Generator, side: int, strength: float) ->
 
 
 def emphysema(scene: Scene, rng: np.random.Generator, side: int, strength: float) -> list[np.ndarray]:
-    """Loss of vessels in dark lungs (the domes were flattened before drawing); both lungs, with round bullae."""
+    """Dark lungs with few vessels and round bullae, both sides; `Kind.prepare` has flattened the domes."""
     canvas = scene.canvas
     for lung in SIDES:
         field = canvas.blur(scene.fields[lung].astype(np.float32), 0.004)
@@ -189,7 +189,7 @@ def emphysema(scene: Scene, rng: np.random.Generator, side: int, strength: float
 
 
 def fibrosis(scene: Scene, rng: np.random.Generator, side: int, strength: float) -> list[np.ndarray]:
-    """A coarse net of lines in the lower part of one or both lungs."""
+    """A coarse reticular pattern in the lower part of one or both lungs."""
     canvas, masks = scene.canvas, []
     for lung in (side,) if rng.random() < 0.4 else SIDES:
         edge = canvas.v + 0.1 * canvas.noise(rng, 0.15, 2)
@@ -201,7 +201,7 @@ def fibrosis(scene: Scene, rng: np.random.Generator, side: int, strength: float)
 
 
 def tuberculosis(scene: Scene, rng: np.random.Generator, side: int, strength: float) -> list[np.ndarray]:
-    """Nodular infiltrate of the upper zone with a thick-walled cavity and strands; at times in both lungs."""
+    """Nodular infiltrate in the upper zone with a thick-walled cavity and strands; in one or both lungs."""
     canvas, masks = scene.canvas, []
     for lung in (side,) if rng.random() < 0.65 else (side, -side):
         place = pick(scene, rng, lung, "upper", 0.05)

@@ -1,4 +1,4 @@
-"""Findings of heart, mediastinum, bones and what doctors put in. Contract of the drawers: see lesions.py."""
+"""Findings of heart, mediastinum and bones, and devices. Contract of the drawers: see lesions.py."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from .skeleton import RIB_WIDTH, draw_bone
 
 
 def cardiomegaly(scene: Scene, rng: np.random.Generator, side: int, strength: float) -> list[np.ndarray]:
-    """The heart that was drawn wide: its silhouette between the domes."""
+    """Silhouette of the heart above the domes; `Kind.prepare` has enlarged it."""
     inside = scene.heart & (scene.canvas.v < 0.99)
     return [largest(inside)]
 
 
 def wide_mediastinum(scene: Scene, rng: np.random.Generator, side: int, strength: float) -> list[np.ndarray]:
-    """The upper mediastinum that was drawn wide: its silhouette above the heart."""
+    """Silhouette of the upper mediastinum above the heart; `Kind.prepare` has widened it."""
     return [largest(scene.mediastinum & (scene.canvas.v > 0.06) & (scene.canvas.v < 0.55))]
 
 
 def hernia(scene: Scene, rng: np.random.Generator, side: int, strength: float) -> list[np.ndarray]:
-    """A piece of stomach behind the heart: a round wall, gas above a level of fluid."""
+    """Hiatal hernia: a round wall behind the heart with a gas-fluid level."""
     canvas = scene.canvas
     place = (rng.uniform(-0.02, 0.2), rng.uniform(0.76, 0.82))
     radius = rng.uniform(0.075, 0.1)
@@ -36,7 +36,7 @@ def hernia(scene: Scene, rng: np.random.Generator, side: int, strength: float) -
 
 
 def fracture(scene: Scene, rng: np.random.Generator, side: int, strength: float) -> list[np.ndarray]:
-    """One or two neighbouring ribs broken: a dark gap, the outer piece a step lower, bright bone ends."""
+    """One or two adjacent broken ribs: a dark gap, the outer fragment displaced, bright bone ends."""
     canvas, masks = scene.canvas, []
     first = int(rng.integers(4, 8))
     for number in range(first, first + int(rng.integers(1, 3))):
@@ -55,7 +55,7 @@ def fracture(scene: Scene, rng: np.random.Generator, side: int, strength: float)
 
 
 def devices(scene: Scene, rng: np.random.Generator, side: int, strength: float) -> list[np.ndarray]:
-    """A central line or pacemaker, and often a tracheal or feeding tube as well; one mask a device."""
+    """A central line or pacemaker, often with a tracheal or feeding tube; one mask per device."""
     canvas = scene.canvas
     plates = [_pacemaker(scene, side) if rng.random() < 0.4 else _central_line(scene, rng, side)]
     if rng.random() < 0.7:

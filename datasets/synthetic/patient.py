@@ -1,4 +1,4 @@
-"""Who is on the film: body measures and the way the film was taken. Plain numbers, drawn at random once a patient."""
+"""Body measures and positioning of a patient: plain numbers, sampled once per patient."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Patient:
-    """Measures of one patient on one film; lengths are fractions of the film's height unless said otherwise.
+    """Measures of one patient; lengths are fractions of the image height unless stated otherwise.
 
     Attributes:
         sex: "F" or "M" (females have breast shadows).
         age: years; the aorta grows with it.
         half_width: half the rib cage at its widest.
-        apex: height of the lung apices on the film, from the top.
+        apex: distance of the lung apices from the top of the image.
         span: from lung apex to costophrenic angle.
-        offset: midline to the right of the film's middle.
-        angle: rotation in degrees, clockwise on the film.
-        fat: 0 thin .. 1 obese: thickness of the chest wall and whiteness of the film.
+        offset: shift of the midline to the right of the image centre.
+        angle: rotation in degrees, clockwise in the image.
+        fat: 0 thin .. 1 obese: thickness of the chest wall and brightness of the image.
         ctr: cardiothoracic ratio (width of heart / rib cage): below 0.5 when healthy, above 0.55 when enlarged.
         mediastinum: width of the upper mediastinum, 1 when healthy.
         doming: height of the diaphragm domes, 1 when healthy, near 0 when flat.
-        rib_pitch: distance of neighbouring posterior ribs in V.
+        rib_pitch: distance between adjacent posterior ribs in V.
         rib_phase: V of the first rib at the spine.
-        lucency: air in the lungs, 1 when healthy; more makes them darker.
+        lucency: amount of air in the lungs, 1 when healthy; more makes them darker.
         stomach: diameter of the gas bubble below the left dome; 0 = none.
         arms: gap between trunk and arms in thorax units.
     """
@@ -49,7 +49,7 @@ class Patient:
 
 
 def sample_patient(rng: np.random.Generator) -> Patient:
-    """A healthy adult."""
+    """Sample a healthy adult."""
     age = int(rng.integers(18, 90))
     return Patient(
         sex="F" if rng.random() < 0.5 else "M",

@@ -10,7 +10,7 @@ from .canvas import disc, smooth
 from .lesions import largest
 
 WATER = 1.14
-"""Attenuation where fluid or soft tissue replaces the lung: that of the abdomen beside it."""
+"""Attenuation where fluid or soft tissue replaces lung: that of the adjacent abdomen."""
 
 
 def effusion(scene: Scene, rng: np.random.Generator, side: int, strength: float) -> list[np.ndarray]:
@@ -29,7 +29,7 @@ def effusion(scene: Scene, rng: np.random.Generator, side: int, strength: float)
 
 
 def pneumothorax(scene: Scene, rng: np.random.Generator, side: int, strength: float) -> list[np.ndarray]:
-    """Air between chest wall and lung: a thin bright pleural line, beyond it darkness without vessels."""
+    """Air between chest wall and lung: a thin bright pleural line, dark and without vessels beyond it."""
     canvas = scene.canvas
     anchor = np.array([side * 0.1, 0.99])
     shrink = np.array([rng.uniform(0.66, 0.87), rng.uniform(0.74, 0.92)])
@@ -49,7 +49,7 @@ def pneumothorax(scene: Scene, rng: np.random.Generator, side: int, strength: fl
 
 
 def pleural_thickening(scene: Scene, rng: np.random.Generator, side: int, strength: float) -> list[np.ndarray]:
-    """A dense, uneven rind along the lateral wall, or a cap over the apex."""
+    """A dense, irregular rind along the lateral wall, or an apical cap."""
     canvas = scene.canvas
     depth = canvas.depth(scene.lungs[side])
     thick = rng.uniform(0.026, 0.04) * (1 + 0.18 * canvas.noise(rng, 0.1, 2))
@@ -67,6 +67,6 @@ def pleural_thickening(scene: Scene, rng: np.random.Generator, side: int, streng
     scene.soft += strength * rind * (density - scene.soft)
     scene.markings *= 1 - rind
     seen = np.where(scene.fields[side], rind, 0)
-    seen = seen if seen.any() else rind  # heart and diaphragm may hide a thin one
-    # On a small film the rind is thinner than a pixel and nowhere that dense.
+    seen = seen if seen.any() else rind  # Heart and diaphragm may hide a thin rind.
+    # In a small image the rind is thinner than a pixel and does not reach 0.4.
     return [largest(seen > min(0.4, 0.6 * seen.max()))]

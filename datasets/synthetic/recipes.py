@@ -1,4 +1,4 @@
-"""What each dataset calls the findings that are drawn, and how its films look: one recipe a row of the table."""
+"""Class names and image appearance of each dataset: one recipe per row of the dataset table."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from .film import FilmStyle
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one dataset names what is drawn.
+    """How one dataset labels synthetic findings.
 
     Attributes:
-        names: kind -> the class names it makes positive, in every task that has a class of that name.
-        others: kinds drawn without a class of their own: the "sick, but not with this" of a dataset.
-        normal: class that is positive on a film without findings; "" = none.
-        not_normal: class that is positive on a film with findings of `others` only; "" = none.
+        names: kind -> classes that it makes positive, in every task that has such a class.
+        others: kinds without a class of their own: abnormal, but negative for the dataset's classes.
+        normal: class that is positive in an image without findings; "" = none.
+        not_normal: class that is positive in an image with only `others`; "" = none.
         healthy_with: kinds that leave `normal` positive.
-        uncertain: kinds that are drawn faintly now and then and then labelled -1.
-        blank: probability that an absent class is left blank (null), per split.
-        style: how its films look.
+        uncertain: kinds that are sometimes drawn faintly and then labelled -1.
+        blank: probability that a negative label is left blank (null), per split.
+        style: appearance of the images.
     """
 
     names: Mapping[str, tuple[str, ...]]
@@ -49,10 +49,10 @@ _REPORTS = {
     "fracture": ("Fracture",),
     "devices": ("Support Devices",),
 }
-"""The CheXpert labels; opacities carry their parent "Lung Opacity", as in the hierarchy of the CheXpert paper."""
+"""The CheXpert labels; opacities include their parent "Lung Opacity", as in the hierarchy of the CheXpert paper."""
 
 _VINDR = FilmStyle(aspect=0.9, contrast=1.1)
-"""The films of VinDr-CXR, which three rows share."""
+"""Style of the VinDr datasets."""
 
 _DOUBTFUL = ("edema", "consolidation", "pneumonia", "atelectasis", "effusion", "opacity")
 
@@ -168,4 +168,4 @@ RECIPES: dict[str, Recipe] = {
     "nih_montgomery": Recipe({"tuberculosis": ()}, style=FilmStyle(aspect=1.1, marker=0.9)),
     "jsrt": Recipe({"nodule": ()}, style=FilmStyle(marker=0.0, collimation=0.0)),
 }
-"""One recipe a row of the table, by the row's name."""
+"""Recipe by dataset name."""

@@ -1,4 +1,4 @@
-"""The drawn world as public releases: each dataset's films in the layout in which the real ones are downloaded."""
+"""Synthetic datasets as public releases: the images of each dataset in the layout of the real download."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ from .recipes import RECIPES
 from .world import GENERATOR_VERSION, MIN_SIZE, label_film, leave_blank, plan_split
 
 STAMP = "synthetic.json"
-"""Stands in a drawn release and says what it was drawn with."""
+"""File in a synthetic release that records its parameters."""
 
 Counts = dict[str, dict[str, int]]
-"""Split -> number of films, of healthy ones (nothing drawn) and of findings that have a class."""
+"""Split -> number of images, of healthy images (no findings) and of findings that have a class."""
 
 
 def make_releases(
     output: Path, *, seed: int, size: int, counts: Mapping[str, int], datasets: Sequence[str] | None = None
 ) -> dict[str, Counts | None]:
-    """Draw releases into `output`, one sub-folder a dataset, each complete or not there at all.
+    """Generate releases in `output`, one subfolder per dataset, each written atomically.
 
     Args:
         output: folder of the releases.
         seed: same seed, same bytes.
-        size: height of the films in pixels, at least MIN_SIZE.
-        counts: films per split; a release without official splits holds them all in one.
-        datasets: names of rows; None = all that can be drawn.
+        size: image height in pixels, at least MIN_SIZE.
+        counts: images per split; a release without official splits has them all in one.
+        datasets: dataset names; None = all that can be generated.
 
     Returns:
-        dataset -> counts; None for one that lies there already, drawn with the same parameters. Others are replaced.
+        dataset -> counts; None for one that already exists with the same parameters. Others are replaced.
 
     Raises:
-        FXError: unknown dataset, film too small, negative count, a folder that cannot be written or holds a release
-            that was not drawn.
+        FXError: an unknown dataset, too small an image size, a negative count, or a folder that cannot be written or
+            contains something other than a synthetic release.
     """
     specs = drawable(datasets)
     if size < MIN_SIZE or seed < 0 or min(counts.values()) < 0 or not any(counts.values()):
@@ -58,7 +58,7 @@ def make_releases(
 
 
 def drawable(names: Sequence[str] | None = None) -> list[DatasetSpec]:
-    """Rows of the table that have recipe and layout, in the table's order; FXError for a name that is none of them."""
+    """Dataset rows with a recipe and a layout, in table order; FXError for any other name."""
     known = [spec for spec in BY_NAME.values() if spec.name in RECIPES and has_layout(spec.name)]
     strange = sorted(set(names or ()) - {spec.name for spec in known})
     if strange:
@@ -67,7 +67,7 @@ def drawable(names: Sequence[str] | None = None) -> list[DatasetSpec]:
 
 
 def draw_films(spec: DatasetSpec, *, seed: int, size: int, counts: Mapping[str, int]) -> Iterator[Film]:
-    """The films of one dataset, split after split; every fourth film is the second one of the patient before."""
+    """Generate the images of one dataset, split by split; every fourth is a second image of the previous patient."""
     recipe = RECIPES[spec.name]
     number = patient = 0
     for split in SPLITS:
@@ -103,11 +103,11 @@ def draw_films(spec: DatasetSpec, *, seed: int, size: int, counts: Mapping[str, 
 
 
 def _make_release(folder: Path, spec: DatasetSpec, stamp: Mapping[str, Any]) -> Counts | None:
-    """Draw one release beside its folder, then put it in its place."""
+    """Generate one release in a temporary folder, then move it into place."""
     if folder.exists():
         text = (folder / STAMP).read_text(encoding="utf-8") if (folder / STAMP).is_file() else ""
         if not text:
-            raise FXError(f"{folder}: holds something that was not drawn; choose another --output")
+            raise FXError(f"{folder}: is not a synthetic release; choose another --output")
         if json.loads(text) == stamp:
             return None
     table: Counts = {}
@@ -125,7 +125,7 @@ def _make_release(folder: Path, spec: DatasetSpec, stamp: Mapping[str, Any]) -> 
 
 
 def _counted(films: Iterator[Film], table: Counts) -> Iterator[Film]:
-    """The same films, counted into the table on the way."""
+    """Pass the images through and count them in the table."""
     for film in films:
         row = table.setdefault(film.split, {"films": 0, "healthy": 0, "findings": 0})
         row["films"] += 1

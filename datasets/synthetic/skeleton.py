@@ -11,10 +11,10 @@ from .canvas import Canvas, Points, curve, smooth
 from .patient import Patient
 
 RIB_WIDTH = 0.021
-"""Width of a rib as a fraction of the film's height."""
+"""Width of a rib as a fraction of the image height."""
 
 CLAVICLE_WIDTH = 0.022
-"""Width of a clavicle's shaft, likewise."""
+"""Width of the shaft of a clavicle, likewise."""
 
 
 @dataclass
@@ -23,8 +23,9 @@ class Skeleton:
 
     Attributes:
         layer: float32 (H, W), attenuation.
-        ribs: (side, number from 1 at the top) -> (N, 2) thorax coordinates of the posterior part, from the spine out.
-        clavicles: side -> (N, 2) thorax coordinates, from the breastbone out.
+        ribs: (side, number from 1 at the top) -> (N, 2) thorax coordinates of the posterior part, from the spine
+            outwards.
+        clavicles: side -> (N, 2) thorax coordinates, from the sternum outwards.
     """
 
     layer: np.ndarray
@@ -38,7 +39,7 @@ def rib_posterior(patient: Patient, number: int, side: int) -> np.ndarray:
 
 
 def rib_anterior(patient: Patient, number: int, side: int) -> np.ndarray:
-    """Path of an anterior rib from the lateral chest wall down to where its cartilage begins."""
+    """Path of an anterior rib from the lateral chest wall down to the costal cartilage."""
     return _anterior(patient, number) * (side, 1)
 
 
@@ -61,20 +62,20 @@ def _anterior(patient: Patient, number: int) -> np.ndarray:
 
 
 def cage_width(v: float) -> float:
-    """Half the width of the rib cage at height V (the lungs' lateral border), in thorax units."""
+    """Half the width of the rib cage at height V (the lateral border of the lungs), in thorax units."""
     heights = [-0.05, 0.0, 0.055, 0.15, 0.28, 0.43, 0.58, 0.74, 0.88, 1.1]
     return float(np.interp(v, heights, [0.24, 0.40, 0.58, 0.75, 0.87, 0.935, 0.97, 0.99, 1.0, 1.0]))
 
 
 def draw_bone(canvas: Canvas, lines: list[np.ndarray], width: float, body: float, rim: float) -> np.ndarray:
-    """Tubes with a brighter cortex: `body` and `rim` are attenuations; float32 (H, W)."""
+    """Draw tubes with a brighter cortex; `body` and `rim` are attenuations; float32 (H, W)."""
     outer = canvas.strokes(lines, width)
     inner = canvas.strokes(lines, width * 0.55)
     return canvas.blur(body * outer + rim * np.clip(outer - inner, 0, 1), 0.0018)
 
 
 def draw_skeleton(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> Skeleton:
-    """All bones of one patient; ribs 1 to 10 of each side."""
+    """Draw all bones of one patient, with ribs 1 to 10 on each side."""
     ribs: dict[tuple[int, int], np.ndarray] = {}
     layer = np.zeros(canvas.u.shape, np.float32)
     bright = rng.uniform(0.85, 1.15)
@@ -94,7 +95,7 @@ def draw_skeleton(canvas: Canvas, patient: Patient, rng: np.random.Generator) ->
 
 
 def _shoulder(canvas: Canvas, side: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Clavicle, humeral head and shaft, shoulder blade of one side; the layer and the clavicle's path."""
+    """Clavicle, humerus and shoulder blade of one side: the layer, and the path of the clavicle."""
     lift = rng.uniform(-0.02, 0.02)
 
     def mirrored(points: Points) -> np.ndarray:
@@ -128,7 +129,7 @@ def _shoulder(canvas: Canvas, side: int, rng: np.random.Generator) -> tuple[np.n
 
 
 def _spine(canvas: Canvas, patient: Patient) -> np.ndarray:
-    """Vertebral bodies with end plates and pedicles, faint through the mediastinum."""
+    """Vertebral bodies with end plates and pedicles, faint behind the mediastinum."""
     total = np.zeros(canvas.u.shape, np.float32)
     plates, eyes = [], []
     for n in range(-4, 22):

@@ -1,7 +1,7 @@
-"""Which dataset gets what: findings dealt to films, films turned into the labels, boxes and masks of a dataset's row.
+"""Assign findings to the images of a dataset, and derive the labels of its row from them.
 
-A recipe (recipes.py) says, for each kind of finding, which of a dataset's class names it makes positive; everything
-else follows from the dataset's row.
+A recipe (recipes.py) maps each kind of finding to the classes that it makes positive; everything else follows from the
+dataset row.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from .findings import compatible
 from .recipes import Recipe
 
 GENERATOR_VERSION = 1
-"""Raise it with every change of the pixels or labels: older output is then made anew."""
+"""Increment it with every change of pixels or labels, so that older output is regenerated."""
 
 MIN_SIZE = 96
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What one film shows: kinds to draw, and which of them faintly (they are labelled -1)."""
+    """The findings of one image: kinds to draw, and those of them to draw faintly (labelled -1)."""
 
     kinds: tuple[str, ...] = ()
     faint: tuple[str, ...] = ()
 
 
 def plan_split(recipe: Recipe, split: str, count: int, rng: np.random.Generator) -> list[Plan]:
-    """Deal findings to the films of one split.
+    """Assign findings to the images of one split.
 
-    Half of the films are healthy. The kinds with a class of their own go round, so that each appears when the split
-    has room: at most four on a film, usually one or two. `others` go to a third of the films without such a kind.
+    Half of the images get kinds with a class of their own, about equally often each, at most four per image and usually
+    one or two. Of the other half, a third get one of `others` (half of them if the recipe has `not_normal`).
     """
     normal = count - (count + 1) // 2
     sick = count - normal
@@ -54,7 +54,7 @@ def plan_split(recipe: Recipe, split: str, count: int, rng: np.random.Generator)
 
 
 def _deal(kinds: Sequence[str], films: int, rng: np.random.Generator) -> list[list[str]]:
-    """Hands of compatible kinds, every kind about equally often."""
+    """Compatible kinds for each image, every kind about equally often."""
     if not films or not kinds:
         return [[] for _ in range(films)]
     size = float(np.clip(len(kinds) / films, 1.0 if len(kinds) == 1 else 1.35, 4))
@@ -72,7 +72,7 @@ def _deal(kinds: Sequence[str], films: int, rng: np.random.Generator) -> list[li
 
 
 def label_film(plan: Plan, spec: DatasetSpec, recipe: Recipe) -> dict[str, int]:
-    """Label 1, 0 or -1 of each class of the row; a faint finding is -1, and so are its parents unless they are 1."""
+    """Label each class of the row 1, 0 or -1; a faint finding is -1, and so are its parents unless they are 1."""
     positive = {name for kind in plan.kinds if kind not in plan.faint for name in recipe.names.get(kind, ())}
     unsure = {name for kind in plan.faint for name in recipe.names.get(kind, ())} - positive
     if recipe.normal and not set(plan.kinds) - set(recipe.healthy_with):
@@ -83,6 +83,6 @@ def label_film(plan: Plan, spec: DatasetSpec, recipe: Recipe) -> dict[str, int]:
 
 
 def leave_blank(labels: list[int], share: float, rng: np.random.Generator) -> list[int | None]:
-    """Blank a share of the zeros, as reports that do not mention a finding do."""
+    """Set a random fraction of the zeros to None, like findings that a report does not mention."""
     draws = rng.random(len(labels))
     return [None if label == 0 and chance < share else label for label, chance in zip(labels, draws, strict=True)]

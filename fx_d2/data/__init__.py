@@ -1,4 +1,4 @@
-"""Data: table of datasets, annotation format, catalog, image reader, augmentation, mappers, sampler, loaders."""
+"""Data: dataset table, annotation format, catalog, image reader, augmentation, mappers, sampler, loaders."""
 
 from fx_d2.data.annotations import check_patients, file_content_hash, load_spec, load_split, write_spec, write_split
 from fx_d2.data.cache import cache_images, read_full_size, read_record

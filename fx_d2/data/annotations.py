@@ -1,7 +1,7 @@
-"""The one annotation format: a superset of COCO detection json, one file per split, and `dataset.yaml` beside it.
+"""The annotation format: a superset of COCO detection JSON, one file per split, plus `dataset.yaml`.
 
-Writer and loader share one validator, so that a file that was written can be read. Every error is an FXError that
-names the file and the image or annotation.
+Writer and loader share one validator, so every file written can be loaded. Errors are FXErrors that name the file and
+the image or annotation.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _FIELDS = (
     "file_name", "width", "height", "patient_id", "study_id", "labels", "boxes", "masks", "ignore_mask", "intensity",
     "stored_size", "meta",
 )  # fmt: skip
-"""Keys of an image in `write_split`'s form."""
+"""Keys of an image in the format of `write_split`."""
 
 
 def write_split(
@@ -44,27 +44,27 @@ def write_split(
     licence: str = "",
     release: str = "",
 ) -> None:
-    """Write one split; the file appears complete or not at all.
+    """Write the annotation file of one split, atomically.
 
     Args:
-        path: the json to write, usually `<root>/<spec.name>/<split>.json`; its folder is made.
-        spec: the dataset's row; class names and counts of the images are checked against it.
+        path: the JSON file, usually `<root>/<spec.name>/<split>.json`; parent folders are created.
+        spec: the dataset row; the images are validated against its classes.
         split: "train", "val" or "test".
-        image_root: folder of the images, absolute or relative to the json's folder.
-        images: one mapping an image with `file_name` (relative to image_root), `width`, `height` (pixels),
-            `patient_id` (text or whole number), and per task, None meaning not annotated: `labels` (list per cls class
-            of 1, 0, -1 = uncertain, None = blank), `boxes` (list of (class name, [x, y, w, h] in pixels); empty list =
-            true negative), `masks` (list per seg class of array (H, W), RLE, {"file": mask file relative to image_root,
-            read when needed}, or None = unknown; all-zero = annotated and absent).
+        image_root: image folder, absolute or relative to the folder of the JSON file.
+        images: one mapping per image with `file_name` (relative to image_root), `width`, `height` (pixels),
+            `patient_id` (str or int), and the annotation of each task, None = not annotated: `labels` (per cls class
+            1, 0, -1 = uncertain or None = blank), `boxes` (list of (class name, [x, y, w, h] in pixels); empty list =
+            true negative), `masks` (per seg class an array (H, W), an RLE, {"file": mask file relative to image_root,
+            loaded lazily}, or None = unknown; all-zero = annotated and absent).
             Optional: `study_id`; `intensity` ([black, white] of the stored values, see `read_image`); `stored_size`
-            (see `cache_images`); `ignore_mask` (array or RLE: pixels to leave out of loss and metrics); `meta` (plain
+            (see `cache_images`); `ignore_mask` (array or RLE: pixels excluded from loss and metrics); `meta` (plain
             data).
-        source: where the data comes from; empty: the row's.
-        licence: its terms; empty: the row's.
+        source: origin of the data; empty: that of the row.
+        licence: licence of the data; empty: that of the row.
         release: version of the public release.
 
     Raises:
-        FXError: an unknown key, and anything `load_split` would refuse, naming the image.
+        FXError: an unknown key, or anything that `load_split` would reject; the message names the image.
     """
     request = SplitRequest(Path(path), split, images, source, licence, release)
     write_splits([request], spec=spec, image_root=image_root)
@@ -72,7 +72,7 @@ def write_split(
 
 @dataclass(frozen=True)
 class SplitRequest:
-    """One file for `write_splits`; the fields are `write_split`'s arguments."""
+    """One file for `write_splits`; the fields are arguments of `write_split`."""
 
     path: Path
     split: str
@@ -83,14 +83,14 @@ class SplitRequest:
 
 
 def write_splits(requests: Sequence[SplitRequest], *, spec: DatasetSpec, image_root: str | Path) -> None:
-    """Write several splits of a dataset, as `write_split` does; a fault in any leaves all unwritten."""
+    """Write several splits of a dataset, as `write_split`; if any is invalid, none is written."""
     texts = [(request.path, _split_text(request, spec, image_root)) for request in requests]
     for path, text in texts:
         write_text(path, text)
 
 
 def _split_text(request: SplitRequest, spec: DatasetSpec, image_root: str | Path) -> str:
-    """The json of one split, validated."""
+    """The validated JSON document of one split."""
     path = request.path
     rows: list[dict[str, Any]] = []
     boxes: list[dict[str, Any]] = []
@@ -100,7 +100,7 @@ def _split_text(request: SplitRequest, spec: DatasetSpec, image_root: str | Path
             boxes += _box_rows(image.get("boxes"), image_id, spec, first=len(boxes) + 1)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             name = image.get("file_name") if isinstance(image, Mapping) else image
-            problem = {FXError: str(error), KeyError: f"lacks {error}"}.get(type(error), f"malformed ({error})")
+            problem = {FXError: str(error), KeyError: f"has no {error}"}.get(type(error), f"malformed ({error})")
             raise FXError(f"{path}: image {name!r}: {problem}") from None
     content = {
         "classes": {task: list(spec.classes(task)) for task in TASKS},
@@ -126,31 +126,31 @@ def _split_text(request: SplitRequest, spec: DatasetSpec, image_root: str | Path
 
 
 def content_hash(document: Mapping[str, Any]) -> str:
-    """ "sha256:..." of what an annotation document says: images, annotations, categories, classes; not of `info`."""
+    """ "sha256:..." of the content of an annotation document: images, annotations, categories, classes; not `info`."""
     content = {key: document[key] for key in ("images", "annotations", "categories", "classes")}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
 def file_content_hash(path: str | Path) -> str:
-    """`content_hash` of an annotation file, taken anew: where images lie and who wrote the file does not change it."""
+    """Recompute the `content_hash` of an annotation file; it does not depend on image_root or other `info`."""
     return content_hash(json.loads(Path(path).read_bytes()))
 
 
 def load_split(path: str | Path, spec: DatasetSpec, split: str) -> list[dict[str, Any]]:
-    """The validated Detectron2 dicts of one split, in the order of the file.
+    """Load the validated Detectron2 dicts of one split, in file order.
 
     Each dict: dataset, file_name (absolute), image_id, height, width, intensity ([black, white] or None), stored_size
-    ([height, width] of the file where it is a smaller copy, or None), patient_id, study_id ("": not known), labels
+    ([height, width] of the file if it is a smaller copy, or None), patient_id, study_id ("" = unknown), labels
     (list of 1, 0, -1, None, or None), annotated {task: bool}, annotations (list of {bbox, bbox_mode XYWH_ABS,
     category_id 0-based}), masks (list of RLE, {"file": absolute path} or None, or None; see `masks.image_masks`),
-    ignore_mask (RLE or None), meta. `annotated["cls"]` is False for an image whose labels all
-    become unknown under the row's policies. Image files are not touched: see `catalog.check_images`.
+    ignore_mask (RLE or None), meta. `annotated["cls"]` is False for an image whose labels are all unknown under the
+    row's policies. Image files are not accessed: see `catalog.check_images`.
 
     Raises:
-        FXError: a missing or broken file, another format or version, class lists that do not fit the row, no images,
-            an image or annotation with wrong content (the message names it), or a content that `info.content_hash`,
-            where there is one, does not fit.
+        FXError: a missing or broken file, another format or version, class lists that differ from the row's, no images,
+            an invalid image or annotation (the message names it), or a content that does not match
+            `info.content_hash`, if present.
     """
     path = Path(path)
     where = str(path)
@@ -166,20 +166,20 @@ def load_split(path: str | Path, spec: DatasetSpec, split: str) -> list[dict[str
     stated = document["info"].get("content_hash")
     if stated and stated != content_hash(document):
         raise FXError(
-            f"{where}: its content is not what info.content_hash says: it was changed or damaged after it was written; "
-            "prepare the dataset again (after a deliberate change by hand, remove content_hash)"
+            f"{where}: its content does not match info.content_hash: it was changed or damaged after it was written; "
+            "prepare the dataset again (after a deliberate manual edit, remove content_hash)"
         )
     return records
 
 
 def write_spec(folder: str | Path, spec: DatasetSpec) -> None:
-    """Write the row as `<folder>/dataset.yaml`, from which a dataset of one's own is registered."""
+    """Write the dataset row to `<folder>/dataset.yaml`, from which custom datasets are registered."""
     text = yaml.safe_dump(spec.to_dict(), sort_keys=False, allow_unicode=True, width=120)
     write_text(Path(folder) / SPEC_FILE, text)
 
 
 def load_spec(path: str | Path) -> DatasetSpec:
-    """The row in a dataset.yaml (or in a folder that holds one); FXError naming file and key."""
+    """Load the dataset row from a dataset.yaml, or from the folder that contains it; FXErrors name file and key."""
     path = Path(path)
     path = path / SPEC_FILE if path.is_dir() else path
     try:
@@ -197,13 +197,13 @@ def load_spec(path: str | Path) -> DatasetSpec:
 
 
 def check_patients(splits: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Refuse a patient in two splits of one dataset.
+    """Check that no patient is in two splits of a dataset.
 
     Args:
-        splits: images (Detectron2 dicts or `write_split`'s mappings, with `patient_id`) by a name of the split.
+        splits: images (Detectron2 dicts or mappings for `write_split`, with `patient_id`) by split name.
 
     Raises:
-        FXError: naming one such patient, both splits and how many there are.
+        FXError: names one such patient, both splits and the number of such patients.
     """
     seen: dict[str, set[str]] = {}
     for name, images in splits.items():
@@ -219,7 +219,7 @@ def check_patients(splits: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
 
 
 def _check_head(document: Any, spec: DatasetSpec, split: str, where: str) -> None:
-    """Format, version, dataset, split and class lists of a document; FXError."""
+    """Validate format, version, dataset, split and class lists of a document; FXError."""
     info = document.get("info") if isinstance(document, dict) else None
     if not isinstance(info, dict) or info.get("format") != FORMAT:
         raise FXError(f"{where}: not an annotation file of {FORMAT} (info.format); prepare the dataset again")
@@ -230,7 +230,7 @@ def _check_head(document: Any, spec: DatasetSpec, split: str, where: str) -> Non
         if info.get(key) != wanted:
             raise FXError(f"{where}: its {key} is {info.get(key)!r}, expected {wanted!r}")
     if not isinstance(info.get("image_root", ""), str):
-        raise FXError(f"{where}: info.image_root must be a text, not {info['image_root']!r}")
+        raise FXError(f"{where}: info.image_root must be a string, not {info['image_root']!r}")
     for key in ("classes", "categories", "images", "annotations"):
         if not isinstance(document.get(key), dict if key == "classes" else list):
             raise FXError(f"{where}: `{key}` is missing or of the wrong type; prepare the dataset again")
@@ -244,7 +244,7 @@ def _check_head(document: Any, spec: DatasetSpec, split: str, where: str) -> Non
 
 
 def _image_row(image: Mapping[str, Any], image_id: int, spec: DatasetSpec) -> dict[str, Any]:
-    """The json row of one image; what is wrong with it raises whatever error comes first."""
+    """The JSON entry of one image; malformed input raises an arbitrary exception."""
     strange = sorted(set(image) - set(_FIELDS))
     if strange:
         raise FXError(f"unknown key {strange[0]!r}; an image may have {list(_FIELDS)}")
@@ -254,7 +254,7 @@ def _image_row(image: Mapping[str, Any], image_id: int, spec: DatasetSpec) -> di
         "file_name": os.fspath(image["file_name"]),
         "width": _plain(image["width"]),
         "height": _plain(image["height"]),
-        # Not of a missing value such as NaN or None, which would make one patient of many.
+        # Not a missing value such as NaN or None: str() would merge those images into one patient.
         "patient_id": str(patient) if isinstance(patient, Integral) else patient,
         "labels": _labels(image.get("labels")),
         "boxes_annotated": image.get("boxes") is not None,
@@ -276,12 +276,12 @@ def _image_row(image: Mapping[str, Any], image_id: int, spec: DatasetSpec) -> di
 
 
 def _plain(value: Any) -> Any:
-    """Tuples and numbers of numpy as json's."""
+    """Tuples and NumPy scalars as JSON types."""
     return np.asarray(value).tolist()
 
 
 def _labels(labels: Sequence[Any] | None) -> list[int | None] | None:
-    """Labels as json ints and nulls; values other than 1, 0, -1, None are an FXError and are never rounded."""
+    """Labels as int or None; FXError for values other than 1, 0, -1, None, which are never rounded."""
     if labels is None:
         return None
     for value in labels:
@@ -291,19 +291,19 @@ def _labels(labels: Sequence[Any] | None) -> list[int | None] | None:
 
 
 def _masks(masks: Sequence[Any] | None) -> list[dict[str, Any] | None] | None:
-    """Masks as RLEs or names of files; a list of only unknown masks is no annotation."""
+    """Masks as RLEs or file entries; a list of only unknown masks counts as not annotated."""
     if masks is None or all(mask is None for mask in masks):
         return None
     return [None if mask is None else _as_file(mask) or _as_rle(mask) for mask in masks]
 
 
 def _as_file(mask: Any) -> dict[str, Any] | None:
-    """A mask that is kept in a file, or None."""
+    """The entry of a mask stored in a file, or None."""
     return mask | {"file": os.fspath(mask["file"])} if isinstance(mask, dict) and "file" in mask else None
 
 
 def _as_rle(mask: Any) -> Rle:
-    """An RLE with json counts from an array or from pycocotools' RLE (str or bytes counts)."""
+    """An RLE with str counts from an array or a pycocotools RLE (str or bytes counts)."""
     if isinstance(mask, np.ndarray):
         return encode_mask(mask)
     counts = mask.get("counts") if isinstance(mask, Mapping) else mask
@@ -316,7 +316,7 @@ def _as_rle(mask: Any) -> Rle:
 
 
 def _box_rows(boxes: Sequence[Any] | None, image_id: int, spec: DatasetSpec, first: int) -> list[dict[str, Any]]:
-    """The annotation rows of one image, with ids from `first` on; errors as `_image_row`."""
+    """The annotations of one image, with ids from `first` on; exceptions as in `_image_row`."""
     rows = []
     for number, (name, box) in enumerate(boxes if boxes is not None else ()):
         if name not in spec.loc_classes:
@@ -331,7 +331,7 @@ def _box_rows(boxes: Sequence[Any] | None, image_id: int, spec: DatasetSpec, fir
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file through a temporary neighbour, so that no reader sees half of it; makes the folder."""
+    """Write a file atomically via a temporary file in the same folder; creates the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

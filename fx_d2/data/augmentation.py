@@ -1,10 +1,10 @@
-"""Augmentation of 2-D grey images with their boxes and masks, on Detectron2's transforms.
+"""Augmentation of 2-D grey images, boxes and masks, built on Detectron2's transforms.
 
-Order: crop (full resolution), resize to the network's size (antialiased), flip, then rotation, scale and shift as one
-affine warp of the small image, then brightness and contrast as one table of grey values. Images stay bytes until the
-model normalises them, so no step sees values of another range (the reference changed brightness of normalised images
-under a clip to [0, 1], which left nearly blank pictures). Random numbers come from numpy's global generator, as
-everywhere in Detectron2; the mapper seeds it for each sample.
+Order: crop (full resolution), resize to the model's input size (antialiased), flip, then rotation, scale and shift as
+one affine warp of the small image, then brightness and contrast as one lookup table of grey values. Images stay in
+0..255 until the model normalises them, so no step sees another range (the reference changed the brightness of
+normalised images and clipped to [0, 1], which left nearly blank images). Random numbers come from NumPy's global
+generator, as everywhere in Detectron2; the mapper seeds it for each sample.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from fx_d2.data.sides import has_side
 from fx_d2.structures import DatasetSpec, FXError
 
 MAX_LIGHT = 0.5
-"""Largest range of brightness and contrast: below it no picture can become blank."""
+"""Upper limit of the brightness and contrast ranges; within it no image can become blank."""
 
 CROP_ASPECT = (3 / 4, 4 / 3)
-"""Width by height of a random crop, torchvision's default."""
+"""Range of the aspect ratio (width / height) of a random crop; torchvision's default."""
 
 
 class ResizeTransform(Transform):
-    """A change of size: images are averaged or interpolated (`resize_image`), masks take the nearest pixel."""
+    """Resize: images are area-averaged or interpolated (`resize_image`), masks use the nearest pixel."""
 
     def __init__(self, *, old: tuple[int, int], new: tuple[int, int]) -> None:
         """old, new: (height, width)."""
@@ -42,17 +42,17 @@ class ResizeTransform(Transform):
         return resize_image(img, self.new)
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        """Map points (N, 2) of x, y."""
+        """Map points x, y (N, 2)."""
         return coords * (self.new[1] / self.old[1], self.new[0] / self.old[0])
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """Resize a mask or a packed bit plane (H, W): the old pixels that lie under the middles of the new ones."""
+        """Resize a mask or packed bit planes (H, W): each new pixel takes the old pixel under its centre."""
         rows, columns = (_middles(Fraction(0), Fraction(a, b), b) for a, b in zip(self.old, self.new, strict=True))
         return segmentation[rows[:, None], columns]
 
 
 class Resize(T.Augmentation):
-    """To a fixed size, aspect ratio not kept."""
+    """Resize to a fixed size; the aspect ratio is not preserved."""
 
     def __init__(self, *, size: tuple[int, int]) -> None:
         """size: (height, width)."""
@@ -60,22 +60,22 @@ class Resize(T.Augmentation):
         self.size = size
 
     def get_transform(self, image: np.ndarray) -> Transform:
-        """The change of size of an image (H, W)."""
+        """The resize of an image (H, W)."""
         return ResizeTransform(old=image.shape[:2], new=self.size)
 
 
 class RandomAreaCrop(T.Augmentation):
-    """A random crop by area and aspect ratio: the crop of torchvision's RandomResizedCrop, without the resize."""
+    """Random crop by area and aspect ratio: torchvision's RandomResizedCrop without the resize."""
 
     def __init__(self, *, area: float) -> None:
-        """area: smallest share of the image's area, in (0, 1]; the largest is 1."""
+        """area: minimum fraction of the image area, in (0, 1]; the maximum is 1."""
         super().__init__()
         self.area = area
 
     def get_transform(self, image: np.ndarray) -> Transform:
-        """Draw the window; a drawn window that does not fit is drawn again, ten times, then nothing is cropped.
+        """Sample a window of an image (H, W); after ten windows that do not fit, the image is not cropped.
 
-        The sides of windows in large images are multiples of eight, which `resize_image` halves quickly.
+        In large images the sides of a window are multiples of eight, so that `resize_image` can halve them.
         """
         height, width = image.shape[:2]
         unit = 8 if min(height, width) >= 256 else 1
@@ -90,7 +90,7 @@ class RandomAreaCrop(T.Augmentation):
 
 
 class LightTransform(Transform):
-    """Brightness, then contrast about the mean; grey values beyond 0..255 are cut off."""
+    """Brightness, then contrast about the mean; grey values are clipped to 0..255."""
 
     def __init__(self, *, brightness: float, contrast: float) -> None:
         """brightness, contrast: factors, 1 = no change."""
@@ -98,7 +98,7 @@ class LightTransform(Transform):
         self.brightness, self.contrast = brightness, contrast
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
-        """Change the light of an image (H, W) of uint8 or float32, both in 0..255."""
+        """Adjust an image (H, W), uint8 or float32, both in 0..255."""
         scale = self.brightness * self.contrast
         offset = self.brightness * cv2.mean(img)[0] * (1 - self.contrast)
         if img.dtype != np.uint8:
@@ -107,11 +107,11 @@ class LightTransform(Transform):
         return cv2.LUT(img, table)
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        """Points stay where they are."""
+        """Identity."""
         return coords
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """Masks know no light."""
+        """Identity."""
         return segmentation
 
 
@@ -119,12 +119,12 @@ class RandomLight(T.Augmentation):
     """Uniform random brightness and contrast."""
 
     def __init__(self, *, brightness: float, contrast: float) -> None:
-        """brightness, contrast: relative ranges about 1, in [0, MAX_LIGHT]."""
+        """brightness, contrast: half-widths of the ranges of the factors about 1, in [0, MAX_LIGHT]."""
         super().__init__()
         self.brightness, self.contrast = brightness, contrast
 
     def get_transform(self, image: np.ndarray) -> Transform:
-        """Draw both factors."""
+        """Sample both factors."""
         return LightTransform(
             brightness=np.random.uniform(1 - self.brightness, 1 + self.brightness),
             contrast=np.random.uniform(1 - self.contrast, 1 + self.contrast),
@@ -132,10 +132,10 @@ class RandomLight(T.Augmentation):
 
 
 class AffineTransform(Transform):
-    """An affine map of the image onto a canvas of the same size; uncovered pixels become 0, in masks too."""
+    """An affine warp onto a canvas of the same size; uncovered pixels of images and masks become 0."""
 
     def __init__(self, *, matrix: np.ndarray) -> None:
-        """matrix: float (2, 3), from old to new continuous coordinates (pixel i covers [i, i + 1))."""
+        """matrix: float (2, 3), maps old to new continuous coordinates (pixel i covers [i, i + 1))."""
         super().__init__()
         to_continuous = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
         square = np.vstack([matrix, [0, 0, 1]])
@@ -148,24 +148,24 @@ class AffineTransform(Transform):
         return cv2.warpAffine(np.ascontiguousarray(img), self.pixel_matrix, size, flags=interp)
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """Warp a mask or a packed bit plane (H, W) with the nearest neighbour."""
+        """Warp a mask or packed bit planes (H, W) with nearest-neighbour sampling."""
         return self.apply_image(segmentation, interp=cv2.INTER_NEAREST)
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        """Map points (N, 2) of x, y."""
+        """Map points x, y (N, 2)."""
         return coords @ self.matrix[:, :2].T + self.matrix[:, 2]
 
 
 class RandomAffine(T.Augmentation):
-    """Uniform random rotation, scale and shift about the image's centre, in one interpolation."""
+    """Uniform random rotation and scale about the image centre and uniform random shift, in one interpolation."""
 
     def __init__(self, *, rotate: float, scale: float, shift: float) -> None:
-        """rotate: degrees either way; scale: relative range about 1; shift: share of the side, either way."""
+        """rotate: degrees, +/-; scale: half-width of the range about 1; shift: fraction of the side length, +/-."""
         super().__init__()
         self.rotate, self.scale, self.shift = rotate, scale, shift
 
     def get_transform(self, image: np.ndarray) -> Transform:
-        """Draw the map for an image (H, W)."""
+        """Sample the warp of an image (H, W)."""
         height, width = image.shape[:2]
         angle = np.deg2rad(np.random.uniform(-self.rotate, self.rotate))
         factor = np.random.uniform(1 - self.scale, 1 + self.scale)
@@ -177,38 +177,39 @@ class RandomAffine(T.Augmentation):
 
 
 class TaskAugmentation:
-    """The augmentation of one task: one geometry for image, boxes and masks, and photometry for the image alone."""
+    """The augmentation of one task: geometric for image, boxes and masks, photometric for the image only."""
 
     def __init__(self, *, geometric: list[T.Augmentation], photometric: list[T.Augmentation]) -> None:
-        """Both lists are applied in order; `geometric` must end in images of the network's size."""
+        """Both lists are applied in order; `geometric` must output images of the model's input size."""
         self._geometric = T.AugmentationList(geometric)
         self._photometric = T.AugmentationList(photometric)
 
     def geometry(self, image: np.ndarray) -> tuple[np.ndarray, TransformList, bool]:
-        """Draw a geometry for an image uint8 or float32 (H, W).
+        """Sample and apply the geometric augmentation of an image (H, W), uint8 or float32.
 
         Returns:
-            the moved image, the transform (for boxes and masks), and whether left and right changed sides.
+            the transformed image, the transform (for boxes and masks), and whether left and right were swapped.
         """
         moved = T.AugInput(image)
         transform = self._geometric(moved)
         return moved.image, transform, _count_flips(transform) % 2 == 1
 
     def photometry(self, image: np.ndarray) -> np.ndarray:
-        """An image (H, W) of 0..255 with newly drawn brightness and contrast."""
+        """Sample and apply the photometric augmentation of an image (H, W) in 0..255."""
         lit = T.AugInput(image)
         self._photometric(lit)
         return lit.image
 
 
 def build_augmentation(cfg: CfgNode, task: str, spec: DatasetSpec) -> TaskAugmentation:
-    """The augmentation of INPUT.{CLS,LOC,SEG}.
+    """Build the augmentation of INPUT.{CLS,LOC,SEG}.
 
-    All parts are optional: a range of 0 (CROP_AREA: 1) leaves the part out. Classes with a side are swapped by the
-    mapper through `spec.flip_permutation`.
+    Every transform is optional: a range of 0 (CROP_AREA: 1) disables it. The mapper swaps left and right classes with
+    `spec.flip_permutation`.
 
     Raises:
-        FXError: a value out of range, or flips of classes with a side and without a partner, naming the key.
+        FXError: a value out of range, or flips enabled for a left or right class without a partner; the message names
+            the key.
     """
     values, where = cfg.INPUT[task.upper()], f"INPUT.{task.upper()} (dataset {spec.name})"
     _check_ranges(values, where)
@@ -238,27 +239,29 @@ def _check_ranges(values: dict[str, Any], where: str) -> None:
         "ROTATE": (0, 180),
         "SCALE": (0, 0.99),
         "SHIFT": (0, 1),
+        "BRIGHTNESS": (0, MAX_LIGHT),
+        "CONTRAST": (0, MAX_LIGHT),
     }
-    for key, (low, high) in (limits | {"BRIGHTNESS": (0, MAX_LIGHT), "CONTRAST": (0, MAX_LIGHT)}).items():
+    for key, (low, high) in limits.items():
         if not low <= values[key] <= high:
             raise FXError(f"{where}: {key} is {values[key]}, it must be in [{low}, {high}]")
 
 
 def split_grid(transform: TransformList, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, TransformList]:
-    """The part of a geometry that picks rows and columns, and the rest.
+    """Split a geometric transform into a selection of rows and columns and the remaining transforms.
 
-    A pixel is looked up once, under the middle of the new one, however many changes of size led there (INPUT.READ_SIZE
-    makes two): without a crop it is the pixel that one change of size picks, as in evaluation.
+    Each pixel is looked up once, under the centre of the new one, however many resizes precede (INPUT.READ_SIZE adds
+    one). Without a crop this is the pixel that a single resize selects, as in evaluation.
 
     Args:
-        transform: of `TaskAugmentation.geometry`.
-        size: (height, width) before it.
+        transform: output of `TaskAugmentation.geometry`.
+        size: (height, width) before the transform.
 
     Returns:
-        rows int (H,) and columns int (W,) of the pixels that the leading crops and changes of size pick for a mask, and
-        the transforms after them: a mask moves as `rest.apply_segmentation(mask[rows][:, columns])`.
+        rows int (H,) and columns int (W,) that the leading crops and resizes select from a mask, and the remaining
+        transforms `rest`: a mask is transformed as `rest.apply_segmentation(mask[rows][:, columns])`.
     """
-    origin, scale = [Fraction(0)] * 2, [Fraction(1)] * 2  # old = origin + new * scale, by axis
+    origin, scale = [Fraction(0)] * 2, [Fraction(1)] * 2  # old = origin + new * scale, per axis
     rest: list[Transform] = []
     for done, part in enumerate(transform.transforms):
         if isinstance(part, CropTransform):
@@ -275,24 +278,24 @@ def split_grid(transform: TransformList, size: tuple[int, int]) -> tuple[np.ndar
 
 
 def _middles(origin: Fraction, scale: Fraction, count: int) -> np.ndarray:
-    """The old pixels int (count,) under the middles of new ones, exactly: floor(origin + (i + 1 / 2) * scale)."""
+    """The old pixels int (count,) under the centres of the new ones, exactly: floor(origin + (i + 1 / 2) * scale)."""
     whole = 2 * origin.denominator * scale.denominator
     first, step = int(origin * whole), int(scale * whole)
     return (first + step // 2 + step * np.arange(count)) // whole
 
 
 def _check_sides(spec: DatasetSpec, task: str, where: str) -> None:
-    """FXError for a class that would keep its name when its side changes."""
+    """FXError for a left or right class that a flip would not rename."""
     for i, (name, partner) in enumerate(zip(spec.classes(task), spec.flip_permutation(task), strict=True)):
         if partner == i and has_side(name):
             raise FXError(
-                f"{where}: flips pictures, but class {name!r} has a side and no partner in the row's flip_pairs: add "
+                f"{where}: FLIP is on, but class {name!r} has a side and no partner in the row's flip_pairs: add "
                 "the pair (dataset.yaml; prepare_folder.py: --flip-pairs), or set FLIP 0"
             )
 
 
 def _count_flips(transform: Transform) -> int:
-    """The number of left-right flips in a transform, nested lists included."""
+    """The number of horizontal flips in a transform, including nested lists."""
     if isinstance(transform, TransformList):
         return sum(_count_flips(part) for part in transform.transforms)
     return int(isinstance(transform, HFlipTransform))

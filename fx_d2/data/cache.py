@@ -1,7 +1,7 @@
-"""Images at a reduced size: resized as they are read, or read from a cache of resized copies with the same pixels.
+"""Images at a reduced size: resized when loaded, or loaded from a cache of resized copies with the same pixels.
 
-Both ways go through `_reduced`, so a run with the cache equals a run without it, bit by bit. Boxes and masks keep
-speaking of the original pixels: an image row keeps `width` and `height`, and `stored_size` says what the copy has.
+Both paths go through `_reduced`, so a run with the cache is bit-identical to a run without it. Boxes and masks stay in
+original pixels: an image entry keeps `width` and `height`, and `stored_size` is the size of the copy.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from fx_d2.data.image_io import Intensity, read_image
 from fx_d2.structures import FXError
 
 _STAMP = "fx_d2 source"
-"""Name of the PNG text that says what a cached copy was made of."""
+"""Keyword of the PNG text chunk that identifies the source of a cached copy."""
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """An image uint8 or float32 (H, W) at `size` (height, width): averaged where it shrinks, linear where it grows.
+    """Resize an image (H, W), uint8 or float32, to `size` (height, width): area averaging down, bilinear up.
 
-    Training, evaluation and the cache resize with this function and no other.
+    Training, evaluation and the cache all use this function.
     """
-    # Halving is exact and thirty times as fast as averaging over fractions of pixels, which is left with a factor
-    # below two.
+    # Halving is exact and thirty times as fast as averaging over fractional pixels, which remains for factors below
+    # two.
     while all(old % 2 == 0 and old >= 2 * new for old, new in zip(image.shape, size, strict=True)):
         image = cv2.resize(image, (image.shape[1] // 2, image.shape[0] // 2), interpolation=cv2.INTER_AREA)
-    # cv2 averages only when both sides shrink.
+    # cv2 averages only if both sides shrink.
     for height, width, how in (
         (min(image.shape[0], size[0]), min(image.shape[1], size[1]), cv2.INTER_AREA),
         (*size, cv2.INTER_LINEAR),
@@ -44,7 +44,7 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def read_size(height: int, width: int, shorter: int) -> tuple[int, int]:
-    """(height, width) of an image reduced to a shorter side, aspect kept; 0 and smaller images: as they are."""
+    """(height, width) after reducing the shorter side to `shorter`, aspect ratio kept; 0 or a smaller image: as is."""
     if not 0 < shorter < min(height, width):
         return height, width
     scale = shorter / min(height, width)
@@ -52,16 +52,19 @@ def read_size(height: int, width: int, shorter: int) -> tuple[int, int]:
 
 
 def read_record(record: Mapping[str, Any], shorter: int = 0, dtype: str = "uint8") -> np.ndarray:
-    """The image of a dataset dict, reduced to a shorter side (0: as it is stored).
+    """Load the image of a dataset dict, reduced to a shorter side (0: as stored).
 
     Args:
         record: a Detectron2 dict of `annotations.load_split`.
         shorter: INPUT.READ_SIZE.
-        dtype: INPUT.DTYPE, "uint8" or "float32"; both come in 0..255 (float32: not rounded).
+        dtype: INPUT.DTYPE, "uint8" or "float32"; both in 0..255 (float32: not rounded).
+
+    Returns:
+        uint8 or float32 (H, W).
 
     Raises:
-        FXError: naming the file, when it cannot be read, has not the annotated size, or is a cached copy that is
-            smaller than `shorter` or has not the depth of `dtype`.
+        FXError: the file cannot be read, its size differs from the annotation, or it is a cached copy smaller than
+            `shorter` or with fewer bits than `dtype`; the message names the file.
     """
     path, stored = record["file_name"], record["stored_size"]
     height, width = record["height"], record["width"]
@@ -69,14 +72,14 @@ def read_record(record: Mapping[str, Any], shorter: int = 0, dtype: str = "uint8
     if stored is None:
         return _reduced(path, record["intensity"], (height, width), wanted, dtype)
     if dtype != "uint8":
-        raise FXError(f"{path}: the cache holds 8 bits: INPUT.DTYPE {dtype!r} needs the original images")
+        raise FXError(f"{path}: the cache has 8 bits: INPUT.DTYPE {dtype!r} needs the original images")
     if shorter and stored[0] < wanted[0]:
         raise FXError(f"{path}: cached at {stored[1]} x {stored[0]}, smaller than INPUT.READ_SIZE {shorter}")
     return _reduced(path, None, stored, wanted if shorter else stored, dtype)
 
 
 def read_full_size(record: Mapping[str, Any]) -> np.ndarray:
-    """The image uint8 (H, W) of a dataset dict in the pixels its boxes and masks speak of: copies are enlarged."""
+    """The image uint8 (H, W) of a dataset dict at the size of its boxes and masks; cached copies are enlarged."""
     return resize_image(read_record(record), (record["height"], record["width"]))
 
 
@@ -88,27 +91,27 @@ def cache_images(
     shorter: int,
     threads: int = 1,
 ) -> list[dict[str, Any]]:
-    """Write copies of images at a shorter side as 8-bit grey PNGs, and point the images at them.
+    """Write reduced copies of images as 8-bit grey PNGs and return image entries that reference them.
 
-    A copy that is there already and was made of the same file in the same way is kept, so that an interrupted
-    preparation goes on where it stopped.
+    An existing copy of the same file at the same size is kept, so an interrupted preparation continues where it
+    stopped.
 
     Args:
-        images: in `annotations.write_split`'s form.
+        images: in the format of `annotations.write_split`.
         image_root: folder that their file_name is relative to.
-        cache_root: folder of the copies, best one for each size; the new `image_root`.
-        shorter: pixels of the copies' shorter side; smaller images keep their size.
-        threads: images at a time.
+        cache_root: folder for the copies, preferably one per size; the new `image_root`.
+        shorter: shorter side of the copies in pixels; smaller images keep their size.
+        threads: number of threads.
 
     Returns:
-        the images with the file_name of the copy (".png" is appended where it is not there), `stored_size`, mask files
-        named from `cache_root`, and without `intensity`, which the copy has applied.
+        the images with the file_name of the copy (".png" appended if needed), `stored_size`, mask files relative to
+        `cache_root`, and without `intensity`, which is already applied to the copy.
 
     Raises:
-        FXError: an unreadable image, one of another size than stated, or a file_name that leaves the folder.
+        FXError: an unreadable image, an image whose size differs from its entry, or a file_name outside the folder.
     """
     if shorter < 1:
-        raise FXError(f"the cache's size is {shorter}; it must be the pixels of the shorter side, 1 or more")
+        raise FXError(f"the cache size is {shorter}; it must be the shorter side in pixels, 1 or more")
     work = partial(_cache_one, Path(image_root), Path(cache_root), shorter)
     with ThreadPoolExecutor(max_workers=max(1, threads)) as pool:
         return list(pool.map(work, images))
@@ -117,11 +120,11 @@ def cache_images(
 def _reduced(
     path: str | Path, intensity: Intensity | None, size: tuple[int, int], wanted: tuple[int, int], dtype: str
 ) -> np.ndarray:
-    """A file's image, which must have `size`, at the size `wanted`, in 0..255."""
+    """Load an image, check its `size` and resize it to `wanted`; 0..255."""
     image = read_image(path, intensity=intensity, dtype=dtype)
     if image.shape != tuple(size):
         raise FXError(
-            f"{path}: the image is {image.shape[1]} x {image.shape[0]} pixels, its annotation says "
+            f"{path}: the image is {image.shape[1]} x {image.shape[0]} pixels, but its annotation says "
             f"{size[1]} x {size[0]}: prepare the dataset again"
         )
     if dtype == "float32":
@@ -130,10 +133,10 @@ def _reduced(
 
 
 def _cache_one(image_root: Path, cache_root: Path, shorter: int, image: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the copy of one image unless it is there; the image's new mapping."""
+    """Write the copy of one image unless it exists; returns the new image entry."""
     name = PurePosixPath(str(image["file_name"]))
     if name.is_absolute() or ".." in name.parts:
-        raise FXError(f"image {str(name)!r} lies outside its folder {image_root}: a cached copy has no place to be")
+        raise FXError(f"image {str(name)!r} is outside its folder {image_root} and cannot be cached")
     size = (int(image["height"]), int(image["width"]))
     wanted = read_size(*size, shorter)
     intensity = image.get("intensity")
@@ -154,14 +157,14 @@ def _cache_one(image_root: Path, cache_root: Path, shorter: int, image: Mapping[
 
 
 def _mask_from(cache_root: Path, image_root: Path, mask: Any) -> Any:
-    """A mask whose file, if it has one, is named from the folder of the copies; masks are not reduced."""
+    """The mask with its file, if any, relative to the folder of the copies; masks are not reduced."""
     if not isinstance(mask, Mapping) or "file" not in mask:
         return mask
     return {"file": os.path.relpath(image_root / mask["file"], cache_root)}
 
 
 def _stamp(path: Path) -> str:
-    """The stamp of a cached copy, or ""."""
+    """The source stamp of a cached copy, or ""."""
     try:
         with Image.open(path, formats=("PNG",)) as image:
             return image.info.get(_STAMP, "")
@@ -170,7 +173,7 @@ def _stamp(path: Path) -> str:
 
 
 def _write_png(path: Path, image: np.ndarray, stamp: str) -> None:
-    """Write a copy with its stamp; it appears whole or not at all."""
+    """Write a copy with its source stamp, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = PngImagePlugin.PngInfo()
     text.add_text(_STAMP, stamp)

@@ -1,4 +1,4 @@
-"""Datasets in Detectron2's catalogs: names "<row>_<split>", rows from the table or from a folder's dataset.yaml."""
+"""Register datasets in Detectron2's catalogs as "<row>_<split>", from the dataset table or a folder's dataset.yaml."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def dataset_root(cfg: CfgNode) -> Path:
 
 
 def register_datasets(cfg: CfgNode) -> tuple[str, ...]:
-    """Register every split of the rows named in DATASETS.TRAIN and DATASETS.TEST, and return the names registered.
+    """Register all splits of the datasets in DATASETS.TRAIN and DATASETS.TEST; returns the registered names.
 
-    Rows and dicts have only the tasks of DATASETS.TASKS and the classes of DATASETS.CLASSES. Annotation files are read
-    when a split is asked for. Calling again, also with another root, replaces.
+    Rows and dicts are limited to DATASETS.TASKS and DATASETS.CLASSES. Annotation files are loaded lazily. Calling it
+    again, also with another root, replaces the registrations.
 
     Raises:
-        FXError: a name that is not "<row>_<split>", an unknown row, a missing root or annotation file, a
-            dataset.yaml that redefines the classes of a row of the table, or see `narrowing.narrow_rows`.
+        FXError: a name that is not "<row>_<split>", an unknown dataset, a missing root or annotation file, a
+            dataset.yaml that redefines the classes of a dataset in the table, or see `narrowing.narrow_rows`.
     """
     wanted = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
     if not wanted:
@@ -65,22 +65,22 @@ def register_datasets(cfg: CfgNode) -> tuple[str, ...]:
 
 
 def register_rows(cfg: CfgNode) -> None:
-    """Register the rows that DATASETS.TRAIN and DATASETS.TEST name, whether their data is there or not.
+    """Register the datasets in DATASETS.TRAIN and DATASETS.TEST without requiring their data.
 
-    Enough to build the model; rows of one's own are looked for where `register_datasets` would.
+    This is enough to build the model. Custom datasets are looked up as in `register_datasets`.
 
     Raises:
-        FXError: a name that is not "<row>_<split>", an unknown row, or see `narrowing.narrow_rows`.
+        FXError: a name that is not "<row>_<split>", an unknown dataset, or see `narrowing.narrow_rows`.
     """
     rows = dict.fromkeys(split_name(name)[0] for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
     _register_rows(cfg, rows, _root_path(cfg))
 
 
 def register_spec(spec: DatasetSpec, root: str | Path) -> tuple[str, ...]:
-    """Register a dataset of one's own whose files are <root>/<spec.name>/<split>.json; returns the splits' names.
+    """Register a custom dataset with files <root>/<spec.name>/<split>.json; returns the registered names.
 
     Raises:
-        FXError: no annotation file there, or the name is a row of the table with other classes.
+        FXError: no annotation files, or a dataset in the table has the same name and different classes.
     """
     check_own_row(spec, f"dataset {spec.name!r}")
     names = _register(spec, spec, Path(root))
@@ -91,12 +91,12 @@ def register_spec(spec: DatasetSpec, root: str | Path) -> tuple[str, ...]:
 
 
 def check_own_row(spec: DatasetSpec, where: str) -> None:
-    """FXError, beginning with `where`, when a row of the table has the same name and other classes."""
+    """FXError, starting with `where`, if a dataset in the table has the same name and different classes."""
     known = BY_NAME.get(spec.name, spec)
     for task in TASKS:
         if known.classes(task) != spec.classes(task):
             raise FXError(
-                f"{where}: {spec.name!r} is a row of the table with other {task} classes {list(known.classes(task))}; "
+                f"{where}: {spec.name!r} is a built-in dataset with other {task} classes {list(known.classes(task))}; "
                 "give the dataset another name (prepare_folder.py: --name)"
             )
 
@@ -110,16 +110,16 @@ def split_name(registered: str) -> tuple[str, str]:
 
 
 def evaluation_splits(cfg: CfgNode, *, training: bool) -> tuple[str, ...]:
-    """The registered splits that an evaluation is about, as TEST.SPLIT says.
+    """The registered splits to evaluate, according to TEST.SPLIT.
 
-    A dataset without an annotation file of that split is left out, with a warning.
+    A dataset without an annotation file for that split is skipped with a warning.
 
     Args:
-        cfg: DATASETS.TEST and TEST.SPLIT are read; `register_datasets` was called.
-        training: whether the evaluation belongs to a training run.
+        cfg: uses DATASETS.TEST and TEST.SPLIT; call `register_datasets` first.
+        training: whether this is an evaluation during training, which defaults to val.
 
     Raises:
-        FXError: TEST.SPLIT is no split, or is one that no dataset has.
+        FXError: TEST.SPLIT is not a split, or no dataset has it.
     """
     split = cfg.TEST.SPLIT or ("val" if training else "")
     if not split:
@@ -146,10 +146,10 @@ def get_dicts(name: str, limit: int = 0) -> list[dict[str, Any]]:
 
 
 def check_images(dicts: Sequence[dict[str, Any]]) -> None:
-    """Check that image and mask files exist, reading each folder once rather than asking for each file.
+    """Check that image and mask files exist, with one directory listing per folder instead of one stat per file.
 
     Raises:
-        FXError: naming the first missing file and how many of its kind are missing.
+        FXError: names the first missing file and the number of missing files of its kind.
     """
     masks = (mask for record in dicts for mask in record["masks"] or () if mask is not None)
     for kind, paths in (
@@ -166,7 +166,7 @@ def check_images(dicts: Sequence[dict[str, Any]]) -> None:
 
 
 def _missing(paths: Iterable[str]) -> list[str]:
-    """Those of the files that are not there."""
+    """The files that do not exist."""
     folders: dict[str, list[str]] = defaultdict(list)
     for path in paths:
         folder, _, name = path.rpartition(os.sep)
@@ -186,35 +186,35 @@ def _root_path(cfg: CfgNode) -> Path:
 
 
 def _find_spec(row: str, root: Path) -> DatasetSpec:
-    """The row by name: a dataset.yaml in the folder may change policies of a row of the table, not its classes."""
+    """Look up a dataset row by name; a dataset.yaml may change the policies of a built-in row but not its classes."""
     file = root / row / SPEC_FILE
     if not file.is_file():
         if row in BY_NAME:
             return BY_NAME[row]
         raise FXError(
-            f"unknown dataset {row!r}: neither a row of the table ({', '.join(BY_NAME)}) nor found as {str(file)!r}"
+            f"unknown dataset {row!r}: neither built in ({', '.join(BY_NAME)}) nor found as {str(file)!r}"
             f"{_own_rows(root)}; {_PREPARE.format(root=root)}"
         )
     spec = load_spec(file)
     if spec.name != row:
-        raise FXError(f"{file}: its name is {spec.name!r}, its folder is {row!r}: they must agree")
+        raise FXError(f"{file}: its name is {spec.name!r}, but its folder is {row!r}: they must agree")
     check_own_row(spec, str(file))
     known = BY_NAME.get(row, spec)
     changed = [key for key in ("cls_kind", "uncertain", "blank", "soft_range", "reporting", "flip_pairs")
                if getattr(known, key) != getattr(spec, key)]  # fmt: skip
     if changed:
-        logger.warning("%s: %s differ from the table's row and are used as the file says", file, ", ".join(changed))
+        logger.warning("%s overrides the built-in dataset: %s", file, ", ".join(changed))
     return spec
 
 
 def _own_rows(root: Path) -> str:
-    """ ", own datasets there: a, b" or ""."""
+    """ "; datasets prepared there: a, b" or ""."""
     names = sorted(file.parent.name for file in root.glob(f"*/{SPEC_FILE}"))
     return f"; datasets prepared there: {', '.join(names)}" if names else ""
 
 
 def _register_rows(cfg: CfgNode, rows: Iterable[str], root: Path) -> list[str]:
-    """Register rows by name, as far as DATASETS.TASKS and DATASETS.CLASSES use them."""
+    """Register dataset rows by name, limited to DATASETS.TASKS and DATASETS.CLASSES."""
     specs = [_find_spec(row, root) for row in rows]
     used = narrow_rows(specs, cfg.DATASETS.TASKS, cfg.DATASETS.CLASSES)
     return [name for spec, part in zip(specs, used, strict=True) for name in _register(spec, part, root)]
@@ -226,7 +226,7 @@ def _load(file: Path, spec: DatasetSpec, used: DatasetSpec, split: str) -> list[
 
 
 def _register(spec: DatasetSpec, used: DatasetSpec, root: Path) -> list[str]:
-    """Put the splits of a row, of which `used` is the part in use, into both catalogs, replacing what was there."""
+    """Register the splits of a row in both catalogs, replacing existing ones; `used` is the row limited to its use."""
     names = []
     for split in SPLITS:
         name = f"{spec.name}_{split}"

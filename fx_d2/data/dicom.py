@@ -1,7 +1,7 @@
-"""DICOM X-rays as grey values between black and white, the way a viewer shows them first.
+"""DICOM X-rays as grey values between black and white, as a viewer displays them by default.
 
-pydicom reads the file and applies the tables it carries; python-gdcm decodes compressed pixels. Both come with
-`pip install -e '.[dicom]'` and are imported only when a DICOM file is read.
+pydicom reads the file and applies its lookup tables; python-gdcm decodes compressed pixels. Both are installed with
+`pip install -e '.[dicom]'` and imported only when a DICOM file is read.
 """
 
 from __future__ import annotations
@@ -20,39 +20,44 @@ from fx_d2.structures import FXError
 EXTRA = "pip install -e '.[dicom]'"
 
 _PLUGIN = {"1.2.840.10008.1.2.4.50": "pillow"}
-"""Decoder by transfer syntax, where not pydicom's first: on damaged baseline JPEG gdcm can end the whole process."""
+"""Decoder plugin by transfer syntax, overriding pydicom's default: gdcm can crash on damaged baseline JPEG."""
 
 
 def read_dicom(data: bytes, where: str) -> np.ndarray:
-    """The picture float32 (H, W) in [0, 1], 0 = black, of a DICOM file's bytes.
+    """Decode the bytes of a DICOM file to an image float32 (H, W) in [0, 1], 0 = black.
 
-    Stored values go through the modality table (or rescale slope and intercept), then through the first VOI table or
-    else the first window; without either, the full range of the stored bits is black to white. MONOCHROME1 is turned
-    so that bone is bright. Pixels of the padding value are black. Values outside a window become black or white: that
-    is what the window says, and nothing else is cut off. Colour (some scanned films) becomes grey by luma weights.
+    Stored values pass through the modality LUT (or rescale slope and intercept), then the first VOI LUT, else the first
+    window. Without either, the full range of the stored bits is mapped to black..white. MONOCHROME1 is inverted, so
+    that bone is bright. Padding pixels are black. Only values outside the window are clipped. Colour (some scanned
+    films) is converted to grey with luma weights.
 
     Raises:
-        FXError: beginning with `where`: pydicom or the decoder is missing, a broken or truncated file, several frames,
-            a palette, or stored values beyond the stated bits.
+        FXError: pydicom or the decoder is missing, a broken or truncated file, several frames, a palette, or stored
+            values that exceed BitsStored; the message starts with `where`.
     """
     pydicom = _pydicom(where)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pydicom warns of private oddities that do not touch the picture.
+            warnings.simplefilter("ignore")  # pydicom warns of oddities in private tags that do not affect the image.
             dataset = pydicom.dcmread(io.BytesIO(data))
             _check_decoder(pydicom, dataset, where)
             return _picture(dataset, pydicom.pixels, where)
     except FXError:
         raise
-    except Exception as error:  # What a broken file makes pydicom and the decoders raise is not a closed list.
+    except Exception as error:  # pydicom and the decoders raise all kinds of exceptions on broken files.
         raise FXError(f"{where}: broken or truncated DICOM file ({_one_line(error)})") from None
 
 
 def dicom_tags(path: str | Path, names: Sequence[str], data: bytes | None = None) -> dict[str, str]:
-    """Tags of a DICOM file's header by keyword, such as "PatientID", as text; "" where the file has none.
+    """Read tags from a DICOM header by keyword, such as "PatientID", as strings; "" if a tag is absent.
 
-    Only the header is read: from `data`, where the file's content is given. FXError naming the file when it is no
-    DICOM file.
+    Args:
+        path: the file.
+        names: tag keywords.
+        data: content of the file, if already loaded.
+
+    Raises:
+        FXError: not a DICOM file; the message names it.
     """
     pydicom = _pydicom(str(path))
     try:
@@ -66,7 +71,7 @@ def dicom_tags(path: str | Path, names: Sequence[str], data: bytes | None = None
 
 
 def dicom_size(path: str | Path, data: bytes | None = None) -> tuple[int, int]:
-    """(height, width) from a DICOM header, of a file or its content; FXError when it has none."""
+    """(height, width) from the header of a DICOM file, or of its content `data`; FXError if they are absent."""
     tags = dicom_tags(path, ("Rows", "Columns"), data)
     if not all(tags.values()):
         raise FXError(f"{path}: broken or truncated DICOM file (no Rows and Columns)")
@@ -82,7 +87,7 @@ def _pydicom(where: str) -> ModuleType:
 
 
 def _check_decoder(pydicom: ModuleType, dataset: Any, where: str) -> None:
-    """FXError when the pixels are compressed in a way that nothing installed decodes."""
+    """FXError if no installed decoder supports the transfer syntax."""
     syntax = dataset.file_meta.TransferSyntaxUID
     if not syntax.is_compressed or syntax.is_deflated:
         return
@@ -95,17 +100,17 @@ def _check_decoder(pydicom: ModuleType, dataset: Any, where: str) -> None:
 
 
 def _picture(dataset: Any, pixels: ModuleType, where: str) -> np.ndarray:
-    """The picture of `read_dicom`."""
+    """The image of `read_dicom`."""
     if int(dataset.get("NumberOfFrames") or 1) != 1:
         raise FXError(f"{where}: has {dataset.NumberOfFrames} frames; a chest X-ray has one")
     plugin = _PLUGIN.get(dataset.file_meta.TransferSyntaxUID, "")
-    # pydicom would cut bits beyond the stated ones off: bright values would come out dark.
+    # By default pydicom masks bits above BitsStored, which would turn bright values dark.
     stored = pixels.pixel_array(dataset, decoding_plugin=plugin, correct_unused_bits=False)
     bits = int(dataset.BitsStored)
     low = -(2 ** (bits - 1)) if dataset.PixelRepresentation == 1 else 0
     if stored.min() < low or stored.max() >= low + 2**bits:
         raise FXError(
-            f"{where}: has values {stored.min()} to {stored.max()}, beyond the {bits} bits it states; convert the file"
+            f"{where}: has values {stored.min()} to {stored.max()}, which exceed BitsStored {bits}; convert the file"
         )
     if stored.ndim == 3 and dataset.SamplesPerPixel == 3:
         return (stored @ np.array([0.299, 0.587, 0.114]) / (2**bits - 1)).astype(np.float32)
@@ -115,7 +120,7 @@ def _picture(dataset: Any, pixels: ModuleType, where: str) -> np.ndarray:
     if not 1 <= bits <= 16 or not np.issubdtype(stored.dtype, np.integer):
         raise FXError(f"{where}: pixels of type {stored.dtype} and {bits} bits are not supported; convert the file")
     levels = np.arange(low, low + 2**bits)
-    # All steps act on single values: they are done once for each possible value, not once for each pixel.
+    # All steps are pointwise, so they are applied once to each possible value instead of each pixel.
     table = _shade(levels, dataset, pixels)
     if kind == "MONOCHROME1":
         table = 1 - table
@@ -124,7 +129,7 @@ def _picture(dataset: Any, pixels: ModuleType, where: str) -> np.ndarray:
 
 
 def _shade(levels: np.ndarray, dataset: Any, pixels: ModuleType) -> np.ndarray:
-    """Share of the output range, float64 in [0, 1], of each stored level; small values are dark (MONOCHROME2)."""
+    """The grey value of each stored level, float64 in [0, 1]; small values are dark (MONOCHROME2)."""
     values = pixels.apply_modality_lut(levels, dataset)
     if dataset.get("ModalityLUTSequence"):
         first, last = 0.0, 2.0 ** dataset.ModalityLUTSequence[0].LUTDescriptor[2] - 1
@@ -134,15 +139,17 @@ def _shade(levels: np.ndarray, dataset: Any, pixels: ModuleType) -> np.ndarray:
         shown = pixels.apply_voi(np.rint(values).astype(np.int64), dataset)
         first, last = 0.0, 2.0 ** dataset.VOILUTSequence[0].LUTDescriptor[2] - 1
     elif dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None:
-        # From the image of the first level to that of the last, which a negative slope puts in falling order.
+        # `first` and `last` are the rescaled end levels; a negative slope makes them descending.
         shown = pixels.apply_windowing(values, dataset)
     else:
         shown, first, last = values, min(first, last), max(first, last)
+    if first == last:
+        raise ValueError(f"its rescale slope maps all stored values to {first:g}")
     return np.clip((np.asarray(shown, dtype=np.float64) - first) / (last - first), 0, 1)
 
 
 def _padding(levels: np.ndarray, dataset: Any) -> np.ndarray:
-    """Which levels, bool (N,), stand for pixels outside the picture."""
+    """Which levels, bool (N,), are padding."""
     value = dataset.get("PixelPaddingValue")
     if value is None:
         return np.zeros(len(levels), dtype=bool)

@@ -1,4 +1,4 @@
-"""Training on a few images of a dataset: which ones."""
+"""Sample the images for few-shot training."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from fx_d2.structures import FXError
 
 
 def draw_images(dicts: Sequence[Mapping[str, Any]], tasks: Sequence[str], count: int, seed: int) -> list[int]:
-    """The places of `count` images in `dicts`, ascending; a pure function, whatever the order of `dicts`.
+    """Sample `count` images: their indices in `dicts`, ascending. The sample does not depend on the order of `dicts`.
 
-    Images annotated for every one of `tasks` are put in an order by a hash of (seed, dataset, patient): first an
-    image of each patient, then a second one of those who have more, and so on. The first `count` are taken, so that a
-    smaller draw is part of a larger one, and a patient is asked twice only when all have been asked once.
+    Images annotated for all of `tasks` are ordered by a hash of (seed, dataset, patient): first one image of each
+    patient, then a second image of those who have more, and so on. The first `count` are taken, so a smaller sample is
+    a subset of a larger one, and no patient contributes a second image before all have contributed one.
 
     Args:
-        dicts: of one dataset, as `annotations.load_split` gives them.
-        tasks: what an image must be annotated for.
-        count: images wanted, at least 1.
-        seed: another seed, another draw.
+        dicts: dicts of one dataset, from `annotations.load_split`.
+        tasks: tasks that an image must be annotated for.
+        count: number of images, at least 1.
+        seed: seed of the sample.
 
     Raises:
-        FXError: there are fewer such images.
+        FXError: fewer such images exist.
     """
     patients: dict[str, list[int]] = defaultdict(list)
     for place, record in enumerate(dicts):

@@ -1,4 +1,4 @@
-"""A film in memory: what a model and a picture need of an X-ray, whatever it came from."""
+"""An X-ray in memory, for inference and visualization, whatever its source."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from fx_d2.structures import FXError
 
 @dataclass(frozen=True, eq=False)
 class Film:
-    """An X-ray that has been read.
+    """A decoded X-ray.
 
     Attributes:
-        name: its file, else None.
-        pixels: (H, W), 0 = black to 255 = white, uint8, or float32 with all the depth of the file.
+        name: the file it came from, or None.
+        pixels: (H, W), 0 = black to 255 = white; uint8, or float32 at the full bit depth of the file.
     """
 
     name: str | None
@@ -27,25 +27,26 @@ class Film:
 
     @property
     def grey(self) -> np.ndarray:
-        """The same for pictures: uint8 (H, W)."""
+        """The pixels rounded to uint8 (H, W), for visualization."""
         return self.pixels if self.pixels.dtype == np.uint8 else np.rint(self.pixels).astype(np.uint8)
 
 
 Source = str | Path | np.ndarray | PILImage | Film
-"""A file that `read_image` reads (PNG, JPEG, DICOM, MHA); or grey values uint8 (H, W), RGB uint8 (H, W, 3), or a PIL
-image of mode L or RGB, all with 0 = black; or what has been read."""
+"""A file that `read_image` supports (PNG, JPEG, DICOM, MHA); grey values uint8 (H, W), RGB uint8 (H, W, 3) or a PIL
+image of mode L or RGB, all with 0 = black; or a `Film`."""
 
 
 def read_film(source: Source | bytes, *, dtype: str = "uint8", name: str | None = None) -> Film:
-    """Read a film.
+    """Load an X-ray.
 
     Args:
-        source: see `Source`; or the content of a PNG, JPEG or DICOM file, see `decode_image`.
-        dtype: "uint8" or "float32", how finely files are read.
-        name: of the film; needed with a content, by default a file's own path.
+        source: see `Source`; or the bytes of a PNG, JPEG or DICOM file, see `decode_image`.
+        dtype: "uint8" or "float32", the precision of `pixels`.
+        name: name of the X-ray; give it with bytes, which have none. Default: the path of the file.
 
     Raises:
-        FXError: naming the file and what is wrong with it; or an array or image whose black and white nobody stated.
+        FXError: a file that cannot be read, named in the message; or an array or PIL image with undefined black and
+            white.
     """
     if isinstance(source, Film):
         return source
@@ -68,5 +69,5 @@ def read_film(source: Source | bytes, *, dtype: str = "uint8", name: str | None 
 
 
 def _scaled(values: np.ndarray) -> np.ndarray:
-    """Values of `read_image` as 0..255 of the same type."""
+    """The output of `read_image` in 0..255, same dtype."""
     return values * np.float32(255) if values.dtype == np.float32 else values

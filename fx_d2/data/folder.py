@@ -1,6 +1,6 @@
-"""A plain folder of images, tables and masks, turned into the annotation format.
+"""Convert a plain folder of images, tables and masks to the annotation format.
 
-The folder's layout is described in datasets/README.md. Everything is read and checked before anything is written.
+The folder layout is described in datasets/README.md. Everything is read and validated before annotations are written.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ logger = logging.getLogger(__name__)
 
 _META = ("sex", "age", "view")
 _OPTIONAL = ("study_id", "width", "height", *_META)
-"""Columns of labels.csv that need not be there."""
+"""Optional columns of labels.csv."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FolderOptions:
-    """What to take from a folder; empty means everything it describes.
+    """What to use from a folder; empty means everything in dataset.json.
 
     Attributes:
-        name: name of the dataset; empty: the folder's own.
-        tasks: of "cls", "loc", "seg".
-        boxes: the kind of boxes; needed when the folder has several.
-        labels: label columns, in the order of the head's logits.
+        name: name of the dataset; empty: the name in dataset.json.
+        tasks: some of "cls", "loc", "seg".
+        boxes: kind of boxes; required if the folder has several.
+        labels: label columns, in the order of the logits.
         masks: mask structures, in the order of the channels.
-        flip_pairs: classes that change places in a left-right flip; None: found by "left" and "right" in the names.
-        uncertain: policy of label -1.
-        blank: policy of a blank label.
-        cache_size: shorter side in pixels of copies to make and train from; 0: train from the images themselves.
-        val_share, test_share, seed: of splits that are drawn, see `splits.fill_splits`.
+        flip_pairs: class pairs swapped by a horizontal flip; None: inferred from "left" and "right" in the names.
+        uncertain: policy for label -1.
+        blank: policy for blank labels.
+        cache_size: shorter side in pixels of reduced copies to train from; 0: train from the original images.
+        val_share, test_share, seed: random splits, see `splits.fill_splits`.
     """
 
     name: str = ""
@@ -69,7 +69,7 @@ class FolderOptions:
 
 @dataclass
 class _Source:
-    """A folder, its description and what was chosen from it."""
+    """A folder, its description and the selected parts."""
 
     root: Path
     description: dict[str, Any]
@@ -83,31 +83,31 @@ class _Source:
 
     @property
     def table_file(self) -> Path:
-        """labels.csv."""
+        """Path of labels.csv."""
         return self.root / ((self.description.get("labels") or {}).get("file") or "labels.csv")
 
     @property
     def index_file(self) -> Path:
-        """masks_index.csv."""
+        """Path of masks_index.csv."""
         return self.root / (self.description["masks"].get("index") or "masks_index.csv")
 
 
 def prepare_folder(source: str | Path, output: str | Path, options: FolderOptions) -> Prepared:
     """Write `<output>/<name>/{train,val,test}.json` and dataset.yaml for a plain folder.
 
-    Images are referenced where they are, relative to the output when they lie inside it, else by absolute path; or
-    smaller copies are made in `<output>/<name>/cache_<size>` and referenced there.
+    Images are referenced in place, by a relative path if they are inside `output`, otherwise by an absolute path; with
+    `cache_size`, reduced copies are written to `<output>/<name>/cache_<size>` and referenced instead.
 
     Args:
-        source: the folder, with dataset.json.
+        source: the folder that contains dataset.json.
         output: root of the prepared datasets (DATASETS.ROOT).
-        options: what to take.
+        options: what to use.
 
     Returns:
-        the folder written, and the Detectron2 dicts by split.
+        the output folder, and the Detectron2 dicts by split.
 
     Raises:
-        FXError: one clear line about the first thing that is wrong; nothing was written then.
+        FXError: the first problem found; no annotation files were written.
     """
     src = _choose(Path(source), options)
     spec = _build_spec(src)
@@ -126,7 +126,7 @@ def prepare_folder(source: str | Path, output: str | Path, options: FolderOption
 
 
 def _choose(root: Path, options: FolderOptions) -> _Source:
-    """Read the description and settle labels, boxes and masks; FXError for what the folder does not have."""
+    """Read the description and select labels, boxes and masks; FXError for those the folder does not have."""
     description = read_description(root)
     where = str(root / "dataset.json")
     boxes = description.get("boxes") or {}
@@ -136,7 +136,7 @@ def _choose(root: Path, options: FolderOptions) -> _Source:
     described = tuple(task for task in TASKS if available[task])
     strange = [task for task in options.tasks if not available.get(task)]
     if strange:
-        raise FXError(f"{where}: describes nothing for task {strange[0]!r}; it has {described}")
+        raise FXError(f"{where}: has no annotations for task {strange[0]!r}; it has {described}")
     tasks = options.tasks or described
     src = _Source(root, description, options)
     if "cls" in tasks:
@@ -159,7 +159,7 @@ def _choose(root: Path, options: FolderOptions) -> _Source:
 
 
 def _check_mask_index(src: _Source) -> None:
-    """FXError for a row of no image, or two images whose masks would be one file."""
+    """FXError for a row without an image, or two images that share a mask file name."""
     strange = [name for name in src.mask_index if name not in src.table]
     if strange:
         raise FXError(f"{src.index_file}: image {strange[0]!r} is not in {src.table_file} ({len(strange)} such images)")
@@ -167,13 +167,13 @@ def _check_mask_index(src: _Source) -> None:
     for name in src.mask_index:
         if owner.setdefault(Path(name).stem, name) != name:
             raise FXError(
-                f"{src.index_file}: images {owner[Path(name).stem]!r} and {name!r} would have the same mask files, "
+                f"{src.index_file}: images {owner[Path(name).stem]!r} and {name!r} would share the mask file name "
                 f"{Path(name).stem}.png: rename one of them"
             )
 
 
 def _build_spec(src: _Source) -> DatasetSpec:
-    """The row of the dataset."""
+    """The dataset row."""
     options, name = src.options, src.options.name or str(src.description["name"])
     loc = tuple(src.description["boxes"][src.box_kind]["categories"]) if src.box_kind else ()
     pairs = find_flip_pairs((src.labels, loc, src.masks)) if options.flip_pairs is None else options.flip_pairs
@@ -196,7 +196,7 @@ def _image_folder(src: _Source) -> Path:
 
 
 def _read_splits(src: _Source) -> dict[str, list[dict[str, Any]]]:
-    """The images of each split in `write_split`'s form: as lists say, or drawn."""
+    """The images of each split in the format of `write_split`; splits from lists, or random."""
     listed = {split: _read_list(src, split) for split in SPLITS if split in (src.description.get("splits") or {})}
     listed = listed or {"": list(src.table)}
     boxes = _read_all_boxes(src, listed)
@@ -217,7 +217,7 @@ def _read_splits(src: _Source) -> dict[str, list[dict[str, Any]]]:
 
 
 def _read_list(src: _Source, split: str) -> list[str]:
-    """The names of a split; FXError for one that the table lacks."""
+    """The image names of a split; FXError for one that is not in the table."""
     file = src.root / src.description["splits"][split]
     names = read_names(file)
     for name in names:
@@ -227,7 +227,7 @@ def _read_list(src: _Source, split: str) -> list[str]:
 
 
 def _read_all_boxes(src: _Source, listed: Mapping[str, Sequence[str]]) -> Boxes | None:
-    """The boxes of all images, from one file or one for each split; None without boxes."""
+    """The boxes of all images, from one file or one file per split; None without boxes."""
     if not src.box_kind:
         return None
     kind = src.description["boxes"][src.box_kind]
@@ -242,13 +242,15 @@ def _read_all_boxes(src: _Source, listed: Mapping[str, Sequence[str]]) -> Boxes 
 
 
 def _read_image_row(src: _Source, name: str, boxes: Boxes | None) -> dict[str, Any]:
-    """One image in `write_split`'s form."""
+    """One image in the format of `write_split`."""
     row = src.table[name]
     width, height = _image_size(_image_folder(src) / name, row, src.table_file)
     if not row["patient_id"]:
         raise FXError(f"{src.table_file}: image {name!r}: patient_id is blank")
     if boxes is not None and name in boxes and boxes[name].size != (width, height):
-        raise FXError(f"{boxes[name].file}: image {name!r}: size {boxes[name].size}, the image has {(width, height)}")
+        raise FXError(
+            f"{boxes[name].file}: image {name!r}: size {boxes[name].size}, but the image has {(width, height)}"
+        )
     image: dict[str, Any] = {
         "file_name": name,
         "width": width,
@@ -268,18 +270,26 @@ def _read_image_row(src: _Source, name: str, boxes: Boxes | None) -> dict[str, A
 
 
 def _image_size(file: Path, row: dict[str, str], table: Path) -> tuple[int, int]:
-    """(width, height) from the image's header, compared with the table where that states it."""
+    """(width, height) from the image header; FXError if the table states another size."""
     if not file.is_file():
         raise FXError(f"{file}: image file not found, but {table.name} lists it{_other_spelling(file)}")
     size = image_size(file)[::-1]
     stated = (row["width"], row["height"])
-    if all(stated) and stated != (str(size[0]), str(size[1])):
-        raise FXError(f"{file}: the image is {size[0]} x {size[1]}, {table.name} says {stated[0]} x {stated[1]}")
+    if all(stated) and not _same_size(stated, size):
+        raise FXError(f"{file}: the image is {size[0]} x {size[1]}, but {table.name} says {stated[0]} x {stated[1]}")
     return size
 
 
+def _same_size(stated: tuple[str, str], size: tuple[int, int]) -> bool:
+    """Whether a table states this size; pandas writes 30.0 for 30 if another row is blank."""
+    try:
+        return (float(stated[0]), float(stated[1])) == size
+    except ValueError:
+        return False
+
+
 def _other_spelling(file: Path) -> str:
-    """What to add when there is a file of the name in another case, without its ending, or in another Unicode form."""
+    """A hint if the file exists with another case, extension or Unicode normalization of its name, or ""."""
 
     def plain(name: str) -> str:
         return unicodedata.normalize("NFC", name).casefold()
@@ -290,7 +300,7 @@ def _other_spelling(file: Path) -> str:
 
 
 def _mask(src: _Source, structure: str, name: str, shape: tuple[int, int]) -> Rle | None:
-    """One mask: from its file (index 1), empty (0), or None (blank: unknown)."""
+    """One mask by its index value: loaded from its file (1), empty (0) or None (blank: unknown)."""
     file = src.root / (src.description["masks"].get("folder") or "masks") / structure / f"{Path(name).stem}.png"
     (present,) = read_labels(src.mask_index[name], [structure], f"{src.index_file}: image {name!r}")
     if present == -1:
@@ -304,7 +314,7 @@ def _mask(src: _Source, structure: str, name: str, shape: tuple[int, int]) -> Rl
 
 
 def _check_splits(src: _Source, splits: Mapping[str, Sequence[dict[str, Any]]]) -> None:
-    """No image and no patient in two splits; images in none are reported."""
+    """FXError for an image or patient in two splits; images in no split are logged."""
     owner: dict[str, str] = {}
     for split, images in splits.items():
         for image in images:

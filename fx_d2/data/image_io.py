@@ -1,4 +1,4 @@
-"""The one reader of X-ray images: from a file of any kind to grey values between black and white."""
+"""The X-ray image reader: from any supported file format to grey values between black and white."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fx_d2.data.dicom import dicom_size, dicom_tags, read_dicom
 from fx_d2.structures import FXError
 
 Intensity = tuple[float, float]
-"""The stored values that are black and white; black above white means that the film is stored inverted."""
+"""The stored values of black and white; black > white means that the image is stored inverted."""
 
 _FULL_RANGE: dict[str, Intensity] = {"uint8": (0, 255), "uint16": (0, 65535)}
 
@@ -24,69 +24,69 @@ _JPEG = b"\xff\xd8\xff"
 _JPEG_END = b"\xff\xd9"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TAIL = 4096
-"""Bytes at the end of a JPEG in which its end marker must be: some writers pad behind it."""
+"""Bytes at the end of a JPEG that must contain the end marker; some writers add padding after it."""
 
 _CORRUPT = "corrupt image, it cannot be decoded"
 
 _STATED: Intensity = (0, 1)
-"""What `read_dicom` gives, having applied the range that the file states."""
+"""Range of the output of `read_dicom`, which applies the grey range stated by the file."""
 
 _JSRT_SHAPE = (2048, 2048)
 _JSRT_INTENSITY: Intensity = (4095, 0)
-"""JSRT's .IMG files: no header, big-endian 16 bits of which 12 are used, high values are dark (jsrt.or.jp)."""
+"""JSRT .IMG files: no header, big-endian 16-bit with 12 bits used, high values are dark (jsrt.or.jp)."""
 
 MAX_PIXELS = 2**26
-"""Of a PNG, and of a content to decode: twice the largest films in use, and far from what fills a machine's memory."""
+"""Limit for PNG files and for `decode_image`: twice the largest X-rays in use, and safe for memory."""
 
-_TOO_LARGE = f"more than the {MAX_PIXELS:,} pixels that are taken"
+_TOO_LARGE = f"more than the limit of {MAX_PIXELS:,} pixels"
 
 _DARK = 2**14
-"""A 16-bit file that stays below holds data of at most 14 bits: over its full range it would come out dark."""
+"""A 16-bit file with values below this holds at most 14-bit data and would come out dark over the full range."""
 
 
 def read_image(path: str | Path, *, intensity: Intensity | None = None, dtype: str = "uint8") -> np.ndarray:
     """Read a JPEG, PNG, DICOM, MHA, MHD or JSRT .IMG file as a grey image (H, W).
 
-    Nothing is clipped, stretched or inverted but by what the file or its annotation says. Values become
+    Values are only clipped, stretched or inverted as the file or its annotation specifies. They are mapped to
     (value - black) / (white - black), where black and white are `intensity`, or without it
 
-    - 0 and 255, or 0 and 65535, by the depth of a PNG, JPEG or unsigned MHA;
-    - what a DICOM file states (see `dicom.read_dicom`); intensity must not be given for it;
+    - 0 and 255, or 0 and 65535, by the bit depth of a PNG, JPEG or unsigned MHA;
+    - as stated by a DICOM file (see `dicom.read_dicom`); intensity must not be given for it;
     - 4095 and 0 for the headerless .IMG files of JSRT.
 
-    Colour becomes grey by the usual luma weights, alpha is dropped, EXIF orientation is not applied (boxes and masks
-    speak of stored pixels).
+    Colour is converted to grey with luma weights, alpha is dropped, and EXIF orientation is not applied (boxes and
+    masks refer to stored pixels).
 
     Args:
-        path: the file; its kind is found by its first bytes, of .mha, .mhd and .img by the suffix.
+        path: the file; its format is detected from the first bytes, for .mha, .mhd and .img from the suffix.
         intensity: (black, white) in stored values, as recorded when the dataset was prepared.
-        dtype: "uint8": 0..255, rounded; "float32": 0..1, with all the depth of the file.
+        dtype: "uint8": 0..255, rounded; "float32": 0..1, at the full bit depth of the file.
 
     Raises:
-        FXError: naming the file: missing, of another kind, truncated or corrupt (a PNG's checksums are verified and a
-            JPEG's end marker is looked for, since decoders return half an image without a word); a PNG of more than
-            MAX_PIXELS; a value outside `intensity`; no `intensity` for a file that needs one: 16 bits that use at most
-            14, or signed or fractional values; a missing optional package.
+        FXError: a file that is missing, unsupported, truncated or corrupt (PNG checksums and the JPEG end marker are
+            verified, since decoders silently return partial images); a PNG of more than MAX_PIXELS; a value outside
+            `intensity`; no `intensity` for a file that needs one: 16-bit with at most 14 bits used, or signed or
+            fractional values; a missing optional package. The message names the file.
     """
     path = Path(path)
     return _shown(*_stored(path), path, intensity, dtype)
 
 
 def decode_image(data: bytes, name: str, *, dtype: str = "uint8") -> np.ndarray:
-    """`read_image` for the content of a PNG, JPEG or DICOM file that lies on no disk, such as an upload.
+    """`read_image` for a PNG, JPEG or DICOM file in memory, such as an upload.
 
     Args:
         data: all bytes of the file.
-        name: what errors call it; nothing of that name is opened.
+        name: name for error messages; no file is opened.
         dtype: as `read_image`.
 
     Raises:
-        FXError: as `read_image`; also for more than MAX_PIXELS, by the header, before anything is decoded.
+        FXError: as `read_image`; also for more than MAX_PIXELS according to the header, before decoding.
     """
     path = Path(name)
     dicom = _is_dicom(data, path)
     if not dicom and not data.startswith((_PNG, _JPEG)):
-        raise FXError(f"{name}: not a whole PNG, JPEG or DICOM file" if data else f"{name}: empty file")
+        raise FXError(f"{name}: not a complete PNG, JPEG or DICOM file" if data else f"{name}: empty file")
     try:
         height, width = dicom_size(path, data) if dicom else _picture_size(io.BytesIO(data))
     except FXError:
@@ -103,14 +103,14 @@ def decode_image(data: bytes, name: str, *, dtype: str = "uint8") -> np.ndarray:
 
 
 def check_pixels(size: tuple[int, int], name: str) -> None:
-    """FXError when an image of (height, width) has more than MAX_PIXELS."""
+    """FXError if an image of (height, width) has more than MAX_PIXELS."""
     height, width = size
     if height * width > MAX_PIXELS:
-        raise FXError(f"{name}: {width} x {height} pixels; at most {MAX_PIXELS:,} are taken")
+        raise FXError(f"{name}: {width} x {height} pixels exceed the limit of {MAX_PIXELS:,}")
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """(height, width) of any file that `read_image` reads, from its header; FXError naming the file."""
+    """(height, width) of any file that `read_image` supports, from its header; FXErrors name the file."""
     path = Path(path)
     if path.suffix.lower() in metaimage.SUFFIXES:
         _check_present(path)
@@ -134,10 +134,10 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
 
 def describe_file(path: Path) -> str:
-    """Kind and depth of an image file from its header, such as "PNG, 16 bits" or "DICOM, 12 bits, MONOCHROME1".
+    """Format and bit depth of an image file from its header: "PNG, 16 bits", "DICOM, 12 bits, MONOCHROME1".
 
     Raises:
-        FXError: naming the file, as `image_size`.
+        FXError: as `image_size`.
     """
     image_size(path)
     if path.suffix.lower() in metaimage.SUFFIXES:
@@ -155,7 +155,7 @@ def describe_file(path: Path) -> str:
 
 
 def _picture_size(file: Path | io.BytesIO) -> tuple[int, int]:
-    """(height, width) of a PNG or JPEG; PIL's errors."""
+    """(height, width) of a PNG or JPEG; raises PIL's exceptions."""
     with Image.open(file, formats=("PNG", "JPEG")) as image:
         return image.height, image.width
 
@@ -163,11 +163,11 @@ def _picture_size(file: Path | io.BytesIO) -> tuple[int, int]:
 def _shown(
     values: np.ndarray, usual: Intensity | None, path: Path, intensity: Intensity | None, dtype: str
 ) -> np.ndarray:
-    """`read_image` from the stored values and what is black and white in files of their kind."""
+    """The output of `read_image` from the stored values; `usual` is the default intensity of the file format."""
     if intensity is None and usual == _FULL_RANGE["uint16"] and values.max() < _DARK:
         raise FXError(
-            f"{path}: holds 16-bit values up to {values.max()} only: state which values are black and white, for "
-            "example `intensity` [0, 4095] for 12-bit data, when preparing the dataset"
+            f"{path}: holds 16-bit values up to {values.max()} only: state which values are black and white when "
+            "preparing the dataset, for example `intensity` [0, 4095] for 12-bit data"
         )
     if intensity is not None and usual == _STATED:
         raise FXError(f"{path}: a DICOM file states its own grey range; `intensity` must not be given")
@@ -183,7 +183,7 @@ def _shown(
 
 
 def _stored(path: Path) -> tuple[np.ndarray, Intensity | None]:
-    """The stored values (H, W) of a file, and what is black and white in files of its kind (None: not known)."""
+    """The stored values (H, W) of a file, and the default intensity of its format (None: unknown)."""
     if path.suffix.lower() in metaimage.SUFFIXES:
         _check_present(path)
         values = metaimage.read_metaimage(path)
@@ -203,11 +203,11 @@ def _stored(path: Path) -> tuple[np.ndarray, Intensity | None]:
 
 
 def _decode(data: bytes) -> np.ndarray | str:
-    """The pixels uint8 or uint16 (H, W) of a PNG or JPEG, or what is wrong with it."""
+    """The pixels uint8 or uint16 (H, W) of a PNG or JPEG, or an error message."""
     if data.startswith(_PNG):
         width, height = (int.from_bytes(data[i : i + 4], "big") for i in (16, 20))
         if height * width > MAX_PIXELS:
-            # Decoders take the memory before they look for damage, and where there is too little the process ends.
+            # Decoders allocate before they verify; a huge size in a damaged header can exhaust memory.
             return png_problem(data) or _TOO_LARGE
         if _is_plain_grey(data):
             return _decode_grey_png(data, (height, width))
@@ -230,28 +230,28 @@ def _decode(data: bytes) -> np.ndarray | str:
 
 
 def _is_plain_grey(data: bytes) -> bool:
-    """Whether a PNG is grey of 8 or 16 bits without alpha and not interlaced, from its header chunk."""
+    """Whether a PNG is 8- or 16-bit grey without alpha or interlacing, from its header chunk."""
     header = data[8:29]
     return header[4:8] == b"IHDR" and len(header) == 21 and header[16] in (8, 16) and not header[17] and not header[20]
 
 
 def _decode_grey_png(data: bytes, size: tuple[int, int]) -> np.ndarray | str:
-    """`_decode` for the usual X-ray PNG: twice as fast as cv2's libpng, all checksums and the end chunk verified."""
+    """`_decode` for the common X-ray PNG, twice as fast as cv2's libpng; checksums and the end chunk are verified."""
     decode = kornia_io.decode_image_png_u8 if data[24] == 8 else kornia_io.decode_image_png_u16
     try:
         return decode(data, size, "mono")[:, :, 0]
-    except Exception:  # It raises no narrower class.
+    except Exception:  # kornia_rs raises no narrower class.
         return png_problem(data) or _CORRUPT
 
 
 def _grey(values: np.ndarray, black_white: Intensity, dtype: str) -> np.ndarray:
-    """Stored values between black and white as uint8 0..255 or float32 0..1."""
+    """Map stored values between black and white to uint8 0..255 or float32 0..1."""
     black, white = black_white
     if dtype == values.dtype.name and black_white == _FULL_RANGE["uint8"]:
         return values
     scale = (255 if dtype == "uint8" else 1) / (white - black)
     if values.dtype.name in _FULL_RANGE:
-        # A table of the possible values is quicker than arithmetic on each pixel.
+        # A lookup table of the possible values is faster than arithmetic on each pixel.
         table = np.clip((np.arange(np.iinfo(values.dtype).max + 1) - black) * scale, 0, 255)
         return (np.rint(table) if dtype == "uint8" else table).astype(dtype)[values]
     grey = (values.astype(np.float32) - np.float32(black)) * np.float32(scale)
@@ -259,7 +259,7 @@ def _grey(values: np.ndarray, black_white: Intensity, dtype: str) -> np.ndarray:
 
 
 def _check_range(values: np.ndarray, intensity: Intensity, path: Path) -> None:
-    """FXError for a value beyond black or white: clipping it would hide anatomy."""
+    """FXError for a value outside black..white: clipping would hide anatomy."""
     low, high = sorted(intensity)
     outside = values.min() if values.min() < low else values.max()
     if not low <= outside <= high or low == high:
@@ -280,12 +280,12 @@ def _is_dicom(head: bytes, path: Path) -> bool:
 
 
 def _is_jsrt(path: Path) -> bool:
-    """Whether a file is one of JSRT's; FXError for an .IMG of another size."""
+    """Whether a file is a JSRT .IMG; FXError for an .IMG of another size."""
     if path.suffix.lower() != ".img":
         return False
     wanted, found = 2 * _JSRT_SHAPE[0] * _JSRT_SHAPE[1], path.stat().st_size
     if found != wanted:
-        raise FXError(f"{path}: has {found} bytes, an .IMG file of JSRT has {wanted}: truncated, or another format")
+        raise FXError(f"{path}: has {found} bytes, but a JSRT .IMG file has {wanted}: truncated, or another format")
     return True
 
 
@@ -295,11 +295,11 @@ def _check_present(path: Path) -> None:
 
 
 def _strange(data: bytes) -> str:
-    return "not a whole PNG, JPEG, DICOM, MHA, MHD or JSRT .IMG file; convert it" if data else "empty file"
+    return "not a complete PNG, JPEG, DICOM, MHA, MHD or JSRT .IMG file; convert it" if data else "empty file"
 
 
 def png_problem(data: bytes) -> str:
-    """What is wrong with a PNG's chunks, or "": every checksum must hold and the end chunk must be there."""
+    """Why a PNG is invalid, or "": every chunk checksum must match and the end chunk must be present."""
     position, view = len(_PNG), memoryview(data)
     while position + 12 <= len(data):
         length = int.from_bytes(view[position : position + 4], "big")
@@ -307,7 +307,7 @@ def png_problem(data: bytes) -> str:
         if end + 4 > len(data):
             break
         if zlib.crc32(view[position + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
-            return "corrupt PNG (a checksum does not hold)"
+            return "corrupt PNG (checksum mismatch)"
         if view[position + 4 : position + 8] == b"IEND":
             return ""
         position = end + 4

@@ -1,34 +1,32 @@
-"""Reading every image of a split to find what an annotation file cannot tell: broken files, depths, blank films."""
+"""Decode every image of a split to find what annotations do not show: broken files, bit depths, blank images."""
 
 from __future__ import annotations
 
-import multiprocessing
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from fx_d2.data.cache import read_record
 from fx_d2.data.fingerprint import COARSE, film_print
 from fx_d2.data.image_io import describe_file
 from fx_d2.data.masks import image_masks
+from fx_d2.data.parallel import map_images
 from fx_d2.structures import FXError
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What reading a split showed.
+    """Results of inspecting a split.
 
     Attributes:
-        faults: one line an image that cannot be used, naming its file.
-        kinds: number of files by kind and depth, such as "PNG, 16 bits".
-        blank: files whose pixels all have one value.
-        prints: int8 (images, D), coarse prints in the order of the split; zeros where the image cannot be read.
+        faults: one line per unusable image, naming the file.
+        kinds: file counts by format and bit depth, such as "PNG, 16 bits".
+        blank: files of constant images.
+        prints: int8 (images, D), coarse fingerprints in the order of the split; zeros for unreadable images.
     """
 
     faults: list[str]
@@ -38,39 +36,30 @@ class Inspection:
 
 
 def inspect_split(dicts: Sequence[Mapping[str, Any]], *, workers: int = 0, name: str = "") -> Inspection:
-    """Read all images and mask files of a split.
+    """Decode all images and mask files of a split.
 
     Args:
         dicts: Detectron2 dicts of `annotations.load_split`.
-        workers: processes; 0 = no others.
-        name: of the split, for the progress bar.
+        workers: worker processes; 0 = main process only.
+        name: name of the split, for the progress bar.
     """
     faults: list[str] = []
     blank: list[str] = []
     kinds: Counter[str] = Counter()
     prints = np.zeros((len(dicts), COARSE[0] ** 2), np.int8)
-    progress = partial(tqdm, total=len(dicts), unit="image", desc=name, disable=None)
-
-    def collect(outcomes: Any) -> None:
-        for i, (kind, print_, problem) in enumerate(progress(outcomes)):
-            kinds[kind] += 1
-            if problem:
-                faults.append(problem)
-            if print_ is not None:
-                prints[i] = print_
-                if not print_.any():
-                    blank.append(dicts[i]["file_name"])
-
-    if workers <= 0:
-        collect(map(_inspect, dicts))
-    else:
-        with multiprocessing.Pool(workers) as pool:
-            collect(pool.imap(_inspect, dicts, chunksize=16))
+    for i, (kind, print_, problem) in enumerate(map_images(_inspect, dicts, workers=workers, name=name)):
+        kinds[kind] += 1
+        if problem:
+            faults.append(problem)
+        if print_ is not None:
+            prints[i] = print_
+            if not print_.any():
+                blank.append(dicts[i]["file_name"])
     return Inspection(faults, kinds, blank, prints)
 
 
 def _inspect(record: Mapping[str, Any]) -> tuple[str, np.ndarray | None, str]:
-    """Kind and depth of the file, its print (None: cannot be read), and what is wrong with image or masks."""
+    """Format and bit depth of the file, its fingerprint (None: unreadable), and an error message or ""."""
     kind, print_ = "unreadable", None
     try:
         kind = describe_file(Path(record["file_name"]))

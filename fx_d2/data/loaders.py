@@ -1,4 +1,4 @@
-"""Loaders: one for the whole training run, one per test split."""
+"""Data loaders: one for the whole training run, one per test split."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""What a cluster sends before it takes the machine away, often to the workers as well."""
+"""Signals that a cluster sends before it preempts a job, often to the workers as well."""
 
 _WORKER_SECONDS = 30
-"""How long a worker goes on after SIGTERM: longer than a step."""
+"""How long a worker keeps running after SIGTERM: longer than a training step."""
 
 
 class Loader(Generic[T]):
-    """A DataLoader that raises a worker's FXError as the one clear line it is, without the worker's traceback."""
+    """A DataLoader that re-raises a worker's FXError in the main process, without the worker's traceback."""
 
     def __init__(self, loader: DataLoader[Any]) -> None:
-        """loader: yields batches, for which an FXError may stand (`_unless_error`)."""
+        """loader: yields batches, or an FXError in place of a batch (`_unless_error`)."""
         self.loader = loader
         loader.worker_init_fn = _outlive_signals
 
@@ -58,7 +58,7 @@ class Loader(Generic[T]):
 
 
 class _Guarded:
-    """A mapper that returns an FXError instead of raising it, so that it crosses the process boundary whole."""
+    """A mapper that returns an FXError instead of raising it, to pass it unchanged from worker to main process."""
 
     def __init__(self, mapper: Callable[..., dict[str, Any]]) -> None:
         self._mapper = mapper
@@ -71,7 +71,7 @@ class _Guarded:
 
 
 class _SlotDataset(Dataset[dict[str, Any] | FXError]):
-    """Samples by SampleKey; records are stored once a dataset, serialized, and shared with the workers."""
+    """Samples by SampleKey; records are stored once per dataset, serialized and shared with the workers."""
 
     def __init__(
         self,
@@ -111,18 +111,18 @@ class TrainData:
 
         Args:
             records: dataset dicts by dataset.
-            annotated: per slot the indices of the dicts annotated for its task, int64 (N,).
-            mappers: per slot mapper(record, seed).
-            batch_sizes: images a step over all processes, by task.
-            num_workers: processes that read images.
-            pin_memory: hand batches over in memory that a GPU can read.
+            annotated: by slot, indices of the dicts annotated for its task, int64 (N,).
+            mappers: by slot, mapper(record, seed).
+            batch_sizes: global batch size by task.
+            num_workers: worker processes of the loader.
+            pin_memory: return batches in pinned memory.
         """
         self.sizes: dict[Slot, int] = {slot: len(indices) for slot, indices in annotated.items()}
         self._dataset = _SlotDataset(records, annotated, mappers)
         self._batch_sizes, self._num_workers, self._pin_memory = batch_sizes, num_workers, pin_memory
 
     def check_readable(self) -> None:
-        """Read the first and the last image of each slot; FXError where one cannot be read."""
+        """Load the first and the last image of each slot; FXError if one cannot be read."""
         for slot, size in self.sizes.items():
             for image in {0, size - 1}:
                 sample = self._dataset[SampleKey(slot, image, 0)]
@@ -132,12 +132,12 @@ class TrainData:
     def loader(
         self, schedule: Schedule, start_iter: int, rank: int, world_size: int, num_iters: int, seed: int
     ) -> Loader[Batch]:
-        """One loader for iterations [start_iter, start_iter + num_iters) of this process; `seed` is the run's.
+        """The loader of this rank for iterations [start_iter, start_iter + num_iters); `seed` is that of the run.
 
-        A batch is of `TrainMapper` samples of one dataset and one task; all processes get equally many.
+        A batch collates `TrainMapper` samples of one dataset and one task; all ranks get the same number.
 
         Raises:
-            FXError: a batch size that the processes cannot share evenly; while iterating, an unreadable image.
+            FXError: a batch size that is not divisible by the world size; while iterating, an unreadable image.
         """
         sampler = PassBatchSampler(
             schedule=schedule,
@@ -162,7 +162,11 @@ class TrainData:
 
 
 def check_test_split(cfg: CfgNode, registered: str) -> None:
-    """Read what an evaluation will need, before a training of days; FXError as `build_test_loader` and its loader."""
+    """Check the inputs of an evaluation before training starts.
+
+    Raises:
+        FXError: a split without images, missing files, or a first image that cannot be read.
+    """
     dicts = get_dicts(registered, cfg.DATASETS.LIMIT)
     if not dicts:
         raise FXError(f"dataset split {registered!r} has no images: nothing to evaluate")
@@ -171,12 +175,12 @@ def check_test_split(cfg: CfgNode, registered: str) -> None:
 
 
 def training_dicts(cfg: CfgNode, registered: str) -> list[dict[str, Any]]:
-    """The dicts of a training split without the images of DATASETS.EXCLUDE, at most DATASETS.LIMIT of them.
+    """The dicts of a training split except for the images in DATASETS.EXCLUDE, at most DATASETS.LIMIT of them.
 
-    With DATASETS.FEW_SHOT, the images drawn from these for the tasks of the row that SCHEDULE.STRATEGY trains.
+    With DATASETS.FEW_SHOT, a sample of these, annotated for the tasks that SCHEDULE.STRATEGY trains on the dataset.
 
     Raises:
-        FXError: see `overlap.excluded_images` and `few_shot.draw_images`; or no image is left.
+        FXError: see `overlap.excluded_images` and `few_shot.draw_images`; or no images are left.
     """
     dicts = _wanted_dicts(cfg, registered)
     node = cfg.DATASETS.FEW_SHOT
@@ -186,7 +190,7 @@ def training_dicts(cfg: CfgNode, registered: str) -> list[dict[str, Any]]:
 
 
 def trained_tasks(cfg: CfgNode, spec: DatasetSpec) -> list[str]:
-    """The tasks of a dataset that rows of SCHEDULE.STRATEGY train on it."""
+    """The tasks of a dataset that SCHEDULE.STRATEGY trains."""
     rows = [row for row in cfg.SCHEDULE.STRATEGY if spec.name in row.get("datasets", [spec.name])]
     return [task for task in spec.tasks if any(row["task"] == task for row in rows)]
 
@@ -198,25 +202,25 @@ def _wanted_dicts(cfg: CfgNode, registered: str) -> list[dict[str, Any]]:
     excluded = excluded_images(cfg.DATASETS.EXCLUDE, registered)
     kept = [record for record in dicts if record["image_id"] not in excluded]
     if not kept:
-        raise FXError(f"{registered}: DATASETS.EXCLUDE leaves out all of its {len(dicts)} images")
+        raise FXError(f"{registered}: DATASETS.EXCLUDE excludes all of its {len(dicts)} images")
     if len(kept) < len(dicts):
-        logger.info("%s: %d of %d images left out by DATASETS.EXCLUDE", registered, len(dicts) - len(kept), len(dicts))
+        logger.info("%s: %d of %d images excluded by DATASETS.EXCLUDE", registered, len(dicts) - len(kept), len(dicts))
     return kept[: cfg.DATASETS.LIMIT or None]
 
 
 def build_train_data(cfg: CfgNode) -> TrainData:
-    """The training images of DATASETS.TRAIN for the tasks that SCHEDULE.STRATEGY trains on each, checked.
+    """Collect and check the training images of DATASETS.TRAIN for the tasks that SCHEDULE.STRATEGY trains.
 
     Raises:
-        FXError: no or repeated training rows, a split without images annotated for one of its tasks, missing image
-            files, a wrong DATASETS.EXCLUDE, a patient of a training split also in a test split of DATASETS.TEST, a
-            batch size that the processes cannot share evenly.
+        FXError: no or repeated training datasets, a split without images annotated for one of its tasks, missing image
+            files, an invalid DATASETS.EXCLUDE, a patient in both the training split and an evaluated split of a
+            dataset, a batch size that is not divisible by the world size.
     """
     rows = [split_name(name)[0] for name in cfg.DATASETS.TRAIN]
     repeated = sorted({row for row in rows if rows.count(row) > 1})
     if repeated or not rows:
         raise FXError(f"DATASETS.TRAIN must name each dataset once, and at least one; repeated: {repeated}")
-    cv2.setNumThreads(0)  # Threads of the parent would not survive the fork of the workers.
+    cv2.setNumThreads(0)  # OpenCV's thread pool does not survive the fork of the workers.
     records: dict[str, DatasetFromList] = {}
     annotated: dict[Slot, np.ndarray] = {}
     mappers: dict[Slot, Callable[..., dict[str, Any]]] = {}
@@ -227,7 +231,7 @@ def build_train_data(cfg: CfgNode) -> TrainData:
         if cfg.DATASETS.FEW_SHOT.IMAGES:
             patients = len({record["patient_id"] for record in dicts})
             names = ", ".join(os.path.basename(record["file_name"]) for record in dicts)
-            logger.info("%s: %d images of %d patients drawn: %s", name, len(dicts), patients, names)
+            logger.info("%s: sampled %d images of %d patients: %s", name, len(dicts), patients, names)
         _check_test_patients(cfg, name, dicts)
         records[spec.name] = DatasetFromList(dicts, copy=False)
         for task in trained_tasks(cfg, spec):
@@ -236,7 +240,7 @@ def build_train_data(cfg: CfgNode) -> TrainData:
         if (spec.name, "cls") in annotated:
             _warn_of_constant_labels(name, spec, dicts)
     if not annotated:
-        raise FXError("SCHEDULE.STRATEGY trains no task that a dataset of DATASETS.TRAIN offers")
+        raise FXError("SCHEDULE.STRATEGY trains no task for which a dataset in DATASETS.TRAIN is annotated")
     batch_sizes = {task: cfg.SCHEDULE.BATCH_SIZE[task.upper()] for _, task in annotated}
     check_batch_sizes(batch_sizes, comm.get_world_size())
     return TrainData(
@@ -250,12 +254,12 @@ def build_train_data(cfg: CfgNode) -> TrainData:
 
 
 def build_test_loader(cfg: CfgNode, registered: str) -> Loader[list[dict[str, Any]]]:
-    """The evaluation loader of a registered split: `EvalMapper` samples in the file's order, shared over processes.
+    """The evaluation loader of a registered split: `EvalMapper` samples in file order, sharded over the ranks.
 
     Batches are lists of samples, whose annotations the evaluators read.
 
     Raises:
-        FXError: a split that is not registered, missing image files; while iterating, an unreadable image.
+        FXError: an unregistered split, missing image files; while iterating, an unreadable image.
     """
     spec = spec_of(registered)
     dicts = get_dicts(registered, cfg.DATASETS.LIMIT)
@@ -274,9 +278,9 @@ def build_test_loader(cfg: CfgNode, registered: str) -> Loader[list[dict[str, An
 
 
 def _outlive_signals(worker: int) -> None:
-    """The main process finishes its step when it is asked to stop, and needs its workers for that.
+    """Keep a worker alive through a stop signal: the main process finishes its step and needs the workers for that.
 
-    SIGTERM is also how multiprocessing ends a worker that nobody told to end, so it counts, but later.
+    multiprocessing also terminates stray workers with SIGTERM, so a worker obeys it, after a delay.
     """
     del worker
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
@@ -284,13 +288,13 @@ def _outlive_signals(worker: int) -> None:
 
 
 def _unless_error(collate: Callable[[Sequence[Any]], T], samples: Sequence[Any]) -> T | FXError:
-    """What `collate` makes of the samples, or the first FXError that stands for one of them."""
+    """The collated samples, or the first FXError among them."""
     error = next((x for x in samples if isinstance(x, FXError)), None)
     return collate(samples) if error is None else error
 
 
 def _annotated(name: str, task: str, dicts: Sequence[dict[str, Any]]) -> np.ndarray:
-    """Indices of the images annotated for a task; FXError when there are none."""
+    """Indices of the images annotated for a task; FXError if there are none."""
     indices = np.array([i for i, record in enumerate(dicts) if record["annotated"][task]], dtype=np.int64)
     if not len(indices):
         raise FXError(f"{name}: none of its {len(dicts)} images is annotated for {task!r} (DATASETS.LIMIT too small?)")
@@ -299,20 +303,20 @@ def _annotated(name: str, task: str, dicts: Sequence[dict[str, Any]]) -> np.ndar
 
 
 def _warn_of_constant_labels(name: str, spec: DatasetSpec, dicts: Sequence[dict[str, Any]]) -> None:
-    """Name the labels that never differ where they are known: a head learns to say them always."""
+    """Warn of classes whose known labels are all equal: a head would learn a constant."""
     rows = {tuple(record["labels"]) for record in dicts if record["annotated"]["cls"]}
     table = np.array([apply_label_policy(row, spec, training=False) for row in rows])
     known = [column[~np.isnan(column)] for column in table.T]
     constant = [label for label, values in zip(spec.cls_classes, known, strict=True) if len(np.unique(values)) < 2]
     if constant:
         logger.warning(
-            "%s: labels with one known value, or none, in its %d images: %s (blank labels are %s, as the row says)",
+            "%s: classes with at most one known label value in %d images: %s (blank labels count as %s)",
             name, len(dicts), ", ".join(constant), "unknown" if spec.blank == "ignore" else "0",
         )  # fmt: skip
 
 
 def _check_test_patients(cfg: CfgNode, name: str, dicts: Sequence[dict[str, Any]]) -> None:
-    """Refuse patients of a training split in the same dataset's other splits that are or will be evaluated."""
+    """FXError for a patient of a training split who is also in an evaluated split of the same dataset."""
     row = split_name(name)[0]
     evaluated = dict.fromkeys((*cfg.DATASETS.TEST, *evaluation_splits(cfg, training=True)))
     others = [other for other in evaluated if split_name(other)[0] == row and other != name]

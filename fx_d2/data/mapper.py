@@ -1,4 +1,4 @@
-"""From a dataset dict to what the model gets: training and evaluation samples."""
+"""Dataset mappers: from a dataset dict to a training or evaluation sample."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from fx_d2.data.masks import Rle, decode_masks, image_masks
 from fx_d2.structures import DatasetSpec, FXError
 
 MIN_VISIBLE = 0.1
-"""Share of a box's area that must remain in the picture after a crop or shift for the box to be kept."""
+"""Fraction of a box's area that must remain inside the image after augmentation for the box to be kept."""
 
 _UNKNOWN = float("nan")
 _FIXED_VALUE = {"ignore": _UNKNOWN, "zeros": 0.0, "ones": 1.0}
 
 
 class TrainMapper:
-    """Reads, augments and formats one training image for one task.
+    """Loads, augments and formats one training image for one task.
 
-    `mapper(record, seed)` is a pure function: the same record and seed give bit-equal tensors, in any worker.
+    `mapper(record, seed)` is a pure function: the same record and seed give bit-identical tensors in any worker.
     """
 
     @configurable
@@ -44,12 +44,12 @@ class TrainMapper:
         """See `from_config`: `TrainMapper(cfg, spec, task)`.
 
         Args:
-            spec: the dataset's row.
+            spec: the dataset row.
             task: "cls", "loc" or "seg".
-            augmentation: geometry and photometry of that task.
-            teacher_view: "same", or "photometric": one more image of equal geometry and its own photometry.
-            read_size: shorter side in pixels that images are reduced to when they are read; 0: as stored.
-            dtype: of the images, "uint8" or "float32", both in 0..255.
+            augmentation: geometric and photometric augmentation of that task.
+            teacher_view: "same", or "photometric": a second image with the same geometry and independent photometry.
+            read_size: shorter side in pixels to which images are downsized when loaded; 0: the stored size.
+            dtype: image dtype, "uint8" or "float32", both in 0..255.
         """
         if teacher_view not in ("same", "photometric"):
             raise FXError(f"INPUT.TEACHER_VIEW must be 'same' or 'photometric', not {teacher_view!r}")
@@ -58,7 +58,7 @@ class TrainMapper:
 
     @classmethod
     def from_config(cls, cfg: CfgNode, spec: DatasetSpec, task: str) -> dict[str, Any]:
-        """Arguments from INPUT. The teacher's own view is made only when there is a teacher to see it."""
+        """Arguments from INPUT. The teacher's view is generated only if the consistency loss is enabled."""
         teacher = cfg.MODEL.TEACHER.ENABLED and cfg.MODEL.TEACHER.CONSISTENCY > 0
         return {
             "spec": spec,
@@ -74,17 +74,17 @@ class TrainMapper:
 
         Args:
             record: a Detectron2 dict annotated for the task.
-            seed: 0 .. 2**32 - 1; all randomness of the sample follows from it.
+            seed: 0 .. 2**32 - 1; seeds all randomness of the sample.
 
         Returns:
             dataset, task, image_id, file_name, height, width (original pixels), image uint8 or float32 (1, H, W) in
-            0..255, teacher_image (the same type; only with teacher_view "photometric"), and by task:
+            0..255, teacher_image (same shape and dtype; only with teacher_view "photometric"), and by task:
             cls: labels float32 (C,), NaN = unknown;
-            loc: instances with gt_boxes (float32 xyxy, network pixels) and gt_classes (int64);
+            loc: instances with gt_boxes (float32 xyxy, input pixels) and gt_classes (int64);
             seg: masks bool (C, H, W), mask_known bool (C,), mask_valid bool (H, W), False = ignore.
 
         Raises:
-            FXError: naming the file, when it cannot be read or has not the annotated size.
+            FXError: the file cannot be read or its size differs from the annotation; the message names it.
         """
         image = read_record(record, self.read_size, self.dtype)
         with _numpy_seed(seed):
@@ -106,11 +106,18 @@ class TrainMapper:
 
 
 class EvalMapper:
-    """Reads and resizes one image without augmentation and hands on its whole annotation in original pixels."""
+    """Loads and resizes one image without augmentation; passes on its full annotation in original pixels."""
 
     @configurable
     def __init__(self, *, spec: DatasetSpec, size: tuple[int, int], read_size: int = 0, dtype: str = "uint8") -> None:
-        """See `from_config`: `EvalMapper(cfg, spec)`. size: the network's (height, width); others: `TrainMapper`."""
+        """See `from_config`: `EvalMapper(cfg, spec)`.
+
+        Args:
+            spec: the dataset row.
+            size: model input (height, width).
+            read_size: see `TrainMapper`.
+            dtype: see `TrainMapper`.
+        """
         self.spec, self.size, self.read_size, self.dtype = spec, size, read_size, _checked_dtype(dtype)
 
     @classmethod
@@ -123,13 +130,13 @@ class EvalMapper:
         """One sample.
 
         Returns:
-            dataset, image_id, file_name, height, width, image uint8 or float32 (1, H, W) in 0..255 at the network's
-            size, annotated, annotations (as in the record), masks (list of RLE or None, or None), ignore_mask,
-            patient_id, meta, and, where annotated for cls, labels float32 (C,), NaN = unknown (an uncertain label of
-            policy "soft" included).
+            dataset, image_id, file_name, height, width, image uint8 or float32 (1, H, W) in 0..255 at the model's
+            input size, annotated, annotations (as in the record), masks (list of RLE or None, or None), ignore_mask,
+            patient_id, meta, and, if annotated for cls, labels float32 (C,), NaN = unknown (including uncertain labels
+            under policy "soft").
 
         Raises:
-            FXError: naming the file, when it cannot be read or has not the annotated size.
+            FXError: the file cannot be read or its size differs from the annotation; the message names it.
         """
         image = read_record(record, self.read_size, self.dtype)
         sample = _header(record) | {"image": _to_tensor(resize_image(image, self.size))}
@@ -141,9 +148,9 @@ class EvalMapper:
 
 
 def apply_label_policy(labels: Sequence[float | None], spec: DatasetSpec, *, training: bool) -> np.ndarray:
-    """Labels as float32 (C,) with NaN for unknown, after the row's policies.
+    """Apply the row's label policies: float32 (C,), NaN = unknown.
 
-    "soft" draws from numpy's global generator in training, anew at each call; in evaluation it is unknown.
+    In training, "soft" samples from NumPy's global generator at every call; in evaluation it is unknown.
     """
     out = np.empty(len(labels), dtype=np.float32)
     for i, value in enumerate(labels):
@@ -158,7 +165,7 @@ def apply_label_policy(labels: Sequence[float | None], spec: DatasetSpec, *, tra
 
 @contextlib.contextmanager
 def _numpy_seed(seed: int) -> Iterator[None]:
-    """Seed numpy's global generator inside the block and put its state back after."""
+    """Seed NumPy's global generator inside the block and restore its state afterwards."""
     state = np.random.get_state()
     np.random.seed(seed)
     try:
@@ -174,7 +181,7 @@ def _checked_dtype(dtype: str) -> str:
 
 
 def _from_original(record: dict[str, Any], image: np.ndarray) -> TransformList:
-    """The change from the annotation's pixels to those of the image that was read."""
+    """The transform from annotation pixels to the pixels of the loaded image."""
     old = (record["height"], record["width"])
     return TransformList([ResizeTransform(old=old, new=image.shape)] if image.shape != old else [])
 
@@ -191,7 +198,7 @@ def _to_tensor(image: np.ndarray) -> torch.Tensor:
 def _instances(
     annotations: list[dict[str, Any]], transform: TransformList, shape: tuple[int, ...], order: list[int]
 ) -> Instances:
-    """Boxes moved into the network's picture, clipped; those with less than MIN_VISIBLE of their area are dropped."""
+    """Transformed and clipped boxes; those that retain less than MIN_VISIBLE of their area are dropped."""
     height, width = shape
     boxes = np.array([row["bbox"] for row in annotations], dtype=np.float64).reshape(-1, 4)
     classes = np.array([order[row["category_id"]] for row in annotations], dtype=np.int64)
@@ -210,7 +217,7 @@ def _instances(
 def _mask_targets(
     record: dict[str, Any], transform: TransformList, shape: tuple[int, ...], order: list[int]
 ) -> dict[str, torch.Tensor]:
-    """masks, mask_known and mask_valid; pixels that come from outside the picture are background."""
+    """masks, mask_known and mask_valid; pixels from outside the original image are background."""
     masks = image_masks(record) or []
     rles = [masks[i] for i in order]
     known = [i for i, rle in enumerate(rles) if rle is not None]
@@ -225,10 +232,10 @@ def _mask_targets(
 
 
 def _move_masks(rles: list[Rle], transform: TransformList, where: str) -> np.ndarray:
-    """Masks of one image, moved: uint8 0/1 (N, H, W).
+    """The transformed masks of one image: uint8 0/1 (N, H, W).
 
-    Eight masks travel as the bits of one byte image: nearest-neighbour transforms never mix values, and each byte
-    image costs what one mask would.
+    Eight masks are packed into the bits of one byte image. Nearest-neighbour transforms never mix values, so this
+    costs one transform for eight masks.
     """
     rows, columns, rest = split_grid(transform, rles[0]["size"])
     stack = decode_masks(rles, where, rows, columns).transpose(2, 0, 1)

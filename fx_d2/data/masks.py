@@ -16,7 +16,7 @@ Rle = dict[str, Any]
 
 
 def encode_mask(mask: np.ndarray) -> Rle:
-    """The compressed COCO RLE of a mask (H, W), any dtype, nonzero = inside; `counts` is a str fit for json."""
+    """Encode a mask (H, W) of any dtype, nonzero = foreground, as compressed COCO RLE; `counts` is a str for JSON."""
     if mask.ndim != 2:
         raise FXError(f"a mask must be an array (height, width), not of shape {mask.shape}")
     rle = mask_api.encode(np.asfortranarray(mask != 0, dtype=np.uint8))
@@ -26,25 +26,24 @@ def encode_mask(mask: np.ndarray) -> Rle:
 def decode_masks(
     rles: Sequence[Rle], where: str, rows: np.ndarray | None = None, columns: np.ndarray | None = None
 ) -> np.ndarray:
-    """The masks of one image, N >= 1, at the pixels where rows and columns meet.
+    """Decode the N >= 1 masks of one image at the given rows and columns.
 
-    A code is a list of run ends in a flat image; looking the wanted pixels up in it costs a tenth of drawing the image
-    when they are few.
+    If few pixels are requested, looking them up in the run ends takes a tenth of the time of decoding the full image.
 
     Args:
-        rles: codes of one size.
-        where: the image, named in errors.
-        rows, columns: int (H,) and (W,), in rising order, repeats allowed; default: all.
+        rles: masks of equal size.
+        where: the image, for error messages.
+        rows, columns: int (H,) and (W,), ascending, repeats allowed; default: all.
 
     Returns:
         uint8 0/1 (H, W, N).
 
     Raises:
-        FXError: naming `where`, for a code that is broken.
+        FXError: a broken run-length code; the message starts with `where`.
     """
     height, width = rles[0]["size"]
     rows = np.arange(height) if rows is None else rows
-    # Each column once: the pixels looked up must be in rising order.
+    # Each column once: the pixels to look up must be in ascending order.
     once, places = np.unique(np.arange(width) if columns is None else columns, return_inverse=True)
     pixels = (once[:, None] * height + rows).reshape(-1)
     planes = np.empty((len(rles), len(pixels)), dtype=np.uint8)
@@ -58,10 +57,10 @@ def decode_masks(
 
 
 def image_masks(record: Mapping[str, Any]) -> list[Rle | None] | None:
-    """The masks of a dataset dict as RLEs (None: unknown), those kept in files read now; None: not annotated.
+    """The masks of a dataset dict as RLEs (None = unknown), loading those stored in files; None = not annotated.
 
     Raises:
-        FXError: a mask file that cannot be read or has not its image's size, naming it.
+        FXError: a mask file cannot be read or differs in size from its image; the message names it.
     """
     masks = record["masks"]
     if masks is None:
@@ -79,7 +78,7 @@ def _from_file(path: str, record: Mapping[str, Any]) -> Rle:
 def mask_problem(mask: object, height: int, width: int) -> str:
     """Why an object is neither an RLE of a mask (height, width) nor {"file": path}, or ""."""
     if isinstance(mask, dict) and "file" in mask:
-        return "" if set(mask) == {"file"} and isinstance(mask["file"], str) else "must name its file as a string alone"
+        return "" if set(mask) == {"file"} and isinstance(mask["file"], str) else 'must have one key, "file", a string'
     return rle_problem(mask, height, width)
 
 
@@ -90,9 +89,9 @@ def rle_problem(rle: object, height: int, width: int) -> str:
 
 
 def _checked_runs(rle: object, height: int, width: int) -> np.ndarray | str:
-    """The run lengths int64 (N,) of a mask (height, width), or why there are none.
+    """The run lengths int64 (N,) of a mask (height, width), or why the RLE is invalid.
 
-    The runs are added up: pycocotools decodes a code that is too short into whatever the memory held.
+    Verifies that the runs fill the image: pycocotools decodes a truncated code to uninitialised memory.
     """
     if not isinstance(rle, dict) or not isinstance(rle.get("counts"), str):
         return "is not a compressed RLE {size, counts}"
@@ -105,10 +104,10 @@ def _checked_runs(rle: object, height: int, width: int) -> np.ndarray | str:
 
 
 def _runs(counts: str) -> np.ndarray | None:
-    """Run lengths int64 (N,) of a compressed code, or None where it is no such code.
+    """The run lengths int64 (N,) of a compressed code, or None if it is invalid.
 
-    COCO's text code: 5 bits a character from chr(48) on, bit 6 = more follow, the last one's top bit the sign; from the
-    fourth number on, a number is the difference to the one two places before.
+    COCO's text format: 5 bits per character, offset by 48; bit 6 marks continuation and the top bit of the last
+    character is the sign. From the fourth number on, each is the difference from the one two positions before.
     """
     if not counts.isascii():
         return None

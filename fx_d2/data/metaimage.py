@@ -1,6 +1,6 @@
-"""MetaImage files (.mha, .mhd with its raw file) as 2-D arrays of stored values, read with SimpleITK.
+"""MetaImage files (.mha, or .mhd with a raw file) as 2-D arrays of stored values, read with SimpleITK.
 
-SimpleITK comes with `pip install -e '.[mha]'` and is imported only when such a file is read.
+SimpleITK is installed with `pip install -e '.[mha]'` and imported only when such a file is read.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ SUFFIXES = (".mha", ".mhd")
 
 
 def read_metaimage(path: Path) -> np.ndarray:
-    """The stored values (H, W), of the file's own type, of an image with one slice and one value a pixel.
+    """Read the stored values (H, W), in the dtype of the file, of an image with one slice and one value per pixel.
 
     Raises:
-        FXError: naming the file: SimpleITK is missing, a broken or truncated file, a volume or a colour image.
+        FXError: SimpleITK is missing, a broken or truncated file, a volume or a colour image; the message names the
+            file.
     """
     sitk = _simpleitk(path)
     reader = _header(sitk, path)
@@ -51,7 +52,7 @@ def _simpleitk(path: Path) -> ModuleType:
 
 
 def _header(sitk: ModuleType, path: Path) -> Any:
-    """A SimpleITK reader that has read the header."""
+    """A SimpleITK reader with the header loaded."""
     reader = sitk.ImageFileReader()
     reader.SetImageIO("MetaImageIO")
     reader.SetFileName(str(path))
@@ -67,12 +68,12 @@ def _size(reader: Any, path: Path) -> tuple[int, int]:
     values = reader.GetNumberOfComponents()
     if values != 1 or any(side != 1 for side in others):
         raise FXError(
-            f"{path}: is of size {reader.GetSize()} with {values} values a pixel; "
-            "a chest X-ray has one slice and one value a pixel"
+            f"{path}: has size {reader.GetSize()} with {values} values per pixel; "
+            "a chest X-ray has one slice and one value per pixel"
         )
     return height, width
 
 
 def _broken(path: Path) -> FXError:
-    # ITK's own text is a page of its source files; what it has to say it has written to stderr.
+    # ITK's exception text lists its source files; the reason itself is already on stderr.
     return FXError(f"{path}: broken or truncated MHA or MHD file, or its raw file is missing")

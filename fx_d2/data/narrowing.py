@@ -1,4 +1,4 @@
-"""Using a dataset for some of its tasks and classes only: rows and dicts as if the rest had not been annotated."""
+"""Limit a dataset to some of its tasks and classes, as if the rest were not annotated."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from fx_d2.structures import TASKS, DatasetSpec, FXError
 def narrow_rows(
     specs: Sequence[DatasetSpec], tasks: Collection[str], classes: Collection[str] = ()
 ) -> list[DatasetSpec]:
-    """The rows with some of their tasks and classes.
+    """Limit dataset rows to some tasks and classes.
 
     Args:
-        specs: rows as the annotation files have them.
+        specs: dataset rows as in the annotation files.
         tasks: DATASETS.TASKS.
         classes: DATASETS.CLASSES; empty = all.
 
     Raises:
-        FXError: an unknown task, a class that no row has for these tasks, a row of which nothing is left, or see
+        FXError: an unknown task, a class that no row has for these tasks, a row with nothing left, or see
             `DatasetSpec.limited_to`.
     """
     strange = [task for task in tasks if task not in TASKS]
@@ -30,13 +30,13 @@ def narrow_rows(
     unknown = sorted(set(classes) - set().union(*there.values()))
     if unknown:
         raise FXError(
-            f"DATASETS.CLASSES: no dataset has {unknown[0]!r} among its classes of {list(tasks)}; there are "
+            f"DATASETS.CLASSES: no dataset has {unknown[0]!r} among its classes of {list(tasks)}; available: "
             f"{sorted(set().union(*there.values()))}"
         )
     for spec in specs:
         if not any(name in (classes or spec.classes(task)) for task in tasks for name in spec.classes(task)):
             raise FXError(
-                f"dataset {spec.name!r} has nothing of DATASETS.TASKS {list(tasks)}"
+                f"dataset {spec.name!r} has none of DATASETS.TASKS {list(tasks)}"
                 f"{f' and DATASETS.CLASSES {list(classes)}' if classes else ''}; it has "
                 f"{ {task: list(spec.classes(task)) for task in spec.tasks} }"
             )
@@ -44,14 +44,14 @@ def narrow_rows(
 
 
 def narrow_records(records: list[dict[str, Any]], spec: DatasetSpec, used: DatasetSpec) -> list[dict[str, Any]]:
-    """The dicts of a split (see `annotations.load_split`) with the classes in use; the same list, changed in place.
+    """Limit the dicts of a split (see `annotations.load_split`) to the classes in use; modifies and returns the list.
 
-    An image whose boxes are all of other classes is annotated still: it holds none of those in use.
+    An image with boxes of other classes only remains annotated: it is a true negative for the classes in use.
 
     Args:
-        records: as the row `spec` has them.
-        spec: the whole row.
-        used: the part of it in use, from `narrow_rows`.
+        records: dicts with all classes of `spec`.
+        spec: the full row.
+        used: the limited row, from `narrow_rows`.
     """
     kept = {task: [spec.classes(task).index(name) for name in used.classes(task)] for task in TASKS}
     columns = {old: new for new, old in enumerate(kept["loc"])}

@@ -1,4 +1,4 @@
-"""What the two tuberculosis sets of the National Library of Medicine say in file names and readings."""
+"""File names and clinical readings of the two tuberculosis datasets of the National Library of Medicine."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _AGE = re.compile(r"(\d{1,3})\s*(y|m(?!ale)|d|$)", re.IGNORECASE | re.MULTILINE)
 
 
 def name_parts(name: str, prefix: str, path: Path) -> tuple[str, int]:
-    """Patient and label of a file name <prefix>_<number>_<0 or 1>, 1 = tuberculosis; FXError naming `path`."""
+    """Patient and label (1 = tuberculosis) from a file name <prefix>_<number>_<0 or 1>; FXError naming `path`."""
     match = re.fullmatch(rf"({prefix}_\d+)_([01])", name)
     if match is None:
-        raise FXError(f"{path}: is not named {prefix}_<number>_<0 or 1>.png, which tells the label")
+        raise FXError(f"{path}: must be named {prefix}_<number>_<0 or 1>.png, where the last digit is the label")
     return match[1], int(match[2])
 
 
 def read_reading(path: Path) -> dict[str, Any]:
-    """Sex ("F", "M") and age (years, rounded down) from a clinical reading, as far as it tells; {} without a file."""
+    """Sex ("F", "M") and age (years, rounded down) from a clinical reading, if given; {} without a file."""
     if not path.is_file():
         return {}
     text = path.read_text(encoding="utf-8", errors="replace")

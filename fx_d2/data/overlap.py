@@ -1,4 +1,4 @@
-"""Films that are in two datasets: which are known to share some, finding them, and leaving them out of training."""
+"""Images shared between datasets: known overlaps, duplicate search, and exclusion from training."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from fx_d2.structures import FXError
 FAMILIES: tuple[tuple[tuple[str, ...], str], ...] = (
     (
         ("nih_chestxray14", "rsna_pneumonia", "chestx_det", "siim_acr", "node21"),
-        "RSNA, ChestX-Det, SIIM-ACR and part of NODE21 are films of ChestX-ray14; 5,713 RSNA training images are in "
+        "RSNA, ChestX-Det, SIIM-ACR and part of NODE21 are images of ChestX-ray14; 5,713 RSNA training images are in "
         "its official test list",
     ),
-    (("nih_shenzhen", "nih_montgomery", "tbx11k"), "TBX11K's all_* lists hold the Shenzhen and Montgomery films"),
-    (("jsrt", "node21"), "NODE21 holds films of JSRT"),
+    (("nih_shenzhen", "nih_montgomery", "tbx11k"), "TBX11K's all_* lists include the Shenzhen and Montgomery images"),
+    (("jsrt", "node21"), "NODE21 includes images of JSRT"),
     (
         ("vindr_cxr", "vindr_organs", "vindr_local"),
-        "the same films with other annotations; their official splits agree",
+        "the same images with different annotations; their official splits agree",
     ),
 )
-"""Rows that are known to share films, and what is known about it."""
+"""Datasets known to share images, and a note on each."""
 
 FORMAT = "fx_d2 exclusions"
 
 Prints = Mapping[str, np.ndarray]
-"""Coarse prints (see `fingerprint.film_print`) by registered split, in the order of its dicts."""
+"""Coarse fingerprints (see `fingerprint.film_print`) by registered split, in the order of its dicts."""
 
 Dicts = Mapping[str, Sequence[Mapping[str, Any]]]
 """Detectron2 dicts by registered split."""
@@ -45,12 +45,12 @@ Dicts = Mapping[str, Sequence[Mapping[str, Any]]]
 
 @dataclass(frozen=True)
 class Overlap:
-    """One film in two places.
+    """A pair of duplicate images.
 
     Attributes:
-        split, index: registered split, and place in its list of dicts.
-        other, other_index: where else it is.
-        similarity: correlation of the two fine prints.
+        split, index: registered split, and index in its list of dicts.
+        other, other_index: the same for the duplicate.
+        similarity: correlation of the fine fingerprints.
     """
 
     split: str
@@ -61,12 +61,12 @@ class Overlap:
 
     @property
     def turned(self) -> Overlap:
-        """The same, seen from the other side."""
+        """The same pair with the two images swapped."""
         return Overlap(self.other, self.other_index, self.split, self.index, self.similarity)
 
 
 def known_families(rows: Iterable[str]) -> list[str]:
-    """A line for each of `FAMILIES` with two or more of the rows."""
+    """A line for each entry of `FAMILIES` that contains two or more of the datasets."""
     present = set(rows)
     return [
         f"{', '.join(shared)}: {text}"
@@ -76,10 +76,10 @@ def known_families(rows: Iterable[str]) -> list[str]:
 
 
 def find_overlaps(dicts: Dicts, prints: Prints) -> list[Overlap]:
-    """All films that are in two places, or twice in a split; images that look alike are read once more.
+    """Find all duplicates within and across splits; candidate pairs are loaded again for the fine comparison.
 
     Raises:
-        FXError: an image that was readable when its print was made no longer is.
+        FXError: an image can no longer be read.
     """
     fine: dict[tuple[str, int], np.ndarray] = {}
 
@@ -90,7 +90,7 @@ def find_overlaps(dicts: Dicts, prints: Prints) -> list[Overlap]:
 
     found = []
     for a, b in itertools.combinations_with_replacement(prints, 2):
-        for i, j, _ in similar_pairs(prints[a], prints[b]):
+        for i, j in similar_pairs(prints[a], prints[b]):
             if a == b and i >= j:
                 continue
             similarity = correlation(look(a, i), look(b, j))
@@ -100,20 +100,20 @@ def find_overlaps(dicts: Dicts, prints: Prints) -> list[Overlap]:
 
 
 def training_leaks(overlaps: Iterable[Overlap], held_out: Iterable[str] = ("test",)) -> list[Overlap]:
-    """The overlaps of a training split with a split that is held out, seen from the training split."""
+    """The overlaps between a training split and a held-out split, with the training image first."""
     both = (side for overlap in overlaps for side in (overlap, overlap.turned))
     ends = tuple(f"_{split}" for split in held_out)
     return [side for side in both if side.split.endswith("_train") and side.other.endswith(ends)]
 
 
 def write_exclusions(path: Path, leaks: Sequence[Overlap], dicts: Dicts, *, by_patient: bool = False) -> dict[str, int]:
-    """Write the training images that DATASETS.EXCLUDE shall leave out; returns their number by split.
+    """Write the training images to leave out, for DATASETS.EXCLUDE; returns image counts by split.
 
     Args:
-        path: the json to write.
-        leaks: from `training_leaks`.
-        dicts: of all splits concerned.
-        by_patient: leave out the other training images of these patients, too.
+        path: the JSON file to write.
+        leaks: output of `training_leaks`.
+        dicts: all splits involved.
+        by_patient: also exclude the other training images of these patients.
     """
     reasons: dict[str, dict[int, str]] = defaultdict(dict)
     for leak in leaks:
@@ -145,31 +145,32 @@ def write_exclusions(path: Path, leaks: Sequence[Overlap], dicts: Dicts, *, by_p
 
 
 def excluded_images(path: str | Path, registered: str) -> frozenset[int]:
-    """The image ids of a registered split that a file of exclusions names.
+    """The image ids of a registered split listed in an exclusion file.
 
     Raises:
-        FXError: a missing file or one of another kind; the split was prepared anew since it was written.
+        FXError: a missing or invalid file; or the split has been prepared again since.
     """
     try:
         document = json.loads(Path(path).read_bytes())
-        splits = document["splits"] if document["format"] == FORMAT else None
+        if document["format"] != FORMAT:
+            raise ValueError
+        split = document["splits"].get(registered)
+        if split is None:
+            return frozenset()
+        digest, ids = split["annotations"], frozenset(image["image_id"] for image in split["images"])
     except FileNotFoundError:
         raise FXError(f"DATASETS.EXCLUDE: {path} not found: tools/check_datasets.py --exclude writes it") from None
-    except (OSError, ValueError, KeyError, TypeError):
-        splits = None
-    if not isinstance(splits, dict):
-        raise FXError(f"DATASETS.EXCLUDE: {path} is not a file that tools/check_datasets.py --exclude wrote")
-    if registered not in splits:
-        return frozenset()
-    if splits[registered]["annotations"] != annotation_digest(registered):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise FXError(f"DATASETS.EXCLUDE: {path} is not a file that tools/check_datasets.py --exclude wrote") from None
+    if digest != annotation_digest(registered):
         raise FXError(
-            f"DATASETS.EXCLUDE: {path} was written for other annotations of {registered}: the dataset was prepared "
-            "anew; run tools/check_datasets.py --exclude again"
+            f"DATASETS.EXCLUDE: {path} was written for other annotations of {registered}: the dataset has been "
+            "prepared again; rerun tools/check_datasets.py --exclude"
         )
-    return frozenset(image["image_id"] for image in splits[registered]["images"])
+    return ids
 
 
 def annotation_digest(registered: str) -> str:
-    """SHA-256 of a registered split's annotation file."""
+    """SHA-256 of the annotation file of a registered split."""
     with open(MetadataCatalog.get(registered).json_file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Labels as tables write them: as the CheXpert and NegBio labellers do, which mine reports."""
+"""Labels in csv tables, in the format of the CheXpert and NegBio report labellers."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ VALUES: dict[str, int | None] = {"": None, "1": 1, "1.0": 1, "0": 0, "0.0": 0, "
 
 
 def read_labels(row: Mapping[str, str], classes: Sequence[str], where: str) -> list[int | None]:
-    """The labels of a table's row by the names of its columns: 1, 0, -1 = uncertain, None = not mentioned.
+    """Parse the labels of a table row by column name: 1, 0, -1 = uncertain, None = not mentioned.
 
     Raises:
-        FXError: beginning with `where`, for another value.
+        FXError: any other value; the message starts with `where`.
     """
     strange = next((name for name in classes if row[name] not in VALUES), None)
     if strange is not None:

@@ -1,6 +1,6 @@
-"""Which image is read at which step: a pure function of schedule, seed and iteration.
+"""Which image is loaded at which step: a pure function of schedule, seed and iteration.
 
-One sampler serves the whole run, over all phases, so that workers persist and prefetch across phase boundaries.
+One sampler covers the whole run, all phases included, so that workers persist and prefetch across phase boundaries.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ Slot = tuple[str, str]
 
 
 class ScheduleState(Protocol):
-    """Where an iteration stands in the cycle of passes."""
+    """The position of an iteration in the cycle of passes."""
 
     @property
     def phase(self) -> Phase:
-        """What is trained."""
+        """The current phase."""
 
     @property
     def cycle(self) -> int:
-        """Number of the cycle, from 0."""
+        """Index of the cycle, from 0."""
 
     @property
     def pass_index(self) -> int:
-        """Number of the pass, from 0; with `cycle` it identifies a pass of the run."""
+        """Index of the pass within the cycle, from 0."""
 
     @property
     def step(self) -> int:
@@ -39,14 +39,14 @@ class ScheduleState(Protocol):
 
 
 class Schedule(Protocol):
-    """What the sampler asks of the engine's PhaseSchedule."""
+    """The interface of the engine's PhaseSchedule that the sampler uses."""
 
     def at(self, iteration: int) -> ScheduleState:
         """The state of an iteration; must be a pure function."""
 
 
 class SampleKey(NamedTuple):
-    """One training sample: image counts the slot's annotated images, seed fixes the sample's randomness."""
+    """One training sample: `image` indexes the annotated images of the slot, `seed` seeds the augmentation."""
 
     slot: Slot
     image: int
@@ -54,17 +54,17 @@ class SampleKey(NamedTuple):
 
 
 def images_in_pass(num_images: int, share: float) -> int:
-    """Images drawn for a pass over `share` of a slot's annotated images: rounded, at least one."""
+    """Number of images in a pass over the fraction `share` of a slot's annotated images: rounded, at least one."""
     return max(1, round(num_images * share))
 
 
 def steps_in_pass(num_images: int, share: float, batch: int) -> int:
-    """Steps of such a pass in batches of `batch` images over all processes; every batch is full."""
+    """Number of steps of such a pass with global batch size `batch`; every batch is full."""
     return math.ceil(images_in_pass(num_images, share) / batch)
 
 
 def check_batch_sizes(batch_sizes: Mapping[str, int], world_size: int) -> None:
-    """FXError for a batch that does not divide evenly over the processes, naming the key of the config."""
+    """FXError for a batch size that is not divisible by the world size; the message names the config key."""
     for task, batch in batch_sizes.items():
         if batch < 1 or batch % world_size:
             raise FXError(
@@ -74,12 +74,12 @@ def check_batch_sizes(batch_sizes: Mapping[str, int], world_size: int) -> None:
 
 
 class PassBatchSampler(Sampler[list[SampleKey]]):
-    """Yields, per iteration, the list of SampleKey of one process.
+    """Yields one list of SampleKey per iteration, for one rank.
 
-    The images of a pass are a random draw of `share` of the slot's images, seeded by (seed, cycle, pass). Step k takes
-    the k-th batch; the last batch is filled up from the pass's start, and a pass with fewer images than a batch repeats
-    them in a new order. Processes take contiguous parts of each batch. A sample's seed follows from (seed, iteration,
-    place in the batch), so neither workers nor the number of processes change what is seen.
+    The images of a pass are a random sample of the fraction `share` of the slot's images, seeded by (seed, cycle,
+    pass). Step k takes the k-th batch. The last batch is filled with images from the start of the pass; a pass with
+    fewer images than a batch repeats them, reshuffled. Each rank takes a contiguous part of the batch. A sample's seed
+    depends on (seed, iteration, position in the global batch), so neither workers nor world size change the data.
     """
 
     def __init__(
@@ -94,20 +94,20 @@ class PassBatchSampler(Sampler[list[SampleKey]]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        """Set the range of iterations [start_iter, start_iter + num_iters).
+        """Cover iterations [start_iter, start_iter + num_iters).
 
         Args:
             schedule: phases by iteration.
             sizes: annotated training images by slot.
-            batch_sizes: images a step over all processes, by task.
-            seed: of the run, the same on all processes, >= 0.
-            start_iter: first iteration; starting anywhere continues exactly.
+            batch_sizes: global batch size by task.
+            seed: seed of the run, equal on all ranks, >= 0.
+            start_iter: first iteration; a resumed run sees the same samples as an uninterrupted one.
             num_iters: number of iterations.
-            rank: this process.
+            rank: rank of this process.
             world_size: number of processes.
 
         Raises:
-            FXError: a batch size that the processes cannot share evenly.
+            FXError: a batch size that is not divisible by the world size.
         """
         check_batch_sizes(batch_sizes, world_size)
         self._schedule, self._sizes, self._batch_sizes, self._seed = schedule, sizes, batch_sizes, seed
@@ -119,7 +119,7 @@ class PassBatchSampler(Sampler[list[SampleKey]]):
         return self._num_iters
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        """The batches of this process, in order."""
+        """The batches of this rank, in order."""
         current: tuple[int, int] | None = None
         order = np.empty(0, dtype=np.int64)
         for iteration in range(self._start_iter, self._start_iter + self._num_iters):
@@ -139,7 +139,7 @@ class PassBatchSampler(Sampler[list[SampleKey]]):
             yield [SampleKey(slot, index, seed) for index, seed in pairs]
 
     def _draw(self, which: tuple[int, int], num_images: int, share: float, batch: int) -> np.ndarray:
-        """The order of images of a pass, int64, at least one batch long."""
+        """The shuffled image indices of a pass, int64, at least one batch long."""
         rng = np.random.default_rng((self._seed, *which))
         chosen = rng.permutation(num_images)[: images_in_pass(num_images, share)]
         parts = [chosen]

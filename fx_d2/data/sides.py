@@ -1,4 +1,4 @@
-"""Left and right in the names of classes: what has a side, and what it becomes in a mirrored image."""
+"""Left and right in class names: which classes have a side, and which pairs swap under a horizontal flip."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import re
 from collections.abc import Iterable
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^A-Za-z\s_/-]+")
-"""A word of a name: between blanks, underscores, hyphens and slashes, and as camel case has them."""
+"""A word of a class name: split at whitespace, underscores, hyphens, slashes and camel-case boundaries."""
 
 _OTHER = {"left": "right", "right": "left"}
 _SIDE = re.compile("|".join(_OTHER))
 
 
 def has_side(name: str) -> bool:
-    """Whether a word of a name is left or right: "left_lung", "LungLeft", "LEFT LUNG"; not "upright", "CLEFT"."""
+    """Whether one word of a name is left or right: "left_lung", "LungLeft", "LEFT LUNG"; not "upright", "CLEFT"."""
     return not _OTHER.keys().isdisjoint(_words(name))
 
 
 def find_flip_pairs(tasks: Iterable[Iterable[str]]) -> tuple[tuple[str, str], ...]:
-    """Pairs of names of one task that differ in left against right alone ("LEFT_LUNG" and "right lung"), left first.
+    """Pairs of names of one task that differ only in left and right ("LEFT_LUNG" and "right lung"), left first.
 
-    Case and what stands between words do not count; where both are there, "leftlung" and "rightlung" are a pair, too. A
-    name that fits several is in no pair, nor is one that has another partner in an earlier task.
+    Case and word separators are ignored; "leftlung" and "rightlung" are a pair as well if both exist. A name with
+    several candidates is in no pair, nor is a name that already has another partner in an earlier task.
 
     Args:
-        tasks: of each task its classes.
+        tasks: the class names of each task.
     """
     paired: set[str] = set()
     pairs = []

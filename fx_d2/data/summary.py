@@ -1,4 +1,4 @@
-"""Counts of a prepared dataset as a text table, to be compared by eye with what was expected."""
+"""Counts of a prepared dataset as a text table, next to the published counts."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from fx_d2.structures import DatasetSpec
 
 
 def count_table(spec: DatasetSpec, splits: Mapping[str, Sequence[dict[str, Any]]]) -> str:
-    """Images and patients per split, label counts, boxes and masks per class.
+    """Tabulate images and patients per split, and labels, boxes and masks per class.
 
     Args:
-        spec: the row.
+        spec: the dataset row.
         splits: Detectron2 dicts by split.
 
     Returns:
-        lines of text; counts of images that differ from the published ones have those beside them; labels as
-        positive/negative/blank and, where there are any, uncertain; boxes as boxes in annotated images; masks as not
-        empty/empty/unknown.
+        lines of text. Image counts that differ from the published ones show both. Labels are counted as
+        positive/negative/blank, plus /uncertain if there are any; masks as non-empty/empty/unknown.
     """
     lines = [[spec.name, *splits]]
     lines.append(["images", *(_with_expected(spec, name, len(dicts)) for name, dicts in splits.items())])
@@ -41,7 +40,7 @@ def count_table(spec: DatasetSpec, splits: Mapping[str, Sequence[dict[str, Any]]
     rows = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     if any(split == "total" for split, _ in spec.expected):
         rows.insert(2, f"images in all: {_with_expected(spec, 'total', sum(map(len, splits.values())))}")
-    legend = "labels: positive/negative/blank[/uncertain]; masks: not empty/empty/unknown"
+    legend = "labels: positive/negative/blank[/uncertain]; masks: non-empty/empty/unknown"
     return "\n".join([*rows, legend])
 
 

@@ -1,8 +1,8 @@
-"""The table of datasets: the eleven pretraining rows in the order of Foundation X's Table 1, then those of fine-tuning.
+"""The dataset table: the eleven pretraining datasets in the order of Foundation X's Table 1, then the fine-tuning ones.
 
-A row binds labels by *name*: a preparation module looks its columns up by header and never by position
-(the public code paired MIMIC's alphabetical columns with CheXpert's order, so its "5 classes" were others).
-Where a release publishes no split, `expected` gives the number of images as ("total", n).
+Labels are bound by *name*: a preparation script looks up columns by header, never by position (the public code paired
+MIMIC's alphabetical columns with CheXpert's order, so its "5 classes" were different ones).
+If a release has no official split, `expected` gives the number of images as ("total", n).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CHEXPERT_CLASSES = (
     "Fracture",
     "Support Devices",
 )
-"""The 14 labels of the CheXpert labeller, in the order of CheXpert's own csv header."""
+"""The 14 labels of the CheXpert labeller, in the order of the csv header of CheXpert."""
 
 NIH14_CLASSES = (
     "Atelectasis",
@@ -63,7 +63,7 @@ CHESTX_DET_CLASSES = (
     "Pleural Thickening",
     "Pneumothorax",
 )
-"""The 13 diseases of ChestX-Det; the same list serves labels, boxes and masks."""
+"""The 13 findings of ChestX-Det, used for labels, boxes and masks."""
 
 PRETRAINING: tuple[DatasetSpec, ...] = (
     DatasetSpec(
@@ -115,7 +115,7 @@ PRETRAINING: tuple[DatasetSpec, ...] = (
         uncertain="ones",
         blank="zeros",
         reporting=COMPETITION_CLASSES,
-        # What the indices of CheXpert's order pick from alphabetical columns: the five behind the published 78.94.
+        # Indices in CheXpert's order applied to alphabetical columns: the five classes behind the published 78.94.
         published=("No Finding", "Consolidation", "Lung Lesion", "Fracture", "Pleural Other"),
         source="PhysioNet, MIMIC-CXR-JPG 2.0.0, CheXpert labels, official split",
         licence="PhysioNet credentialed access, data use agreement",
@@ -180,7 +180,7 @@ PRETRAINING: tuple[DatasetSpec, ...] = (
         expected=(("total", 12047),),
     ),
 )
-"""The rows of pretraining; their order is the order of a cycle."""
+"""The pretraining datasets, in the order of a cycle."""
 
 VINDR_LOCAL_CLASSES = (
     "Aortic enlargement",
@@ -198,10 +198,10 @@ VINDR_LOCAL_CLASSES = (
     "Pneumothorax",
     "Pulmonary fibrosis",
 )
-"""The 14 findings with boxes of the VinBigData competition, in the order of its class ids."""
+"""The 14 box classes of the VinBigData competition, in the order of their class ids."""
 
 RIB_CLASSES = tuple(f"{side}{number}" for side in "RL" for number in range(1, 11))
-"""Ribs 1 to 10 of the patient's right side, then of the left."""
+"""Ribs 1 to 10 on the patient's right, then on the left."""
 
 ORGAN_CLASSES = ("Heart", "Left Lung", "Right Lung")
 """The organs of CheXmask; left is the patient's left."""
@@ -251,7 +251,7 @@ FINETUNING: tuple[DatasetSpec, ...] = (
         expected=(("total", 247),),
     ),
 )
-"""Targets of fine-tuning, which take no part in the cycle of pretraining."""
+"""Fine-tuning datasets, which are not part of the pretraining cycle."""
 
 BY_NAME: dict[str, DatasetSpec] = {spec.name: spec for spec in (*PRETRAINING, *FINETUNING)}
-"""All rows by name."""
+"""All dataset rows by name."""

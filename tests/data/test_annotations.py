@@ -105,7 +105,7 @@ def test_content_hash(make_dataset: Callable[..., Path], spec: DatasetSpec) -> N
     assert len(load_split(path, spec, "train")) == 2
     document["images"][0]["labels"][1] = 1
     path.write_text(json.dumps(document))
-    with pytest.raises(FXError, match=r"train.json: its content is not what info.content_hash says"):
+    with pytest.raises(FXError, match=r"train.json: its content does not match info.content_hash"):
         load_split(path, spec, "train")
     del document["info"]["content_hash"]
     path.write_text(json.dumps(document))
@@ -116,7 +116,7 @@ def test_content_hash(make_dataset: Callable[..., Path], spec: DatasetSpec) -> N
     ("key", "value", "message"),
     [
         ("boxes", [("heart", [1, 1, 5, 5])], "box class 'heart'"),
-        ("boxes", [("left_lung", [50, 1, 20, 5])], "leaves its image"),
+        ("boxes", [("left_lung", [50, 1, 20, 5])], "extends beyond its image"),
         ("labels", [0.5, 0, 0], "label 0.5"),
         ("labels", [1, 0], "2 labels for 3"),
         ("labels", [[1, 0, 0], [1, 0, 0]], "image 'a.png': label"),
@@ -127,10 +127,10 @@ def test_content_hash(make_dataset: Callable[..., Path], spec: DatasetSpec) -> N
         ("masks", [np.zeros((40, 60, 1)), None, None], "image 'a.png': a mask must be an array"),
         ("meta", {"age": float("nan")}, "image 'a.png': meta .* is not plain data"),
         ("meta", {"age": np.int64(3)}, "image 'a.png': meta .* is not plain data"),
-        ("width", 60.5, "size 60.5 x 40 is not two positive whole numbers"),
-        ("patient_id", None, "patient_id None is not a text"),
-        ("patient_id", float("nan"), "patient_id nan is not a text"),
-        ("patient_id", " ", "patient_id ' ' is not a text, or blank"),
+        ("width", 60.5, "size 60.5 x 40 is not two positive integers"),
+        ("patient_id", None, "patient_id None must be a non-blank string"),
+        ("patient_id", float("nan"), "patient_id nan must be a non-blank string"),
+        ("patient_id", " ", "patient_id ' ' must be a non-blank string"),
         ("file_name", None, "image None: malformed"),
         ("file_name", "/a.png", "must be a path relative"),
         ("masks", [np.zeros((3, 3)), None, None], "mask .left_lung. is of size"),

@@ -138,17 +138,17 @@ def test_refusals(tmp_path: Path, images: list[dict[str, Any]], both: tuple[list
     copy = both[1][0]
     with pytest.raises(FXError, match=r"a.png: cached at 69 x 48, smaller than INPUT.READ_SIZE 50"):
         read_record(copy, 50)
-    with pytest.raises(FXError, match="holds 8 bits: INPUT.DTYPE 'float32'"):
+    with pytest.raises(FXError, match="the cache has 8 bits: INPUT.DTYPE 'float32'"):
         read_record(copy, dtype="float32")
     roots = {"image_root": tmp_path / "images", "cache_root": tmp_path / "cache"}
     for change, message in (
         ({"file_name": "../a.png"}, "outside its folder"),
         ({"file_name": "none.png"}, "none.png: image file cannot be read"),
-        ({"width": 131}, r"a.png: the image is 130 x 90 pixels, its annotation says 131 x 90"),
+        ({"width": 131}, r"a.png: the image is 130 x 90 pixels, but its annotation says 131 x 90"),
     ):
         with pytest.raises(FXError, match=message):
             cache_images([images[0] | change], **roots, shorter=SHORTER)
-    with pytest.raises(FXError, match="the cache's size is 0"):
+    with pytest.raises(FXError, match="the cache size is 0"):
         cache_images(images, **roots, shorter=0)
 
 

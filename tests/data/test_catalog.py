@@ -71,7 +71,7 @@ def test_row_of_the_table_keeps_its_classes(cfg: CfgNode, tmp_path: Path, make_d
     table = BY_NAME["nih_shenzhen"]
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("nih_shenzhen_train",), ()
     write_spec(tmp_path / table.name, replace(table, cls_classes=("TB",)))
-    with pytest.raises(FXError, match="row of the table with other cls classes"):
+    with pytest.raises(FXError, match="built-in dataset with other cls classes"):
         register_datasets(cfg)
     write_spec(tmp_path / table.name, replace(table, uncertain="ones"))
     (tmp_path / table.name / "train.json").write_text("{}")

@@ -68,10 +68,11 @@ def test_full_mask() -> None:
         ("-1 3", "number -1"),
         ("2 -3", "number -3"),
         ("2 3 5 9", "ends at pixel 19"),
-        ("2 x", "not a whole number"),
-        ("2.5 1", "not a whole number"),
-        ("99999999999999999999 1", "not a whole number"),
+        ("2 x", "not an integer"),
+        ("2.5 1", "not an integer"),
+        ("99999999999999999999 1", "not an integer"),
         ("9223372036854775807 9223372036854775807", "beyond any image"),
+        ("1 2 99999999999 1", "number 99999999999, beyond any image"),
     ],
 )
 def test_broken_relative_codes(text: str, message: str) -> None:
@@ -81,7 +82,7 @@ def test_broken_relative_codes(text: str, message: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("0 2", "counted from 1"), ("3 2 1 1", "out of order"), ("1 3 2 4", "upon each other"), ("1 13", "pixel 13")],
+    [("0 2", "counted from 1"), ("3 2 1 1", "unsorted or"), ("1 3 2 4", "overlapping runs"), ("1 13", "pixel 13")],
 )
 def test_broken_absolute_codes(text: str, message: str) -> None:
     with pytest.raises(FXError, match=message):
@@ -168,6 +169,14 @@ def test_unreadable_mask_files(tmp_path: Path) -> None:
         read_mask_file(tmp_path / "a.png")
     with pytest.raises(FXError, match="none.png: mask file cannot be read"):
         read_mask_file(tmp_path / "none.png")
+
+
+def test_a_mask_file_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow refuses it with an error of its own class."""
+    Image.fromarray(HAND).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4)
+    with pytest.raises(FXError, match=r"a\.png: Image size \(12 pixels\) exceeds limit"):
+        read_mask_file(tmp_path / "a.png")
 
 
 def test_merge() -> None:

@@ -37,7 +37,7 @@ def test_empty_masks_give_no_box() -> None:
 
 
 def test_unknown_rule_is_refused() -> None:
-    with pytest.raises(FXError, match="'hull' of boxes from masks"):
+    with pytest.raises(FXError, match="'hull' for boxes from masks"):
         boxes_of_masks(masks(), "hull")
 
 
@@ -78,12 +78,15 @@ def test_a_fused_box_moves_with_its_members() -> None:
 def test_a_box_is_cut_to_its_image_by_a_pixel_at_most() -> None:
     assert clip_box((-0.5, 2, 30.9, 10), (20, 30)) == [0, 2, 30, 8]
     for wrong, message in (
-        ((-1.5, 2, 9, 9), "leaves its image of 30 x 20"),
-        ((1, 2, 9, 22), "leaves its image"),
+        ((-1.5, 2, 9, 9), "extends beyond its image of 30 x 20"),
+        ((1, 2, 9, 22), "extends beyond its image"),
         ((5, 5, 5, 9), "has no area"),
         ((30, 5, 30.5, 9), "has no area"),
         ((1, 2, float("nan"), 4), "four finite numbers"),
         ((1, 2, 3), "four finite numbers"),
+        (None, "box None must be four finite numbers"),
+        ((1, 2, "x", 4), "four finite numbers"),
+        ((1, 2, [3], 4), "four finite numbers"),
     ):
         with pytest.raises(FXError, match=message):
-            clip_box(wrong, (20, 30))
+            clip_box(wrong, (20, 30))  # type: ignore[arg-type]

@@ -111,6 +111,12 @@ def test_rescale_alone_keeps_the_range(write: Callable[..., Path]) -> None:
     _close(path, np.clip((2500 - LEVELS.astype(float)) / 1000, 0, 1))
 
 
+def test_a_slope_of_zero_is_refused(write: Callable[..., Path]) -> None:
+    """All pixels would mean the same value: nothing is black or white."""
+    with pytest.raises(FXError, match=r"a\.dcm: .*its rescale slope maps all stored values to 7"):
+        read_image(write(LEVELS, 12, RescaleSlope=0, RescaleIntercept=7))
+
+
 def test_sigmoid(write: Callable[..., Path]) -> None:
     path = write(LEVELS, 12, WindowCenter=2000, WindowWidth=800, VOILUTFunction="SIGMOID")
     _close(path, 1 / (1 + np.exp(-4 * (LEVELS.astype(float) - 2000) / 800)))
@@ -241,11 +247,11 @@ def test_refused(write: Callable[..., Path]) -> None:
 def test_values_beyond_the_stated_bits_are_refused(write: Callable[..., Path], offset: int) -> None:
     """The bits that are not stated are not cut off, which would make the brightest values dark."""
     pixels = LEVELS.astype(np.int16) + offset if offset else LEVELS
-    with pytest.raises(FXError, match=rf"a\.dcm: has values {offset} to {4095 + offset}, beyond the 10 bits"):
+    with pytest.raises(FXError, match=rf"a\.dcm: has values {offset} to {4095 + offset}, which exceed BitsStored 10"):
         read_image(write(pixels, 10))
     colour = np.full((20, 30, 3), 200, dtype=np.uint8)
     path = write(colour, 7, SamplesPerPixel=3, PlanarConfiguration=0, PhotometricInterpretation="RGB")
-    with pytest.raises(FXError, match="has values 200 to 200, beyond the 7 bits"):
+    with pytest.raises(FXError, match="has values 200 to 200, which exceed BitsStored 7"):
         read_image(path)
 
 
@@ -295,5 +301,5 @@ def test_a_content_that_lies_on_no_disk(write: Callable[..., Path], monkeypatch:
     assert dicom_size("IM1", data) == (3, 4)
     monkeypatch.setattr(image_io, "MAX_PIXELS", 11)
     monkeypatch.setattr(image_io, "read_dicom", pytest.fail)
-    with pytest.raises(FXError, match="IM1: 4 x 3 pixels; at most 11 are taken"):
+    with pytest.raises(FXError, match="IM1: 4 x 3 pixels exceed the limit of 11"):
         decode_image(data, "IM1")

@@ -63,6 +63,18 @@ def source(tmp_path: Path) -> Path:
     return root
 
 
+def test_sizes_in_the_table_are_compared_as_numbers(
+    script: ModuleType, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Pandas turns a column with a blank cell into floats."""
+    command = [str(source), "--output", str(tmp_path / "out"), "--tasks", "cls"]
+    for height, message in (("20.0", ""), ("21.0", "is 30 x 20, but labels.csv says 30.0 x 21.0"), ("x", "30.0 x x")):
+        table = f"image,patient_id,width,height,tb,other\n0.png,a,30.0,{height},1,0\n1.png,b,,,0,0\n2.png,c,30,20,1,0\n"
+        (source / "labels.csv").write_text(table)
+        assert script.main(command) == bool(message)
+        assert message in capsys.readouterr().err
+
+
 def test_cache(script: ModuleType, source: Path, tmp_path: Path) -> None:
     """With --cache-size, training reads copies, and annotations keep the pixels of the originals."""
     images = [np.random.default_rng(i).integers(0, 4096, (20, 30), dtype=np.uint16) for i in range(3)]
@@ -164,24 +176,28 @@ def _bad_test_box(root: Path) -> None:
     ("change", "argv", "message"),
     [
         (lambda root: (root / "dataset.json").unlink(), [], "dataset.json: not found"),
-        (_replace("dataset.json", '"name": "tiny", ', ""), [], "lacks `name`"),
+        (_replace("dataset.json", '"name": "tiny", ', ""), [], "has no `name`"),
         (_replace("dataset.json", "{", ""), [], "not readable json"),
-        (_replace("dataset.json", ', "columns": ["tb", "other"]', ""), [], "`labels` lacks `columns`"),
+        (_replace("dataset.json", ', "columns": ["tb", "other"]', ""), [], "`labels` has no `columns`"),
         (_replace("dataset.json", '"test": "splits', '"exam": "splits'), [], "unknown: ['exam']"),
         (_replace("dataset.json", '"labels"', '"lables"'), [], "dataset.json: has the unknown key `lables`"),
         (_replace("dataset.json", '"structures"', '"structure"'), [], "`masks` has the unknown key `structure`"),
-        (_replace("dataset.json", '"labels.csv"', "3"), [], "`labels` has a `file` that is not a text: 3"),
-        (_replace("dataset.json", '["tb"]', "[1]"), [], "`boxes.drawn` has a `categories` that is not a list of texts"),
+        (_replace("dataset.json", '"labels.csv"', "3"), [], "`labels` has a `file` that is not a string: 3"),
+        (
+            _replace("dataset.json", '["tb"]', "[1]"),
+            [],
+            "`boxes.drawn` has a `categories` that is not a list of strings",
+        ),
         (_replace("dataset.json", '"splits/test.txt"', "null"), [], "a `splits` that is not an object of file names"),
         (_replace("dataset.json", '{"drawn"', '[], "boxe": {"drawn"'), [], "a `boxes` that is not an object"),
         (lambda root: (root / "labels.csv").unlink(), [], "labels.csv: not found"),
         (lambda root: None, ["--labels", "cough"], "no column 'cough'; it has ['image', 'patient_id', 'sex', 'tb'"),
         (lambda root: None, ["--boxes", "dots"], "no boxes 'dots'; choose --boxes one of ['drawn']"),
         (lambda root: None, ["--masks", "heart"], "no mask structure 'heart'"),
-        (lambda root: None, ["--tasks", "dance"], "nothing for task 'dance'"),
+        (lambda root: None, ["--tasks", "dance"], "no annotations for task 'dance'"),
         (lambda root: None, ["--flip-pairs", "a-b"], "--flip-pairs: 'a-b'"),
         (lambda root: None, ["--flip-pairs", "a:b"], "flip_pairs names unknown classes"),
-        (lambda root: None, ["--name", "chexpert"], "row of the table with other"),
+        (lambda root: None, ["--name", "chexpert"], "built-in dataset with other"),
         (_replace("labels.csv", "a,F,1,0", "a,F,2,0"), [], "image '0.png': column 'tb': '2' is not 1, 0, -1 or blank"),
         (_replace("labels.csv", "a,F,1,0", "a,F,1"), [], "row 2 has 4 cells"),
         (_replace("labels.csv", "1.png", "0.png"), [], "image '0.png' occurs twice"),
@@ -195,25 +211,29 @@ def _bad_test_box(root: Path) -> None:
         (_rename("1.png", "1.PNG"), [], "1.png: image file not found, but labels.csv lists it; there is '1.PNG'"),
         (_rename("1.png", "1"), [], "1.png: image file not found, but labels.csv lists it\n"),
         (_replace("labels.csv", "1.png", "1"), [], "image '1.png' is not in"),
-        (_replace("labels.csv", ",", ";"), [], "separated by commas, as in a csv: 'image;patient_id;"),
-        (lambda root: (root / "images" / "1.png").write_text("x"), [], "1.png: not a whole PNG"),
+        (_replace("labels.csv", ",", ";"), [], "separated by commas: 'image;patient_id;"),
+        (lambda root: (root / "images" / "1.png").write_text("x"), [], "1.png: not a complete PNG"),
         (_replace("masks_index.csv", "1.png", "7.png"), [], "image '7.png' is not in"),
         (_replace("masks_index.csv", "1.png,,,", "1.png,-1,,"), [], "-1 has no meaning for a mask"),
-        (_same_stem, [], "images '0.png' and 'a/0.png' would have the same mask files, 0.png"),
+        (_same_stem, [], "images '0.png' and 'a/0.png' would share the mask file name 0.png"),
         (_big_mask, [], "the mask is 5 x 5, its image 30 x 20"),
         (lambda root: (root / "masks" / "left_lung" / "0.png").unlink(), [], "0.png: mask file cannot be read"),
         (_replace("boxes_train.json", "0.png", "8.png"), [], "'8.png' is not among the images of its split or table"),
-        (_replace("boxes_train.json", '"images": [', '"images": [{"id": 5}, '), [], "not COCO detection json"),
+        (_replace("boxes_train.json", '"images": [', '"images": [{"id": 5}, '), [], "not a COCO detection JSON"),
         (_twice("images", {"id": 6}), [], "boxes_train.json: '0.png' is the file_name of 2 images"),
         (_twice("images", {"file_name": "1.png"}), [], "boxes_train.json: 5 is the id of 2 images"),
         (_twice("categories", {"name": "flu"}), [], "boxes_train.json: 7 is the id of 2 categories"),
-        (_replace("dataset.json", '"files": {"train', '"file": "x", "files": {"train'), [], "and not both"),
-        (_without("splits"), [], "`boxes.drawn` has `files` by split and there are no `splits`: give one `file`"),
+        (
+            _replace("dataset.json", '"files": {"train', '"file": "x", "files": {"train'),
+            [],
+            "needs either `file`, or `files` by split",
+        ),
+        (_without("splits"), [], "`boxes.drawn` has `files` by split but there are no `splits`: give one `file`"),
         (_without("splits", "boxes"), ["--test-share", "0.9"], "src: shares of val and test must be 0 or more"),
-        (lambda root: None, ["--test-share", "0.5"], "--test-share: there is a test split already"),
+        (lambda root: None, ["--test-share", "0.5"], "--test-share: there is already a test split"),
         (_replace("boxes_train.json", '"width": 30', '"width": 31'), [], "size (31, 20)"),
-        (_replace("boxes_train.json", "[2, 3, 10, 9]", "[25, 3, 10, 9]"), [], "leaves its image"),
-        (_bad_test_box, [], "leaves its image"),
+        (_replace("boxes_train.json", "[2, 3, 10, 9]", "[25, 3, 10, 9]"), [], "extends beyond its image"),
+        (_bad_test_box, [], "extends beyond its image"),
         (_replace("boxes_train.json", "[2, 3, 10, 9]", "[2, 3]"), [], "bbox must be four numbers"),
         (_replace("boxes_train.json", '"category_id": 7', '"category_id": 8'), [], "no category with id 8"),
         (_replace("boxes_train.json", '"image_id": 5', '"image_id": 6'), [], "no image with id 6"),
@@ -302,7 +322,7 @@ def test_a_box_that_stands_twice_is_said(
     """It is kept, as two readers may mean it."""
     _twice("annotations", {"id": 2})(source)
     assert script.main([str(source), "--output", str(tmp_path / "out")]) == 0
-    assert "boxes_train.json: 1 boxes stand twice in their image, first in '0.png'" in caplog.text
+    assert "boxes_train.json: 1 boxes are duplicated in their image, first in '0.png'" in caplog.text
     _twice("annotations", {"id": 3, "bbox": [2, 3, 10, 8]})(source)
     assert script.main([str(source), "--output", str(tmp_path / "out")]) == 0
     assert "2 boxes" not in caplog.text

@@ -27,6 +27,7 @@ def test_table_survives_byte_order_mark_crlf_and_blanks(tmp_path: Path) -> None:
         (b"image,tb,tb\na,1,1\n", "column 'tb' occurs twice"),
         (b"image,tb\n\xff,1\n", "not UTF-8 text after row 1"),
         (b"image,tb\na,1\na,0\n", "image 'a' occurs twice"),
+        (b"image,tb\na,1\n,0\n", "a row names no image: .*'tb': '0'"),
     ],
 )
 def test_bad_table(tmp_path: Path, content: bytes, message: str) -> None:
@@ -53,7 +54,7 @@ def test_boxes_tell_negatives_from_unknown(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_id": [0]}, "not COCO detection json"),
+        ({"image_id": [0]}, "not a COCO detection JSON"),
         ({"image_id": 9}, "annotation 1: there is no image with id 9"),
         ({"category_id": "4"}, "annotation 1: there is no category with id '4'"),
         ({"bbox": ["1", "2", "3", "4"]}, "annotation 1: bbox must be four numbers"),
@@ -63,6 +64,28 @@ def test_bad_boxes(tmp_path: Path, change: dict[str, Any], message: str) -> None
     images = [{"id": 0, "file_name": "a", "width": 9, "height": 8}]
     box = {"id": 1, "image_id": 0, "category_id": 4, "bbox": [1, 2, 3, 4]} | change
     document = {"images": images, "annotations": [box], "categories": [{"id": 4, "name": "tb"}]}
+    (tmp_path / "boxes.json").write_text(json.dumps(document))
+    with pytest.raises(FXError, match=f"boxes.json: {message}"):
+        read_boxes(tmp_path / "boxes.json", ["tb"], {"a"})
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("categories", {"id": 5, "name": None}, r"categories \['None', 'tb'\] are not those"),
+        ("images", {"id": 1, "file_name": 3, "width": 9, "height": 8}, "image '3' is not among"),
+        ("images", {"id": 1, "file_name": "a", "width": float("inf"), "height": 8}, "not a COCO detection JSON"),
+        ("images", {"id": 1, "file_name": "a", "width": 9, "height": 8}, "'a' is the file_name of 2 images"),
+        ("images", {"id": 0, "file_name": "b", "width": 9, "height": 8}, "0 is the id of 2 images"),
+    ],
+)
+def test_bad_images_and_categories(tmp_path: Path, part: str, change: dict[str, Any], message: str) -> None:
+    document: dict[str, list[Any]] = {
+        "images": [{"id": 0, "file_name": "a", "width": 9, "height": 8}],
+        "annotations": [],
+        "categories": [{"id": 4, "name": "tb"}],
+    }
+    document[part].append(change)
     (tmp_path / "boxes.json").write_text(json.dumps(document))
     with pytest.raises(FXError, match=f"boxes.json: {message}"):
         read_boxes(tmp_path / "boxes.json", ["tb"], {"a"})

@@ -130,11 +130,11 @@ def test_png_of_a_size_that_no_memory_holds(tmp_path: Path, mode: str) -> None:
     data = bytearray((tmp_path / "a.png").read_bytes())
     data[16] ^= 64  # of the width
     (tmp_path / "a.png").write_bytes(data)
-    with pytest.raises(FXError, match=r"a.png: corrupt PNG \(a checksum does not hold\)"):
+    with pytest.raises(FXError, match=r"a.png: corrupt PNG \(checksum mismatch\)"):
         read_image(tmp_path / "a.png")
     data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
     (tmp_path / "a.png").write_bytes(data)
-    with pytest.raises(FXError, match="a.png: more than the 67,108,864 pixels that are taken"):
+    with pytest.raises(FXError, match="a.png: more than the limit of 67,108,864 pixels"):
         read_image(tmp_path / "a.png")
 
 
@@ -144,7 +144,7 @@ def test_missing_and_other_formats(tmp_path: Path) -> None:
         read_image(tmp_path / "none.png")
     (tmp_path / "text.png").write_text("hello")
     for path in (tmp_path / "text.png", _write(tmp_path / "a.tiff", RAMP)):
-        with pytest.raises(FXError, match="not a whole PNG, JPEG"):
+        with pytest.raises(FXError, match="not a complete PNG, JPEG"):
             read_image(path)
     (tmp_path / "fake.jpg").write_bytes(b"\xff\xd8\xff" + b"0" * 50 + b"\xff\xd9")
     with pytest.raises(FXError, match="cannot be decoded"):
@@ -168,7 +168,7 @@ def test_contents_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(FXError, match="x.png: empty file"):
         decode_image(b"", "x.png")
     for name in ("x.mha", "x.img", str(path)):
-        with pytest.raises(FXError, match="not a whole PNG, JPEG or DICOM file"):
+        with pytest.raises(FXError, match="not a complete PNG, JPEG or DICOM file"):
             decode_image(b"GIF89a", name)
     with pytest.raises(FXError, match=r"x.dcm: broken or truncated DICOM file"):
         decode_image(b"GIF89a", "x.dcm")
@@ -176,7 +176,7 @@ def test_contents_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert decode_image(path.read_bytes(), "x.png").shape == RAMP.shape
     monkeypatch.setattr(module, "MAX_PIXELS", RAMP.size - 1)
     monkeypatch.setattr(module, "_decode", pytest.fail)
-    with pytest.raises(FXError, match=r"x.png: 64 x 48 pixels; at most 3,071 are taken"):
+    with pytest.raises(FXError, match=r"x.png: 64 x 48 pixels exceed the limit of 3,071"):
         decode_image(path.read_bytes(), "x.png")
     header = path.read_bytes().replace((48).to_bytes(4, "big") + b"\x08", (2**31 - 1).to_bytes(4, "big") + b"\x08")
     with pytest.raises(FXError, match="x.png: "):

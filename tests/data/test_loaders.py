@@ -180,14 +180,14 @@ def test_labels_that_never_differ_are_said(
     ]
     write_split(folder / "train.json", spec=spec, split="train", image_root="images", images=rows)
     build_train_data(registered)
-    (line,) = [record.getMessage() for record in caplog.records if "one known value" in record.getMessage()]
-    assert line.startswith("toy_train: ") and "in its 2 images: right_sign, other (blank labels are unknown" in line
+    (line,) = [record.getMessage() for record in caplog.records if "one known label value" in record.getMessage()]
+    assert line.startswith("toy_train: ") and "in 2 images: right_sign, other (blank labels count as unknown" in line
     caplog.clear()
     write_spec(folder, replace(spec, blank="zeros", uncertain="zeros"))
     register_datasets(registered)
     build_train_data(registered)
-    (line,) = [record.getMessage() for record in caplog.records if "one known value" in record.getMessage()]
-    assert "images: other (blank labels are 0" in line
+    (line,) = [record.getMessage() for record in caplog.records if "one known label value" in record.getMessage()]
+    assert "images: other (blank labels count as 0" in line
 
 
 @pytest.mark.parametrize("split", ["val", "test"])

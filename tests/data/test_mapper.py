@@ -182,7 +182,7 @@ def test_wrong_size_is_named(cfg: CfgNode, spec: DatasetSpec, records: list[dict
     """An image that changed after preparation is refused."""
     cv2.imwrite(records[0]["file_name"], np.zeros((10, 10), dtype=np.uint8))
     for call in (lambda: TrainMapper(cfg, spec, "cls")(records[0], 0), lambda: EvalMapper(cfg, spec)(records[0])):
-        with pytest.raises(FXError, match=r"train_a.png: the image is 10 x 10 pixels, its annotation says 60 x 40"):
+        with pytest.raises(FXError, match=r"train_a.png: the image is 10 x 10 pixels, but its annotation says 60 x 40"):
             call()
 
 

@@ -64,7 +64,7 @@ def test_missing_file_volume_and_colour(tmp_path: Path) -> None:
             call(_write(tmp_path / "a.mha", np.zeros((3, 5, 7), dtype=np.uint8)))
     colour = SimpleITK.GetImageFromArray(np.zeros((5, 7, 3), dtype=np.uint8), isVector=True)
     SimpleITK.WriteImage(colour, str(tmp_path / "c.mha"))
-    with pytest.raises(FXError, match="3 values a pixel"):
+    with pytest.raises(FXError, match="3 values per pixel"):
         read_image(tmp_path / "c.mha")
 
 

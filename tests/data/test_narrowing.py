@@ -98,9 +98,9 @@ def test_what_is_not_there_is_an_error(cfg: CfgNode, key: str, value: list[str],
 
 def test_a_dataset_of_which_nothing_is_left_is_an_error() -> None:
     rows = [BY_NAME["chexpert"], BY_NAME["tbx11k"]]
-    with pytest.raises(FXError, match="'chexpert' has nothing of DATASETS.TASKS .'loc'."):
+    with pytest.raises(FXError, match="'chexpert' has none of DATASETS.TASKS .'loc'."):
         narrow_rows(rows, ["loc"])
-    with pytest.raises(FXError, match="'chexpert' has nothing of .* and DATASETS.CLASSES .'Tuberculosis'."):
+    with pytest.raises(FXError, match="'chexpert' has none of .* and DATASETS.CLASSES .'Tuberculosis'."):
         narrow_rows(rows, ["cls", "loc"], ["Tuberculosis"])
 
 

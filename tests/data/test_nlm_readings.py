@@ -34,5 +34,5 @@ def test_without_a_file() -> None:
 def test_names() -> None:
     assert name_parts("MCUCXR_0104_1", "MCUCXR", Path("x")) == ("MCUCXR_0104", 1)
     for name in ("MCUCXR_0104_2", "CHNCXR_0104_1", "MCUCXR_0104"):
-        with pytest.raises(FXError, match="x: is not named MCUCXR_<number>_<0 or 1>.png"):
+        with pytest.raises(FXError, match="x: must be named MCUCXR_<number>_<0 or 1>.png"):
             name_parts(name, "MCUCXR", Path("x"))

@@ -59,7 +59,7 @@ def test_the_shared_film_is_found_and_left_out(two: CfgNode, tmp_path: Path, cap
     two.DATASETS.EXCLUDE = str(file)
     with caplog.at_level(logging.INFO):
         assert build_train_data(two).sizes == {("toy", "cls"): 1, ("toy", "loc"): 1, ("toy", "seg"): 1}
-    assert "toy_train: 1 of 2 images left out" in caplog.text
+    assert "toy_train: 1 of 2 images excluded" in caplog.text
     assert excluded_images(file, "other_test") == frozenset()
     assert "other_test" in json.loads(file.read_text())["splits"]["toy_train"]["images"][0]["reason"]
 
@@ -79,7 +79,7 @@ def test_by_patient(two: CfgNode, tmp_path: Path, images: list[dict]) -> None:
     found, dicts = leaks(two)
     two.DATASETS.EXCLUDE = str(tmp_path / "leaks.json")
     assert write_exclusions(tmp_path / "leaks.json", found, dicts, by_patient=True) == {"toy_train": 2}
-    with pytest.raises(FXError, match="leaves out all of its 2 images"):
+    with pytest.raises(FXError, match="excludes all of its 2 images"):
         build_train_data(two)
 
 
@@ -100,7 +100,8 @@ def test_refused(two: CfgNode, tmp_path: Path) -> None:
     file = tmp_path / "leaks.json"
     with pytest.raises(FXError, match="leaks.json not found.*check_datasets"):
         excluded_images(file, "toy_train")
-    for text in ("{", "[]", '{"format": "coco", "splits": {}}'):
+    head = '{"format": "fx_d2 exclusions", "splits": '
+    for text in ("{", "[]", '{"format": "coco", "splits": {}}', head + "[]}", head + '{"toy_train": {"images": []}}}'):
         file.write_text(text)
         with pytest.raises(FXError, match="is not a file that"):
             excluded_images(file, "toy_train")

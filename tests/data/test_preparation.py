@@ -79,7 +79,7 @@ def test_a_share_of_the_official_train_split_becomes_val(make_plan: MakePlan, tm
     _, splits = prepare(make_plan("tttee"), Options(output=tmp_path / "out", val_share=0.34))
     assert {split: len(rows) for split, rows in splits.items()} == {"train": 2, "val": 1, "test": 2}
     assert {row["patient_id"] for row in splits["test"]} == {"p3", "p4"}
-    with pytest.raises(FXError, match="--test-share: there is a test split already"):
+    with pytest.raises(FXError, match="--test-share: there is already a test split"):
         prepare(make_plan("tttee"), Options(output=tmp_path / "out", test_share=0.2))
 
 
@@ -173,7 +173,7 @@ def test_a_bad_image_stops_everything_or_is_left_out(
     assert not (tmp_path / "out").exists()
     _, splits = prepare(plan, Options(output=tmp_path / "out", skip_bad=True))
     assert {split: len(rows) for split, rows in splits.items()} == {"train": 1, "test": 2}
-    assert "images/2.png" in caplog.text and "2 of 5 images left out" in caplog.text
+    assert "images/2.png" in caplog.text and "skipped 2 of 5 images" in caplog.text
 
 
 def test_a_patient_in_two_splits_and_other_classes_are_refused(make_plan: MakePlan, tmp_path: Path) -> None:
@@ -183,8 +183,16 @@ def test_a_patient_in_two_splits_and_other_classes_are_refused(make_plan: MakePl
     with pytest.raises(FXError, match="patient 'one' is in train and in val"):
         prepare(plan, Options(output=tmp_path / "out"))
     other = DatasetSpec(name="node21", title="N", cls_classes=("a",), loc_classes=("a",))
-    with pytest.raises(FXError, match="is a row of the table with other cls classes"):
+    with pytest.raises(FXError, match="is a built-in dataset with other cls classes"):
         prepare(make_plan("ttvee", spec=other), Options(output=tmp_path / "out"))
+
+
+@pytest.mark.parametrize("option", ["limit", "cache_size"])
+def test_negative_options_are_refused(make_plan: MakePlan, tmp_path: Path, option: str) -> None:
+    """A limit of -1 dropped the last image of each split."""
+    with pytest.raises(FXError, match=f"--{option.replace('_', '-')} is -1; it must be 0 or more"):
+        prepare(make_plan("ttvee"), Options(output=tmp_path / "out", **{option: -1}))
+    assert not (tmp_path / "out").exists()
 
 
 def test_images_inside_the_root_are_named_relatively(tmp_path: Path) -> None:

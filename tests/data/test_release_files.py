@@ -26,6 +26,9 @@ def test_gzip_and_long_cells_are_read(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:200])
     with pytest.raises(FXError, match=r"table\.csv\.gz: cannot be read as a table"):
         list(read_rows(file, ("id",)))
+    file.write_bytes(file.read_bytes()[:20] + b"\xff" * 100)
+    with pytest.raises(FXError, match=r"table\.csv\.gz: cannot be read as a table .*decompressing"):
+        list(read_rows(file, ("id",)))
 
 
 @pytest.mark.parametrize(
@@ -33,11 +36,11 @@ def test_gzip_and_long_cells_are_read(tmp_path: Path) -> None:
     [
         ("id,b\n1,2\n", "no column 'a'; it has"),
         ("a,a\n1,2\n", "column 'a' occurs twice"),
-        ("a,b\n1\n", "row 2 has 1 cells, the header 2"),
+        ("a,b\n1\n", "row 2 has 1 cells, but the header has 2"),
         ("a\n", "has no rows"),
         ("", "no column 'a'"),
-        ("a;b\n1;2\n", "its cells must be separated by commas"),
-        ("a\tb\n1\t2\n", "its cells must be separated by commas"),
+        ("a;b\n1;2\n", "cells must be separated by commas"),
+        ("a\tb\n1\t2\n", "cells must be separated by commas"),
     ],
 )
 def test_a_broken_table_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -73,12 +76,12 @@ def test_files_are_indexed_by_name_without_ending(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"")
     assert index_files(tmp_path, (".png",)) == {"a": tmp_path / "a.PNG", "b": tmp_path / "sub" / "b.png"}
     assert set(index_files(tmp_path, (".png", ""))) == {"a", "b", "1.2.840", "notes.txt"}
-    with pytest.raises(FXError, match=r"holds no file \.dcm"):
+    with pytest.raises(FXError, match=r"contains no \.dcm"):
         index_files(tmp_path, (".dcm",))
     with pytest.raises(FXError, match="no such folder"):
         index_files(tmp_path / "none", (".dcm",))
     (tmp_path / "b.png").write_bytes(b"")
-    with pytest.raises(FXError, match="two files of one image"):
+    with pytest.raises(FXError, match="two files of the same image"):
         index_files(tmp_path, (".png",))
 
 
@@ -89,7 +92,7 @@ def test_a_file_is_found_at_any_depth_but_only_once(tmp_path: Path) -> None:
     (tmp_path / "deep" / "b.csv").write_text("")
     assert find_file(tmp_path, ("a.csv", "b.csv")) == tmp_path / "deep" / "b.csv"
     (tmp_path / "a.csv").write_text("")
-    with pytest.raises(FXError, match="2 files of the name"):
+    with pytest.raises(FXError, match="2 such files"):
         find_file(tmp_path, ("a.csv", "b.csv"))
 
 

@@ -36,7 +36,9 @@ def test_the_draw_depends_on_patients_and_seed_alone() -> None:
     assert [i for i, x in enumerate(ten) if x == "test"] == [0, 6] and ten.index("val") == 3
 
 
-@pytest.mark.parametrize("shares", [{"val": -0.1}, {"val": 0.5, "test": 0.5}])
+@pytest.mark.parametrize(
+    "shares", [{"val": -0.1}, {"val": 0.5, "test": 0.5}, {"val": float("nan")}, {"test": float("inf")}]
+)
 def test_impossible_shares_are_refused(shares: dict[str, float]) -> None:
     with pytest.raises(FXError, match="shares"):
         draw_splits(["a", "b"], shares, 0)
@@ -50,7 +52,7 @@ def test_given_splits_stay_and_missing_ones_are_drawn() -> None:
     assert fill_splits(patients, given, none, 3) == given
     filled = fill_splits(patients, given, none | {"val": 0.2}, 3)
     assert filled[30:] == given[30:] and Counter(filled) == {"train": 24, "val": 6, "test": 10}
-    with pytest.raises(FXError, match="--test-share: there is a test split already"):
+    with pytest.raises(FXError, match="--test-share: there is already a test split"):
         fill_splits(patients, given, none | {"test": 0.2}, 3)
 
 
@@ -64,7 +66,10 @@ def test_lists_with_labels_and_endings_are_read(tmp_path: Path) -> None:
     (tmp_path / "test.txt").write_text("1.2.826.3,1\n")
     assert read_split_lists(tmp_path) == {"a": "train", "sub/b": "train", "1.2.826.3": "test"}
     (tmp_path / "val.txt").write_text("a.jpeg\n")
-    with pytest.raises(FXError, match=r"val\.txt: image 'a' is in train\.txt as well"):
+    with pytest.raises(FXError, match=r"val\.txt: image 'a' is also in train\.txt"):
+        read_split_lists(tmp_path)
+    (tmp_path / "val.txt").write_text("c.png\n,\n")
+    with pytest.raises(FXError, match=r"val\.txt: line ',' names no image"):
         read_split_lists(tmp_path)
 
 
@@ -76,7 +81,7 @@ def test_lists_that_are_not_there_are_said(tmp_path: Path) -> None:
 def test_names_are_found_by_path_or_by_their_end() -> None:
     images = ["p1/s1/view1.jpg", "p1/s2/view1.jpg", "p2/other.jpg"]
     assert find_listed(["other", "p1/s2/view1"], images, "list") == [2, 1]
-    with pytest.raises(FXError, match="list: image 'view1': 2 images end so"):
+    with pytest.raises(FXError, match="list: image 'view1': matches 2 images"):
         find_listed(["view1"], images, "list")
     with pytest.raises(FXError, match="list: image 'lost': is not in the release"):
         find_listed(["lost"], images, "list")

@@ -97,14 +97,14 @@ def test_same_parameters_same_bytes_and_nothing_to_do(
     images = [name for name in other if not name.endswith((".csv", ".json"))]
     assert len(images) == 6 and all(other[name] != first.get(name) for name in images)
     assert main(["--output", str(tmp_path / "a"), "--seed", "5", *options]) == 0
-    assert capsys.readouterr().out.count("made with these parameters already") == 2
+    assert capsys.readouterr().out.count("already up to date") == 2
     assert main(["--output", str(tmp_path / "a"), "--seed", "6", *options]) == 0
     assert digest(tmp_path / "a") == other
 
 
 def test_a_folder_that_was_not_drawn_is_left_alone(releases: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "candid_ptx").mkdir()
-    with pytest.raises(FXError, match="not drawn"):
+    with pytest.raises(FXError, match="not a synthetic release"):
         releases.make_releases(tmp_path, seed=0, size=96, counts={"train": 1}, datasets=["candid_ptx"])
     assert [path.name for path in tmp_path.iterdir()] == ["candid_ptx"]
 

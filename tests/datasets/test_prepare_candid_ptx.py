@@ -58,7 +58,7 @@ def replace_cells(column: int, value: str, rows: slice) -> Callable[[Path], None
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (replace_cells(2, "P99999_0.dcm", slice(1)), "is of two patients, P00001 and P99999"),
+        (replace_cells(2, "P99999_0.dcm", slice(1)), "has two patients, P00001 and P99999"),
         (replace_cells(2, "nameless", slice(1)), "no patient in column 'filename'; see --patients"),
         (replace_cells(3, "9000 900", slice(None)), "run-length code ends at pixel 9900 of an image of 96 x 96"),
         (replace_cells(0, "1.2.3", slice(1)), "1.2.3: image file cannot be read"),

@@ -73,12 +73,14 @@ def edit(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda entry: entry["syms"].append("Mass"), "an entry needs file_name and equally long"),
-        (lambda entry: entry.pop("polygons"), "an entry needs file_name and equally long"),
-        (lambda entry: entry["syms"].__setitem__(0, "mass"), "finding 'mass' is none of"),
+        (lambda entry: entry["syms"].append("Mass"), "an entry needs file_name, and"),
+        (lambda entry: entry.pop("polygons"), "an entry needs file_name, and"),
+        (lambda entry: entry["syms"].__setitem__(0, "mass"), "finding 'mass' is not one of"),
         (lambda entry: entry["boxes"].__setitem__(0, [5, 5, 5, 9]), "has no area"),
-        (lambda entry: entry["boxes"].__setitem__(0, [5, 5, 900, 9]), "leaves its image of 96 x 96"),
-        (lambda entry: entry["polygons"].__setitem__(0, [[1, 2], [3]]), "polygon 0 must be a list of corners"),
+        (lambda entry: entry["boxes"].__setitem__(0, None), "box None must be four finite numbers"),
+        (lambda entry: entry["syms"].__setitem__(0, ["Mass"]), "is not one of"),
+        (lambda entry: entry["boxes"].__setitem__(0, [5, 5, 900, 9]), "extends beyond its image of 96 x 96"),
+        (lambda entry: entry["polygons"].__setitem__(0, [[1, 2], [3]]), "polygon 0 must be a list of points"),
         (lambda entry: entry.update(file_name="lost.png"), "train_data/lost.png: image file cannot be read"),
     ],
 )
@@ -86,3 +88,9 @@ def test_a_faulty_entry_is_refused(
     refused: Callable[..., str], change: Callable[[dict[str, Any]], object], message: str
 ) -> None:
     assert message in refused(ROW, edit(change))
+
+
+@pytest.mark.parametrize("polygon", [[], None, "x", [[1, 2], [3]]])
+def test_a_faulty_polygon_of_which_a_box_is_made_is_refused(refused: Callable[..., str], polygon: object) -> None:
+    change = edit(lambda entry: entry["polygons"].__setitem__(0, polygon))
+    assert "polygon 0 must be a list of points" in refused(ROW, change, "--boxes", "polygons")

@@ -45,10 +45,13 @@ def scr(root: Path, fold: int = 1) -> list[Path]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda root: scr(root)[0].unlink(), "masks/heart: has no mask of JPC"),
-        (lambda root: next((root / "All247images").glob("*.IMG")).unlink(), ".IMG, of which"),
+        (lambda root: scr(root)[0].unlink(), "masks/heart: has no mask for JPC"),
+        (lambda root: next((root / "All247images").glob("*.IMG")).unlink(), ".IMG, but"),
         (lambda root: scr(root)[0].write_bytes(b"GIF89a"), "fold1/masks/heart/JPC"),
-        (lambda root: next((root / "All247images").glob("*.IMG")).write_bytes(b"12"), "has 2 bytes, an .IMG file of"),
+        (
+            lambda root: next((root / "All247images").glob("*.IMG")).write_bytes(b"12"),
+            "has 2 bytes, but a JSRT .IMG file has",
+        ),
     ],
 )
 def test_faulty_files_are_refused(refused: Callable[..., str], change: Callable[[Path], None], message: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import importlib
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -55,9 +56,10 @@ def test_a_study_without_labels_is_not_annotated(
     command = [str(tmp_path / "copy"), "--output", str(tmp_path / "out"), "--workers", "0"]
     assert importlib.import_module("prepare_mimic_cxr").main(command) == 0
     folder = tmp_path / "out" / ROW
+    assert json.loads((folder / "train.json").read_text())["info"]["release"] == "2.0.0"
     records = load_split(folder / "train.json", load_spec(folder), "train")
     assert [r["study_id"] for r in records if not r["annotated"]["cls"]] == ["50000003"] and len(records) == 8
-    assert "1 studies have no row in the table of labels: their 1 images are not annotated" in caplog.text
+    assert "1 studies have no row in the label table: their 1 images are not annotated" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -65,7 +67,7 @@ def test_a_study_without_labels_is_not_annotated(
     [
         (edit("chexpert", "Atelectasis", "Collapse"), "no column 'Atelectasis'"),
         (edit("chexpert", "50000003", "50000002"), "study 50000002 occurs twice"),
-        (edit("split", "validate", "valid"), "is of split 'valid'"),
+        (edit("split", "validate", "valid"), "has split 'valid'"),
         (edit("metadata", "dicom_id", "image"), "no column 'dicom_id'"),
         (lambda root: (root / "mimic-cxr-2.0.0-split.csv.gz").unlink(), "0 files mimic-cxr-<version>-split.csv"),
     ],

@@ -39,7 +39,8 @@ def test_validation_is_drawn_by_patient(prepare: Callable[..., Any]) -> None:
         ("Data_Entry_2017.csv", "No Finding", "Cough", "'Cough' must be"),
         ("Data_Entry_2017.csv", "00000001_000.png", "00000099_000.png", "'00000099_000.png' is neither in train_val"),
         ("Data_Entry_2017.csv", "00000002_000.png", "00000001_000.png", "'00000001_000.png' occurs twice"),
-        ("test_list.txt", "\n", "\n00000077_000.png\n", "'00000077_000.png' of the lists has no row (1"),
+        ("test_list.txt", "\n", "\n00000077_000.png\n", "'00000077_000.png' in the lists has no row (1"),
+        ("test_list.txt", "\n", "\n00000001_000.png\n", "is in train_val_list.txt and in test_list.txt"),
     ],
 )
 def test_faulty_tables_are_refused(

@@ -36,7 +36,7 @@ def mask_file(root: Path) -> Path:
         (lambda root: mask_file(root).unlink(), "leftMask/MCUCXR_0001"),
         (
             lambda root: cv2.imwrite(str(mask_file(root)), np.zeros((9, 9), np.uint8)),
-            "the mask is of (9, 9), the image",
+            "the mask has shape (9, 9), but the image",
         ),
         (
             lambda root: cv2.imwrite(str(mask_file(root)), np.arange(96 * 106, dtype=np.uint16).reshape(96, 106) % 3),

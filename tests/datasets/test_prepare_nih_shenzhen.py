@@ -34,4 +34,4 @@ def test_a_name_without_label_is_refused(refused: Callable[..., str]) -> None:
     def rename(root: Path) -> None:
         next((root / "CXR_png").glob("*_1.png")).rename(root / "CXR_png" / "CHNCXR_0001.png")
 
-    assert "is not named CHNCXR_<number>_<0 or 1>.png" in refused(ROW, rename)
+    assert "must be named CHNCXR_<number>_<0 or 1>.png" in refused(ROW, rename)

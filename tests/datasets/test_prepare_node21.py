@@ -75,7 +75,7 @@ def first_row(root: Path, new: str) -> None:
         (lambda root: first_row(root, "0,{1},{2},2,{4},{5},{6}"), "label '2' is not 0 or 1"),
         (lambda root: first_row(root, "0,nan,{2},1,{4},{5},{6}"), "must be four finite numbers"),
         (lambda root: first_row(root, "0,wide,{2},1,{4},{5},{6}"), "x, y, width, height must be numbers"),
-        (lambda root: first_row(root, "0,0,{2},0,0,0,0\n{0},{1},{2},1,{4},{5},{6}"), "has a row without nodule beside"),
+        (lambda root: first_row(root, "0,0,{2},0,0,0,0\n{0},{1},{2},1,{4},{5},{6}"), "has a row without a nodule and"),
         (lambda root: first_row(root, "0,{1},n9999.mha,1,{4},{5},{6}"), "n9999.mha: image file cannot be read"),
     ],
 )

@@ -48,15 +48,15 @@ def test_a_mapping_must_name_every_image(refused: Callable[..., str], release: C
     assert "has no row for image" in refused(ROW, write(rows[1:]), *options)
     assert "every entry needs subset_img_id and img_id" in refused(ROW, write([{"img_id": "a"}]), *options)
     wrong = [*rows, {"subset_img_id": "a", "img_id": "picture.png"}]
-    assert "'picture.png' is not an image of ChestX-ray14" in refused(ROW, write(wrong), *options)
+    assert "'picture.png' is not a ChestX-ray14 image name" in refused(ROW, write(wrong), *options)
 
 
 @pytest.mark.parametrize(
     ("name", "old", "new", "message"),
     [
-        ("stage_2_detailed_class_info.csv", ",Normal", ",Lung Opacity", "which do not go together"),
-        ("stage_2_detailed_class_info.csv", ",Normal", ",normal", "class 'normal' is none of"),
-        ("stage_2_train_labels.csv", ".0,1\n", "9999.0,1\n", "leaves its image of 96 x 96 pixels"),
+        ("stage_2_detailed_class_info.csv", ",Normal", ",Lung Opacity", "which contradict each other"),
+        ("stage_2_detailed_class_info.csv", ",Normal", ",normal", "class 'normal' is not one of"),
+        ("stage_2_train_labels.csv", ".0,1\n", "9999.0,1\n", "extends beyond its image of 96 x 96 pixels"),
         ("stage_2_train_labels.csv", ".0,1\n", "abc,1\n", "holds something that is not a number"),
         ("stage_2_train_labels.csv", "Target", "target", "no column 'Target'"),
     ],

@@ -41,12 +41,12 @@ def anonymise(value: str) -> Callable[[Path], None]:
 
 
 def test_patients_must_be_told_apart(refused: Callable[..., str]) -> None:
-    assert "PatientID is blank: patients cannot be told apart; --patients image" in refused(ROW, anonymise(""))
-    assert "PatientID is one for all images" in refused(ROW, anonymise("anonymous"))
+    assert "PatientID is blank: patients cannot be identified; --patients image" in refused(ROW, anonymise(""))
+    assert "PatientID is the same for all images" in refused(ROW, anonymise("anonymous"))
 
 
 def test_two_tables_must_be_chosen_from(refused: Callable[..., str]) -> None:
     def change(root: Path) -> None:
         (root / "stage_2_train.csv").write_bytes((root / "train-rle.csv").read_bytes())
 
-    assert "train-rle.csv or stage_2_train.csv: 2 files of the name" in refused(ROW, change)
+    assert "train-rle.csv or stage_2_train.csv: 2 such files" in refused(ROW, change)

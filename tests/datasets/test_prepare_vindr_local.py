@@ -111,11 +111,16 @@ def edit(old: str, new: str) -> Callable[[Path], None]:
     ("old", "new", "message"),
     [
         ("class_name", "label", "no column 'class_name'"),
-        (",No finding,,,,", ",Nothing,,,,", "class 'Nothing' is none of"),
+        (",No finding,,,,", ",Nothing,,,,", "class 'Nothing' is not one of"),
         (",No finding,,,,", ",Calcification,,,,", "has a corner that is not a number"),
         (",No finding,,,,", ",Calcification,1,2,1,9", "has no area"),
-        (",No finding,,,,", ",Calcification,1,2,2048,9", "leaves its image of 86 x 96 pixels"),
+        (",No finding,,,,", ",Calcification,1,2,2048,9", "extends beyond its image of 86 x 96 pixels"),
     ],
 )
 def test_faulty_tables_are_refused(refused: Callable[..., str], old: str, new: str, message: str) -> None:
     assert message in refused(ROW, edit(old, new))
+
+
+@pytest.mark.parametrize("value", ["0", "1", "nan"])
+def test_a_fusion_threshold_out_of_range_is_refused(refused: Callable[..., str], value: str) -> None:
+    assert "--fusion-iou is" in refused(ROW, lambda root: None, "--fusion-iou", value)

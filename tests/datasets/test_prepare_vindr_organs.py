@@ -70,9 +70,9 @@ def change_first(column: str, value: str) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("column", "value", "message"),
     [
-        ("Height", "1024", "masks are of 1024 x 86, the image of 96 x 86"),
+        ("Height", "1024", "masks are 1024 x 86, but the image is 96 x 86"),
         ("image_id", "lost", "image 'lost' is neither in train nor in test"),
-        ("Heart", "1 2 1 2", "is it of the relative kind?"),
+        ("Heart", "1 2 1 2", "is it a relative code?"),
     ],
 )
 def test_a_faulty_table_is_refused(refused: Callable[..., str], column: str, value: str, message: str) -> None:

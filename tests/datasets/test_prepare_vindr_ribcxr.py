@@ -45,8 +45,8 @@ def edit(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda table: table.pop("L3"), "no column 'L3' by number of the image"),
-        (lambda table: table["R2"].pop("1"), "column 'R2' lacks image number 1 (VinDr_RibCXR_val_001)"),
+        (lambda table: table.pop("L3"), "no column 'L3' by image number"),
+        (lambda table: table["R2"].pop("1"), "column 'R2' has no image number 1 (VinDr_RibCXR_val_001)"),
         (lambda table: table["R2"].update({"1": "none"}), 'a contour must be "None" or a list of points'),
         (lambda table: table["img"].update({"1": "data/val/img/lost.png"}), "data/val/img/lost.png: image file cannot"),
     ],

@@ -52,14 +52,14 @@ def test_all_is_well(tool: ModuleType, root: Path, capsys: pytest.CaptureFixture
     """Counts of every split, no reading, exit code 0."""
     assert run(tool, root) == 0
     out = capsys.readouterr().out
-    assert "label tb  1/2/0  1/2/0" in out and "0 faults in 4 splits of 2 datasets" in out and "files" not in out
+    assert "label tb  1/2/0  1/2/0" in out and "0 problems in 4 splits of 2 datasets" in out and "files" not in out
 
 
 def test_films_in_two_places(tool: ModuleType, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The shared film is named, and written for DATASETS.EXCLUDE."""
     assert run(tool, root, "--exclude", str(root / "leaks.json")) == 0
     out = capsys.readouterr().out
-    assert "PNG, 8 bits: 3" in out and "training films that are in a test split: 1" in out
+    assert "PNG, 8 bits: 3" in out and "training images that are also in a test split: 1" in out
     assert f"{root}/first/images/train0.png is {root}/second/images/test2.png of second_test" in out
     assert list(json.loads((root / "leaks.json").read_text())["splits"]) == ["first_train"]
 
@@ -74,9 +74,9 @@ def test_faults(tool: ModuleType, root: Path, capsys: pytest.CaptureFixture[str]
     (root / "first" / "test.json").write_text(text.replace("content_hash", "old_hash"))
     assert run(tool, root, "--read") == 1
     out = capsys.readouterr().out
-    for fault in ("train1.png: image file", "test0.png: not a whole PNG", "second/train.json", "patient 'train0'"):
+    for fault in ("train1.png: image file", "test0.png: not a complete PNG", "second/train.json", "patient 'train0'"):
         assert fault in out
-    assert "5 faults in 3 splits" in out  # a missing file counts when it is looked for and when it is read
+    assert "5 problems in 3 splits" in out  # a missing file counts when it is looked for and when it is read
 
 
 def test_a_mask_file_that_is_missing(tool: ModuleType, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,7 +89,7 @@ def test_a_mask_file_that_is_missing(tool: ModuleType, root: Path, capsys: pytes
     assert run(tool, root) == 1
     out = capsys.readouterr().out
     assert "none.png: mask file not found (1 of 1 masks" in out and "none.png: mask file cannot be read" in out
-    assert "label tb  1/2/0  1/2/0" in out and "2 faults in 3 splits of 2 datasets" in out
+    assert "label tb  1/2/0  1/2/0" in out and "2 problems in 3 splits of 2 datasets" in out
 
 
 def test_other_folders_are_let_be(tool: ModuleType, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,7 +97,7 @@ def test_other_folders_are_let_be(tool: ModuleType, root: Path, capsys: pytest.C
     (root / "source").mkdir()
     (root / "source" / "dataset.json").write_text("{}")
     assert run(tool, root) == 0
-    assert "0 faults in 4 splits of 2 datasets" in capsys.readouterr().out
+    assert "0 problems in 4 splits of 2 datasets" in capsys.readouterr().out
 
 
 def test_exclusions_that_cannot_be_written(tool: ModuleType, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,4 +114,4 @@ def test_some_of_them(tool: ModuleType, root: Path, capsys: pytest.CaptureFixtur
         assert run(tool, root, name) == 2
         assert "annotation file" in capsys.readouterr().err
     assert run(tool, root / "first" / "images") == 2
-    assert "no prepared dataset" in capsys.readouterr().err
+    assert "no prepared datasets" in capsys.readouterr().err

@@ -68,7 +68,7 @@ def test_skipped_files_are_lines_and_an_exit_code(
     assert [line for line in printed.err.splitlines() if "film/s" not in line] == [
         "skipped  none/*.dcm: no such file or folder, and no file matches",
         "left out, in folders, as no films by their name: 1 .txt",
-        f"skipped  {film_folder / 'bad.png'}: not a whole PNG, JPEG, DICOM, MHA, MHD or JSRT .IMG file; convert it",
+        f"skipped  {film_folder / 'bad.png'}: not a complete PNG, JPEG, DICOM, MHA, MHD or JSRT .IMG file; convert it",
     ]
 
 

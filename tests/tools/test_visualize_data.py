@@ -98,7 +98,7 @@ def test_only_what_is_trained_on_is_shown(tool: ModuleType, config: Path, monkey
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--dataset", "heart_train"), "--dataset heart_train: no split of the config"),
+        (("--dataset", "heart_train"), "--dataset heart_train: not a split in the config"),
         (("--dataset", "toy_test", "--task", "seg"), "no image of toy_test is annotated for seg"),
         (("--num", "0"), "--num 0"),
     ],

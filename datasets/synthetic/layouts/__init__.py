@@ -1,8 +1,8 @@
-"""The public releases' layouts: one module a row of the table, named as the row, that writes drawn films as the release
-has them on disk: folders, file names, headers of tables, image formats.
+"""File layouts of the public releases: folders, file names, table headers, image formats. One module per dataset row,
+with the same name, writes synthetic images in the layout of the release.
 
-A module has `write(root, films)`: it writes the films into the empty folder `root` and returns the path of each film's
-image relative to it, in the films' order. Films come one after the other and are not kept.
+A module has `write(root, films)`: it writes the images to the empty folder `root` and returns their paths relative to
+it, in order. Images are consumed one at a time and not kept.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ Writer = Callable[[Path, Iterable[Film]], list[str]]
 
 
 def has_layout(name: str) -> bool:
-    """Whether a row has a module here."""
+    """Whether a dataset has a layout module."""
     return (Path(__file__).parent / f"{name}.py").is_file()
 
 
 def writer(name: str) -> Writer:
-    """The writer of a row that has a layout."""
+    """The writer of a dataset with a layout."""
     return importlib.import_module(f"{__name__}.{name}").write

@@ -1,4 +1,4 @@
-"""CANDID-PTX: a folder of DICOM files, and a row of Pneumothorax_reports.csv for each annotation."""
+"""CANDID-PTX: a folder of DICOM files, and Pneumothorax_reports.csv with one row per annotation."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ HEADER = ("SOPInstanceUID", "StudyInstanceUID", "filename", "EncodedPixels", "Re
 
 
 def write(root: Path, films: Iterable[Film]) -> list[str]:
-    """See layouts; every other file has 12 bits and a window, every third is MONOCHROME1. `filename` says the patient.
+    """See layouts; every other file has 12 bits and a window, every third is MONOCHROME1. `filename` has the patient.
 
-    Files are named by their SOPInstanceUID, every other one without ".dcm": both are in use.
+    Files are named by SOPInstanceUID, every other one without ".dcm": both occur in practice.
     """
     paths, rows = [], []
     for film in films:
@@ -36,6 +36,6 @@ def write(root: Path, films: Iterable[Film]) -> list[str]:
         )
         codes = [encode_relative_rle(instance.mask) for instance in film.instances] or ["-1"]
         name = f"P{film.patient:05d}_{film.follow_up}.dcm"
-        rows += [(sop, study, name, code, "Drawn film, no patient.") for code in codes]
+        rows += [(sop, study, name, code, "Synthetic image, no patient.") for code in codes]
     write_csv(root / "Pneumothorax_reports.csv", HEADER, rows)
     return paths

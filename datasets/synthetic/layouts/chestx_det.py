@@ -1,4 +1,4 @@
-"""ChestX-Det: PNG files in train_data and test_data, and a json each with three parallel lists an image."""
+"""ChestX-Det: PNG files in train_data and test_data, and one JSON file each with three parallel lists per image."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .files import outlines, write_image, write_json
 
 
 def write(root: Path, films: Iterable[Film]) -> list[str]:
-    """See layouts; a finding in several pieces becomes as many instances, since each has one polygon."""
+    """See layouts; a finding with several components becomes several instances, as each has one polygon."""
     paths, lists = [], {"train": [], "test": []}
     for film in films:
         split = "test" if film.split == "test" else "train"

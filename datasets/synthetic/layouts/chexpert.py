@@ -1,4 +1,4 @@
-"""CheXpert: JPEG files by patient and study, and a table for each of train, valid and test."""
+"""CheXpert: JPEG files by patient and study, and one table for each of train, valid and test."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FOLDERS = {"train": "train", "val": "valid", "test": "test"}
 
 
 def write(root: Path, films: Iterable[Film]) -> list[str]:
-    """See layouts; every fifth film is called lateral. The test table has paths and labels only."""
+    """See layouts; every fifth image is named lateral. The test table has paths and labels only."""
     paths = []
     tables: dict[str, list[tuple[object, ...]]] = {split: [] for split in FOLDERS}
     for film in films:

@@ -1,4 +1,4 @@
-"""Files as releases hold them: DICOM, PNG, JPEG, csv, json, outlines of masks. Same content, same bytes."""
+"""Writers for release files: DICOM, PNG, JPEG, csv, JSON; mask outlines. Same content, same bytes."""
 
 from __future__ import annotations
 
@@ -18,36 +18,35 @@ from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittle
 from fx_d2.structures import FXError
 
 
-def write_image(path: Path, image: np.ndarray, quality: int = 95) -> None:
-    """Write an array as PNG or JPEG, by the name's ending; makes the folder."""
+def write_image(path: Path, image: np.ndarray) -> None:
+    """Write an array as PNG or JPEG, by file extension; creates the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    options = [cv2.IMWRITE_JPEG_QUALITY, quality] if path.suffix in (".jpg", ".jpeg") else []
-    if not cv2.imwrite(str(path), image, options):
+    if not cv2.imwrite(str(path), image):
         raise FXError(f"{path}: cannot be written; choose another --output")
 
 
-def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]], delimiter: str = ",") -> None:
-    """Write a table; None becomes a blank cell; makes the folder."""
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a table; None becomes a blank cell; creates the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file, delimiter=delimiter, lineterminator="\n")
+        table = csv.writer(file, lineterminator="\n")
         table.writerow(header)
         table.writerows(rows)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a json file; makes the folder."""
+    """Write a JSON file; creates the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
 def report_cell(label: int | None) -> str:
-    """A label as the CheXpert labeller writes it; blank where it is not mentioned."""
+    """A label in the format of the CheXpert labeller; blank if not mentioned."""
     return "" if label is None else f"{label:.1f}"
 
 
 def uid(*words: str) -> str:
-    """A DICOM unique identifier that stands for these words."""
+    """A DICOM unique identifier derived from these words."""
     return str(generate_uid(entropy_srcs=["fx_d2", *words]))
 
 
@@ -61,27 +60,25 @@ def write_dicom(
     patient_id: str = "",
     sex: str = "",
     age: int | None = None,
-    view: str = "PA",
     bits: int = 8,
     inverted: bool = False,
     window: bool = False,
     jpeg: int = 0,
 ) -> None:
-    """Write a grey image as a digital radiograph; makes the folder.
+    """Write a grey image as a DICOM digital radiograph; creates the folder.
 
     Args:
         path: the file.
         image: uint8 (H, W), bone bright.
-        sop_uid: of the image; the others are left out where they are "".
-        study_uid: of the study.
-        series_uid: of the series.
+        sop_uid: SOPInstanceUID.
+        study_uid: StudyInstanceUID, "" = blank.
+        series_uid: SeriesInstanceUID, "" = blank.
         patient_id: tag PatientID, "" = blank as in anonymised files.
         sex: tag PatientSex.
         age: years.
-        view: tag ViewPosition.
         bits: stored bits, 8 to 16.
         inverted: MONOCHROME1, small values bright.
-        window: keep the picture to the middle four fifths of the values and say so by a window.
+        window: use the middle four fifths of the value range, with a matching window.
         jpeg: quality of lossy JPEG pixels (8 bits only); 0 = uncompressed.
     """
     top = 2**bits - 1
@@ -91,7 +88,7 @@ def write_dicom(
     dataset = Dataset()
     dataset.SOPClassUID, dataset.SOPInstanceUID = DigitalXRayImageStorageForPresentation, sop_uid
     dataset.StudyInstanceUID, dataset.SeriesInstanceUID = study_uid, series_uid
-    dataset.Modality, dataset.PatientID, dataset.PatientSex, dataset.ViewPosition = "DX", patient_id, sex, view
+    dataset.Modality, dataset.PatientID, dataset.PatientSex, dataset.ViewPosition = "DX", patient_id, sex, "PA"
     dataset.PatientAge = "" if age is None else f"{age:03d}Y"
     dataset.Rows, dataset.Columns = image.shape
     dataset.SamplesPerPixel, dataset.PixelRepresentation = 1, 0
@@ -114,9 +111,9 @@ def write_dicom(
 
 
 def outlines(mask: np.ndarray) -> list[list[list[int]]]:
-    """The outer outline [[x, y], ..] of each connected piece of a mask, largest first; holes are not told.
+    """The outer contour [[x, y], ..] of each connected component of a mask, largest first; holes are ignored.
 
-    Pieces of fewer than three corners (dots and lines of a pixel) are left out.
+    Contours with fewer than three vertices (dots and one-pixel lines) are dropped.
     """
     found, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     found = sorted(found, key=cv2.contourArea, reverse=True)

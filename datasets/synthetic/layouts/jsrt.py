@@ -1,4 +1,4 @@
-"""JSRT: headerless .IMG files of 2048 x 2048 big-endian inverted 12-bit values, and SCR's GIF masks in two folds."""
+"""JSRT: headerless .IMG files of 2048 x 2048 big-endian inverted 12-bit values, and SCR GIF masks in two folds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PARTS = {
 
 
 def write(root: Path, films: Iterable[Film]) -> list[str]:
-    """See layouts; drawn films are enlarged, since the format has one size. Films of odd number are in fold 1."""
+    """See layouts; images are enlarged to the fixed size of the format. Images with odd numbers are in fold 1."""
     paths: list[str] = []
     counts = {"JPCLN": 0, "JPCNN": 0}
     for film in films:

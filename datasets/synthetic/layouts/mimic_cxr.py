@@ -1,4 +1,4 @@
-"""MIMIC-CXR-JPG: JPEG files by subject and study, and packed tables of labels, splits and views."""
+"""MIMIC-CXR-JPG: JPEG files by subject and study, and gzipped tables of labels, splits and views."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ VERSION = "mimic-cxr-2.0.0"
 
 
 def write(root: Path, films: Iterable[Film]) -> list[str]:
-    """See layouts; the labels are in alphabetical order, in a row a study; every fifth film is lateral."""
+    """See layouts; label columns are in alphabetical order, one row per study; every fifth image is lateral."""
     paths, labels, splits, views = [], [], [], []
     for film in films:
         subject, study, digest = f"1{film.patient:07d}", f"5{film.number:07d}", film.digest()
@@ -38,7 +38,7 @@ def write(root: Path, films: Iterable[Film]) -> list[str]:
     for name, (header, rows) in tables.items():
         table = root / f"{VERSION}-{name}.csv"
         write_csv(table, header, rows)
-        # Without a time stamp in the packed file: same content, same bytes.
+        # No timestamp in the gzip file: same content, same bytes.
         table.with_suffix(".csv.gz").write_bytes(gzip.compress(table.read_bytes(), mtime=0))
         table.unlink()
     return paths

@@ -1,4 +1,4 @@
-"""NIH ChestX-ray14: PNG files in folders images_001 and so on, one table with a line end too many, two lists."""
+"""NIH ChestX-ray14: PNG files in folders images_001, ..., one table with a trailing empty column, two lists."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ HEADER = (
     "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
     "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y],"
 )
-"""As released: commas inside of names that are not quoted, and one behind the last."""
+"""As released: unquoted commas inside column names, and a trailing comma."""
 
 
 def write(root: Path, films: Iterable[Film]) -> list[str]:
-    """See layouts; every fifth file has four channels, as some of the release do."""
+    """See layouts; every fifth file has four channels, as some files of the release do."""
     paths, rows = [], []
     lists: dict[str, list[str]] = {"train_val_list.txt": [], "test_list.txt": []}
     for film in films:

@@ -1,4 +1,4 @@
-"""NIH Montgomery: PNG files, a mask file for each lung, and a reading a file."""
+"""NIH Montgomery: PNG files, one mask file per lung, and one clinical reading per image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NIH Shenzhen: PNG files whose name ends with the label, and a reading a file."""
+"""NIH Shenzhen: PNG files with the label at the end of the name, and one clinical reading per image."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .files import write_image
 
 
 def write(root: Path, films: Iterable[Film]) -> list[str]:
-    """See layouts; readings are typed in several ways."""
+    """See layouts; readings come in several formats."""
     paths = []
     for film in films:
         label = int(film.labels["Tuberculosis"] == 1)

@@ -1,4 +1,4 @@
-"""NODE21: MHA files of 12 bits in 16, a row of metadata.csv for each nodule, and tables of where films come from."""
+"""NODE21: 16-bit MHA files with 12-bit values, metadata.csv with one row per nodule, and tables of image origins."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SOURCES = ("jsrt", "padchest", "chestxray14", "openi")
 
 
 def write(root: Path, films: Iterable[Film]) -> list[str]:
-    """See layouts; a healthy film has one row with zeros. The columns begin with one that has no name."""
+    """See layouts; a healthy image has one row of zeros. The first column has no name."""
     paths, rows = [], []
     origins: dict[str, list[tuple[str, str]]] = {"n": [], "c": []}
     images = root / "proccessed_data" / "images"

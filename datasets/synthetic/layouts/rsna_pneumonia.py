@@ -10,7 +10,7 @@ from .files import uid, write_csv, write_dicom
 
 
 def write(root: Path, films: Iterable[Film]) -> list[str]:
-    """See layouts. The release's patientId names an image; whose it is only a mapping to ChestX-ray14 tells."""
+    """See layouts. patientId identifies the image; patients are known only through a mapping to ChestX-ray14."""
     paths, boxes, classes = [], [], []
     for film in films:
         name = film.digest()
@@ -29,7 +29,7 @@ def write(root: Path, films: Iterable[Film]) -> list[str]:
         found = [(name, *map(float, instance.box), 1) for instance in film.instances]
         boxes += found or [(name, None, None, None, None, 0)]
         (label,) = (title for title, value in film.labels.items() if value == 1)
-        # The release writes a row of each table for each box.
+        # The release has one row per box in each table.
         classes += [(name, label)] * max(1, len(found))
     write_csv(root / "stage_2_train_labels.csv", ("patientId", "x", "y", "width", "height", "Target"), boxes)
     write_csv(root / "stage_2_detailed_class_info.csv", ("patientId", "class"), classes)

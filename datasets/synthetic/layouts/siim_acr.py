@@ -1,4 +1,4 @@
-"""SIIM-ACR Pneumothorax Segmentation: DICOM files two folders deep, and train-rle.csv with a blank in its header."""
+"""SIIM-ACR Pneumothorax Segmentation: DICOM files two folders deep, and train-rle.csv with a space in its header."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .files import uid, write_csv, write_dicom
 
 
 def write(root: Path, films: Iterable[Film]) -> list[str]:
-    """See layouts; an image has a row for each annotation, a healthy one a row with the code "-1"."""
+    """See layouts; one row per annotation; a healthy image has one row with the code "-1"."""
     paths, rows = [], []
     for film in films:
         image, study, series = (uid(what, film.digest()) for what in ("image", "study", "series"))

@@ -1,4 +1,4 @@
-"""TBX11K: PNG files in folders health, sick and tb, and a COCO json for each of train and val."""
+"""TBX11K: PNG files in folders health, sick and tb, and a COCO JSON file for each of train and val."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CATEGORIES = ("ActiveTuberculosis", "ObsoletePulmonaryTuberculosis", "PulmonaryT
 
 
 def write(root: Path, films: Iterable[Film]) -> list[str]:
-    """See layouts; findings go through the three categories. The first film with tuberculosis has no boxes."""
+    """See layouts; findings cycle through the three categories. The first tuberculosis image has no boxes."""
     paths: list[str] = []
     categories = [{"id": i, "name": name, "supercategory": "TB"} for i, name in enumerate(CATEGORIES, start=1)]
     tables: dict[str, dict[str, list[Any]]] = {

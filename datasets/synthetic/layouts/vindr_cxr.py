@@ -1,4 +1,4 @@
-"""VinDr-CXR: folders train and test of .dicom files, and the tables of image labels."""
+"""VinDr-CXR: .dicom files in folders train and test, and tables of image labels."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ CLASSES = (
     "Nodule/Mass", "Pleural effusion", "Pleural thickening", "Pneumothorax", "Pulmonary fibrosis", "Rib fracture",
     "Other lesion", "COPD", "Lung tumor", "Pneumonia", "Tuberculosis", "Other diseases", "No finding",
 )  # fmt: skip
-"""Columns of the tables of image labels: 22 local findings, then 6 diseases of the whole image."""
+"""Columns of the image label tables: 22 local findings, then 6 image-level labels."""
 
 READERS = ("R8", "R9", "R10")
 
 
 def write(root: Path, films: Iterable[Film]) -> list[str]:
-    """See layouts; the second reader overlooks every other finding, the third calls every other sick film normal."""
+    """See layouts; the second reader misses every other finding, the third calls every other sick image normal."""
     paths, train, test = [], [], []
     for film, path in write_images(root, films):
         paths.append(path)
@@ -37,7 +37,7 @@ def write(root: Path, films: Iterable[Film]) -> list[str]:
 
 
 def read(truth: set[str], reader: int, film: int) -> set[str]:
-    """What one of the three readers sees: the first all, the others less; at least one sees each thing."""
+    """The findings that one of three readers reports: the first reports all, the others some."""
     if reader == 1:
         truth = set(sorted(truth)[film % 2 :: 2])
     if reader == 2 and film % 2:
@@ -46,7 +46,7 @@ def read(truth: set[str], reader: int, film: int) -> set[str]:
 
 
 def write_images(root: Path, films: Iterable[Film]) -> Iterator[tuple[Film, str]]:
-    """Write the .dicom files of 12 and 14 bits, MONOCHROME1 and 2, with and without window; films with their paths."""
+    """Write .dicom files of 12 and 14 bits, MONOCHROME1 and 2, with and without window; yields images and paths."""
     for film in films:
         name = film.digest()
         path = f"{'test' if film.split == 'test' else 'train'}/{name}.dicom"

@@ -1,4 +1,4 @@
-"""VinDr-CXR's boxes: three readers draw each finding of train, test holds their consensus."""
+"""VinDr-CXR boxes: three readers annotate each finding in train; test has their consensus."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .vindr_cxr import READERS, read, write_images
 
 CORNERS = ("x_min", "y_min", "x_max", "y_max")
 RARE = {"fracture": "Rib fracture"}
-"""Kinds that the release calls by a name beyond the 14 of the row."""
+"""Kinds with a class name in the release beyond the 14 of the row."""
 
 
 def write(root: Path, films: Iterable[Film]) -> list[str]:
-    """See layouts; readers differ by some pixels, and the second and third overlook as in vindr_cxr."""
+    """See layouts; readers differ by up to one pixel, and the second and third miss findings as in vindr_cxr."""
     paths, train, test = [], [], []
     for film, path in write_images(root, films):
         paths.append(path)
@@ -34,7 +34,7 @@ def write(root: Path, films: Iterable[Film]) -> list[str]:
 
 
 def _rows(film: Film, seen: set[str], hand: np.random.Generator | None) -> list[tuple[object, ...]]:
-    """Class and corners of each box a reader draws; "No finding" without corners when there is none."""
+    """Class and corners of each box of one reader; "No finding" without corners if there are none."""
     rows: list[tuple[object, ...]] = []
     for instance in film.instances:
         if _name(instance) in seen:

@@ -1,4 +1,4 @@
-"""VinDr-CXR with CheXmask: the folders of VinDr-CXR, and CheXmask's table of run-length codes beside them."""
+"""VinDr-CXR with CheXmask: the folders of VinDr-CXR, and the CheXmask table of run-length codes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STRUCTURES = ("left_lung", "right_lung", "heart")
 
 
 def write(root: Path, films: Iterable[Film]) -> list[str]:
-    """See layouts; VinDr-CXR in `vindr-cxr`, CheXmask in `chexmask`, its rows in no order of the images."""
+    """See layouts; VinDr-CXR in `vindr-cxr`, CheXmask in `chexmask`, its rows sorted by image id."""
     paths, rows = [], []
     for film, path in write_images(root / "vindr-cxr", films):
         paths.append(f"vindr-cxr/{path}")

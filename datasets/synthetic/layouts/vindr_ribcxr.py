@@ -1,4 +1,4 @@
-"""VinDr-RibCXR: PNG files, and a json a split with a contour for each rib, by the number of the image."""
+"""VinDr-RibCXR: PNG files, and one JSON file per split with a contour for each rib, by image number."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .files import outlines, write_image, write_json
 
 
 def write(root: Path, films: Iterable[Film]) -> list[str]:
-    """See layouts; on every fifth film the tenth ribs are not drawn: "None" stands for a rib without contour."""
+    """See layouts; every fifth image has no contours of the tenth ribs: "None"."""
     paths: list[str] = []
     tables: dict[str, dict[str, dict[str, Any]]] = {
         split: {key: {} for key in ("img", *RIB_CLASSES)} for split in ("train", "val")
