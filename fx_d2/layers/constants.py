@@ -29,16 +29,17 @@ def constant(function: Callable[P, tuple[Tensor, ...]]) -> Callable[P, tuple[Ten
         if torch.compiler.is_compiling():
             return function(*args, **kwargs)
         key = (args, tuple(kwargs.items()))
-        if key in kept:
-            kept.move_to_end(key)
-            return kept[key]
-        # A tensor created in inference mode could not be used in a training step later.
-        with torch.inference_mode(False), torch.no_grad():
-            made = function(*args, **kwargs)
-        if all(type(x) is Tensor for x in made):
-            kept[key] = made
-            if len(kept) > KEPT:
-                kept.popitem(last=False)
+        # Taken out, and put back as the last: another thread may drop or replace it at any moment.
+        made = kept.pop(key, None)
+        if made is None:
+            # A tensor created in inference mode could not be used in a training step later.
+            with torch.inference_mode(False), torch.no_grad():
+                made = function(*args, **kwargs)
+            if not all(type(x) is Tensor for x in made):
+                return made
+        kept[key] = made
+        if len(kept) > KEPT:
+            kept.popitem(last=False)
         return made
 
     return remembering
