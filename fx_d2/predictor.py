@@ -128,6 +128,9 @@ class FXPredictor:
         batch_size: images per forward pass.
         which: "student" or "teacher".
         thresholds: dataset -> class -> operating point, copied to the predictions.
+
+    Raises:
+        FXError: `batch_size` is less than 1.
     """
 
     def __init__(
@@ -142,6 +145,8 @@ class FXPredictor:
         which: str = "student",
         thresholds: Mapping[str, Mapping[str, float]] | None = None,
     ) -> None:
+        if batch_size < 1:
+            raise FXError(f"batch_size={batch_size}: must be at least 1")
         self.which, self.thresholds = which, thresholds or {}
         self.model, self.size, self.batch_size = model, size, batch_size
         self.read_size, self.dtype = read_size, dtype

@@ -124,6 +124,13 @@ def test_heads_that_have_not_learned_say_nothing(tiny_checkpoint: Path, films: l
         predictor(films[0], datasets=["fresh"])
 
 
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_batch_has_at_least_one_image(predictor: FXPredictor, size: int) -> None:
+    """Without the check, no image would be predicted, and nothing said."""
+    with pytest.raises(FXError, match=f"batch_size={size}: must be at least 1"):
+        FXPredictor(model=predictor.model, size=predictor.size, tasks=predictor.tasks, batch_size=size)
+
+
 def test_features_are_the_pooled_embedding(predictor: FXPredictor, films: list[Path]) -> None:
     features = predictor.features(films)
     assert features.shape == (3, 128) and features.dtype == np.float32
