@@ -61,13 +61,12 @@ def component_costs(cfg: CfgNode, spec: DatasetSpec, size: Sequence[int]) -> lis
     def run(component: str, module: nn.Module, *inputs: Any) -> Any:
         out, flops, uncounted = _count(lambda: module(*inputs))
         part = getattr(model, component) if component == "backbone" else module
-        costs.append(Cost(component, sum(p.numel() for p in part.parameters()), flops // 2, uncounted))
+        costs.append(Cost(component, sum(p.numel() for p in part.parameters()), flops, uncounted))
         return out
 
     with fake, torch.no_grad():
         heads = {task: getattr(model, part)[spec.name] for task, part in HEAD_COMPONENTS.items()}
-        # Two images: norms may refuse one value per channel, which is what one image can leave at the coarsest level.
-        features = run("backbone", model.backbone, torch.empty(2, 1, *size))
+        features = run("backbone", model.backbone, torch.empty(1, 1, *size))
         run("cls_heads", heads["cls"], model.backbone.pooled(features))
         memory = run("loc_encoder", model.loc_encoder, model.backbone.levels(features), None)
         run("loc_decoders", heads["loc"], memory)

@@ -119,7 +119,6 @@ class LocEncoder(nn.Module):
             EncoderLayer(dim=dim, heads=heads, levels=self.num_levels, points=points, ffn_dim=ffn_dim)
             for _ in range(layers)
         )
-
         self.decoder_stack = decoder_stack
 
     def forward(self, features: Sequence[Tensor], padding: Tensor | None) -> Memory:
