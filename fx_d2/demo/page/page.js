@@ -234,8 +234,9 @@ function drawnIn() {
 }
 
 function take(files) {
-  if (files.length) [file] = files;
-  $("again").disabled = !file;
+  if (!files.length) return;  // dropped text or a link
+  [file] = files;
+  $("again").disabled = false;
   ask();
 }
 
