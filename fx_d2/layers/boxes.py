@@ -9,10 +9,13 @@ INVERSE_SIGMOID_EPS = 1e-3
 """Lower bound of x and of 1 - x in the logit, as in the reference."""
 
 
-def inverse_sigmoid(x: Tensor, eps: float = INVERSE_SIGMOID_EPS) -> Tensor:
-    """Logit of values in [0, 1], finite at both ends: x and 1 - x are clamped to at least `eps`."""
+def inverse_sigmoid(x: Tensor) -> Tensor:
+    """Logit of values in [0, 1], finite at both ends: x and 1 - x are clamped to at least INVERSE_SIGMOID_EPS.
+
+    torch.logit clamps x to [eps, 1 - eps] instead, which differs near the ends.
+    """
     x = x.clamp(0, 1)
-    return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
+    return torch.log(x.clamp(min=INVERSE_SIGMOID_EPS) / (1 - x).clamp(min=INVERSE_SIGMOID_EPS))
 
 
 def to_corners(boxes: Tensor) -> Tensor:
