@@ -26,7 +26,7 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode, functional
 
 from benchmarks.timing import ratio_table, take_turns
-from benchmarks.world import repetitions
+from benchmarks.world import noisy_image, repetitions
 from fx_d2.config import add_fx_config
 from fx_d2.data.cache import cache_images
 from fx_d2.data.image_io import image_size
@@ -44,8 +44,6 @@ BASELINE = "PIL + torchvision"
 CACHE_SIZE = 256
 ROTATE = 7.0
 LIGHT = 0.2
-NOISE = 1.2
-"""Standard deviation in grey values that gives files of ChestX-ray14's average size, 0.4 MB."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -175,9 +173,7 @@ def _draw(folder: Path, num: int, side: int) -> list[Path]:
     rng = np.random.default_rng(0)
     paths = [folder / f"{number}.png" for number in range(num)]
     for path in paths:
-        smooth = cv2.resize(rng.uniform(20, 235, (12, 12)), (side, side), interpolation=cv2.INTER_CUBIC)
-        noisy = smooth + rng.normal(0, NOISE, smooth.shape)
-        Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(path)
+        Image.fromarray(noisy_image(rng, side)).save(path)
     return paths
 
 

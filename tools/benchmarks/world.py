@@ -15,6 +15,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.utils.events import EventStorage
 
+from benchmarks.cycle import label
 from fx_d2.data import TrainMapper, get_dicts, register_datasets, write_split
 from fx_d2.data.masks import encode_mask
 from fx_d2.data.table import BY_NAME
@@ -39,7 +40,8 @@ WITHOUT_BFLOAT16 = ("SOLVER.AMP.ENABLED", "False", "MODEL.LOC.NUM_QUERIES", "300
 BOXES = 3
 """Boxes per synthetic image; 100 denoising pairs are then 198 queries."""
 
-_NOISE = 1.2  # gives files of ChestX-ray14's average size, as in benchmarks.data
+_NOISE = 1.2
+"""Standard deviation of the noise in grey values; PNGs then have ChestX-ray14's average size, 0.4 MB."""
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
@@ -128,13 +130,17 @@ def draw_datasets(root: Path, *, images: int, side: int = 320, names: Iterable[s
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     for number in range(images):
-        smooth = cv2.resize(rng.uniform(20, 235, (12, 12)), (side, side), interpolation=cv2.INTER_CUBIC)
-        noisy = smooth + rng.normal(0, _NOISE, smooth.shape)
-        cv2.imwrite(str(folder / f"{number}.png"), np.clip(noisy, 0, 255).astype(np.uint8))
+        cv2.imwrite(str(folder / f"{number}.png"), noisy_image(rng, side))
     for spec in map(BY_NAME.__getitem__, names):
         rows = [annotated_image(spec, rng, f"{number}.png", side) for number in range(images)]
         write_split(root / spec.name / "train.json", spec=spec, split="train", image_root="../images", images=rows)
     return root
+
+
+def noisy_image(rng: np.random.Generator, side: int) -> np.ndarray:
+    """A smooth random image with the noise of a radiograph, (side, side) uint8."""
+    smooth = cv2.resize(rng.uniform(20, 235, (12, 12)), (side, side), interpolation=cv2.INTER_CUBIC)
+    return np.clip(smooth + rng.normal(0, _NOISE, smooth.shape), 0, 255).astype(np.uint8)
 
 
 def annotated_image(spec: DatasetSpec, rng: np.random.Generator, name: str, side: int) -> dict[str, Any]:
@@ -201,21 +207,21 @@ class Ours:
         self.phases: dict[str, PhaseState] = {}
         for iteration in range(self.trainer.schedule.cycle_length):
             state = self.trainer.schedule.at(iteration)
-            label = f"{state.phase.task}/{state.phase.mode}"
-            if state.phase.dataset == dataset and label not in self.phases:
-                self._places[label], self.phases[label] = iteration, state
+            kind = label(state.phase)
+            if state.phase.dataset == dataset and kind not in self.phases:
+                self._places[kind], self.phases[kind] = iteration, state
 
-    def samples(self, label: str) -> list[dict[str, Any]]:
+    def samples(self, kind: str) -> list[dict[str, Any]]:
         """Samples for a kind of step from the mapper, for other candidates: the same images, augmented again."""
-        cfg, phase = self.trainer.cfg, self.phases[label].phase
+        cfg, phase = self.trainer.cfg, self.phases[kind].phase
         mapper = TrainMapper(cfg, self.trainer.model.specs[phase.dataset], phase.task)
         records = get_dicts(f"{phase.dataset}_train")
         count = cfg.SCHEDULE.BATCH_SIZE[phase.task.upper()]
         return [mapper(records[number % len(records)], number) for number in range(count)]
 
-    def enter(self, label: str) -> None:
+    def enter(self, kind: str) -> None:
         """Enter the phase of a kind of step (lock or release), and load a batch for its steps."""
-        self.enter_iteration(self._places[label])
+        self.enter_iteration(self._places[kind])
 
     def enter_iteration(self, iteration: int) -> None:
         """The same for the phase of an iteration."""
