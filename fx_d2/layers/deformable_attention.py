@@ -82,9 +82,9 @@ def choose_sampler(sampler: str, device: str) -> str:
 def _choose(sampler: str, device: str) -> str:
     if sampler not in SAMPLERS:
         raise FXError(f"MODEL.LOC.SAMPLER is {sampler!r}: choose one of {list(SAMPLERS)}")
-    place = "cpu" if sampler == "cpp" else "cuda"
-    if sampler in ("cpp", "triton") and device != place:
-        raise FXError(f"MODEL.LOC.SAMPLER {sampler} runs on {place} devices, not on {device}: choose auto or torch")
+    supported = "cpu" if sampler == "cpp" else "cuda"
+    if sampler in ("cpp", "triton") and device != supported:
+        raise FXError(f"MODEL.LOC.SAMPLER {sampler} runs on {supported} devices, not on {device}: choose auto or torch")
     if sampler == "triton" and importlib.util.find_spec("triton") is None:
         raise FXError("MODEL.LOC.SAMPLER triton needs the triton package, which comes with CUDA builds of torch")
     if sampler == "cpp" or (sampler == "auto" and device == "cpu"):
@@ -133,7 +133,9 @@ def sample_and_sum(value: Tensor, shapes: Sequence[tuple[int, int]], locations: 
     return out.view(batch, heads * dim, queries).transpose(1, 2)
 
 
-def _sample(sampler: str, value: Tensor, shapes: Sequence[tuple[int, int]], place: Tensor, weights: Tensor) -> Tensor:
+def _sample(
+    sampler: str, value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
+) -> Tensor:
     """`sample_and_sum` by the chosen implementation, in at least float32."""
     # Exported and traced programs must run without fx_d2.
     portable = torch.compiler.is_exporting() or torch.jit.is_tracing()
@@ -141,9 +143,9 @@ def _sample(sampler: str, value: Tensor, shapes: Sequence[tuple[int, int]], plac
     if way == "triton":
         from fx_d2.layers.deformable_triton import sample_and_sum_triton
 
-        return sample_and_sum_triton(value, shapes, at_least_float32(place), at_least_float32(weights))
-    value, place, weights = (at_least_float32(x) for x in (value, place, weights))
-    return (sample_and_sum_cpu if way == "cpp" else sample_and_sum)(value, shapes, place, weights)
+        return sample_and_sum_triton(value, shapes, at_least_float32(locations), at_least_float32(weights))
+    value, locations, weights = (at_least_float32(x) for x in (value, locations, weights))
+    return (sample_and_sum_cpu if way == "cpp" else sample_and_sum)(value, shapes, locations, weights)
 
 
 @constant

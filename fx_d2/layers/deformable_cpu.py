@@ -65,10 +65,10 @@ def _forward(value: Tensor, maps: Sequence[int], locations: Tensor, weights: Ten
 
 
 def _backward(
-    slope: Tensor, value: Tensor, maps: Sequence[int], locations: Tensor, weights: Tensor
+    grad_out: Tensor, value: Tensor, maps: Sequence[int], locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     grads = torch.zeros_like(value), torch.empty_like(locations), torch.empty_like(weights)
-    _call("backward", (slope, value), maps, (locations, weights, *grads), value, locations)
+    _call("backward", (grad_out, value), maps, (locations, weights, *grads), value, locations)
     return grads
 
 

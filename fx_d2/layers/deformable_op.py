@@ -34,9 +34,9 @@ def define_sampler(
         return forward(value.contiguous(), maps, locations.contiguous(), weights.contiguous())
 
     def run_backward(
-        slope: Tensor, value: Tensor, maps: Sequence[int], locations: Tensor, weights: Tensor
+        grad_out: Tensor, value: Tensor, maps: Sequence[int], locations: Tensor, weights: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return backward(slope.contiguous(), value.contiguous(), maps, locations.contiguous(), weights.contiguous())
+        return backward(grad_out.contiguous(), value.contiguous(), maps, locations.contiguous(), weights.contiguous())
 
     operator: Any = torch.library.custom_op(f"fx_d2::{name}", run_forward, mutates_args=())
     gradient: Any = torch.library.custom_op(f"fx_d2::{name}_backward", run_backward, mutates_args=())
@@ -46,9 +46,9 @@ def define_sampler(
         return locations.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
 
     def fake_backward(
-        slope: Tensor, value: Tensor, maps: Sequence[int], locations: Tensor, weights: Tensor
+        grad_out: Tensor, value: Tensor, maps: Sequence[int], locations: Tensor, weights: Tensor
     ) -> tuple[Tensor, ...]:
-        del slope, maps
+        del grad_out, maps
         return tuple(x.new_empty(x.shape) for x in (value, locations, weights))
 
     def keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -56,9 +56,9 @@ def define_sampler(
         value, ctx.maps, locations, weights = inputs
         ctx.save_for_backward(value, locations, weights)
 
-    def differentiate(ctx: Any, slope: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
+    def differentiate(ctx: Any, grad_out: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
         value, locations, weights = ctx.saved_tensors
-        grads = gradient(slope, value, ctx.maps, locations, weights)
+        grads = gradient(grad_out, value, ctx.maps, locations, weights)
         return grads[0], None, grads[1], grads[2]
 
     operator.register_fake(fake_forward)

@@ -208,13 +208,13 @@ def _forward(value: Tensor, maps: Sequence[int], locations: Tensor, weights: Ten
 
 
 def _backward(
-    slope: Tensor, value: Tensor, maps: Sequence[int], locations: Tensor, weights: Tensor
+    grad_out: Tensor, value: Tensor, maps: Sequence[int], locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     _alert_of_order()
     # Accumulated in the compute dtype: one pixel may receive thousands of additions.
     grad_value = torch.zeros_like(value, dtype=locations.dtype)
     grads = grad_value, torch.empty_like(locations), torch.empty_like(weights)
-    tensors = (slope, value, *_table(tuple(maps), value.device), locations, weights, *grads)
+    tensors = (grad_out, value, *_table(tuple(maps), value.device), locations, weights, *grads)
     _launch(grad_kernel, tensors, value, locations)
     return grad_value.to(value.dtype), grads[1], grads[2]
 

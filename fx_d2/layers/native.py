@@ -94,5 +94,5 @@ def _cpu_features() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = [platform.processor(), platform.node()]
-    told = {line for line in lines if line.split("\t")[0].strip() in ("flags", "Features", "model name", "CPU part")}
-    return "\n".join([platform.machine(), *sorted(told or lines)])
+    found = {line for line in lines if line.split("\t")[0].strip() in ("flags", "Features", "model name", "CPU part")}
+    return "\n".join([platform.machine(), *sorted(found or lines)])

@@ -48,8 +48,8 @@ class Targets:
 
         A collective call.
         """
-        places = [(image, slot) for image, count in enumerate(counts) for slot in range(count)]
-        pair = torch.tensor(places, dtype=torch.int64).view(-1, 2).T.contiguous()
+        indices = [(image, slot) for image, count in enumerate(counts) for slot in range(count)]
+        pair = torch.tensor(indices, dtype=torch.int64).view(-1, 2).T.contiguous()
         image, slot = pair.to(labels.device, non_blocking=True)
         width = largest_over_processes(max(1, *counts), labels.device)
         return cls(labels, boxes, image, slot, tuple(counts), width)

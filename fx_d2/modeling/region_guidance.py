@@ -81,13 +81,13 @@ def region_map(regions: Regions, size: tuple[int, int]) -> Tensor:
     """
     boxes, kept = regions.boxes, regions.kept
     centre, half = boxes[..., :2], boxes[..., 2:] / 2
-    deviation = (1.5 * boxes[..., 2:].amax(-1)).clamp(min=1e-6).clamp(max=1.0)
+    std = (1.5 * boxes[..., 2:].amax(-1)).clamp(1e-6, 1.0)
     squares = []
     for axis, count in ((0, size[1]), (1, size[0])):
-        places = (torch.arange(count, device=boxes.device, dtype=boxes.dtype) + 0.5) / count
-        places = places / regions.ratios[:, axis, None]
-        outside = (places[:, None] - centre[..., axis, None]).abs() - half[..., axis, None]
-        squares.append((outside.clamp(min=0) / deviation[..., None]).square())
+        positions = (torch.arange(count, device=boxes.device, dtype=boxes.dtype) + 0.5) / count
+        positions = positions / regions.ratios[:, axis, None]
+        outside = (positions[:, None] - centre[..., axis, None]).abs() - half[..., axis, None]
+        squares.append((outside.clamp(min=0) / std[..., None]).square())
     # (B, N, H, W), reduced over boxes immediately.
     near = torch.exp(-0.5 * (squares[1][..., :, None] + squares[0][..., None, :]))
     best = (near * kept[..., None, None]).amax(1)

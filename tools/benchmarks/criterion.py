@@ -129,14 +129,16 @@ def plain_criterion(problem: Problem) -> Tensor:
     total = torch.zeros((), dtype=out.logits.dtype)
     logits, boxes = problem.answers()
     matches = plain_matching(logits.detach(), boxes.detach(), targets)
-    for said, placed, match in zip(logits, boxes, matches, strict=True):
-        total = total + _plain_losses(said, placed, targets, match, norm)
+    for layer_logits, layer_boxes, match in zip(logits, boxes, matches, strict=True):
+        total = total + _plain_losses(layer_logits, layer_boxes, targets, match, norm)
     groups = problem.noised.groups
     target = torch.arange(targets.total).repeat(groups)
     first = torch.arange(groups)[:, None] * 2 * targets.width
     match = (targets.image[target], (first + targets.slot).flatten(), target)
-    for said, placed in zip(out.logits[:, :, : problem.extra], out.boxes[:, :, : problem.extra], strict=True):
-        total = total + _plain_losses(said, placed, targets, match, norm * groups)
+    for layer_logits, layer_boxes in zip(
+        out.logits[:, :, : problem.extra], out.boxes[:, :, : problem.extra], strict=True
+    ):
+        total = total + _plain_losses(layer_logits, layer_boxes, targets, match, norm * groups)
     return total
 
 
@@ -144,9 +146,9 @@ def plain_matching(logits: Tensor, boxes: Tensor, targets: Targets) -> list[tupl
     """Matched (images, queries, targets) of each output."""
     found = []
     truth = box_convert(targets.boxes, "cxcywh", "xyxy")
-    for said, placed in zip(logits, boxes, strict=True):
-        batch, queries = said.shape[:2]
-        prob, flat = said.flatten(0, 1).sigmoid(), placed.flatten(0, 1)
+    for layer_logits, layer_boxes in zip(logits, boxes, strict=True):
+        batch, queries = layer_logits.shape[:2]
+        prob, flat = layer_logits.flatten(0, 1).sigmoid(), layer_boxes.flatten(0, 1)
         negative = (1 - WEIGHTS.focal_alpha) * prob**WEIGHTS.focal_gamma * -(1 - prob + 1e-8).log()
         positive = WEIGHTS.focal_alpha * (1 - prob) ** WEIGHTS.focal_gamma * -(prob + 1e-8).log()
         cost = WEIGHTS.cost_class * (positive[:, targets.labels] - negative[:, targets.labels])

@@ -135,12 +135,13 @@ class LocEncoder(nn.Module):
         settings = (self.dim, self.temperature, self.level_embed.dtype)
         if padding is None:
             sines, ratios, references = (
-                x.expand(tokens.shape[0], *x.shape[1:]) for x in _whole_places(shapes, *settings, tokens.device)
+                x.expand(tokens.shape[0], *x.shape[1:])
+                for x in _unpadded_position_inputs(shapes, *settings, tokens.device)
             )
             flat = None
         else:
             valid = [~F.interpolate(padding[:, None].float(), size=size)[:, 0].bool() for size in shapes]
-            sines, ratios, references = _places(valid, *settings)
+            sines, ratios, references = _position_inputs(valid, *settings)
             flat = torch.cat([~mask.flatten(1) for mask in valid], dim=1)
         marks = [mark.expand(h * w, -1) for mark, (h, w) in zip(self.level_embed, shapes, strict=True)]
         positions = sines + torch.cat(marks)
@@ -150,7 +151,9 @@ class LocEncoder(nn.Module):
         return Memory(tokens, shapes, flat, ratios, self.decoder_stack)
 
 
-def _places(valid: Sequence[Tensor], dim: int, temperature: float, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+def _position_inputs(
+    valid: Sequence[Tensor], dim: int, temperature: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
     """Positional inputs of the encoder from each level's (B, H, W) bool mask, False on padding.
 
     Returns:
@@ -164,12 +167,12 @@ def _places(valid: Sequence[Tensor], dim: int, temperature: float, dtype: torch.
 
 
 @constant
-def _whole_places(
+def _unpadded_position_inputs(
     shapes: tuple[tuple[int, int], ...], dim: int, temperature: float, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`_places` for one image without padding."""
+    """`_position_inputs` for one image without padding."""
     valid = [torch.ones(1, *shape, dtype=torch.bool, device=device) for shape in shapes]
-    return _places(valid, dim, temperature, dtype)
+    return _position_inputs(valid, dim, temperature, dtype)
 
 
 def _valid_ratio(valid: Tensor) -> Tensor:
