@@ -152,6 +152,7 @@ def test_the_consolidated_decoder_goes_to_every_dataset(target: Target) -> None:
     assert first is second
     assert torch.equal(result.state["loc_decoders.node21.memory_proj.weight"], torch.eye(256))
     assert any("proposal_norm have no counterpart" in note for note in result.notes)
+    assert any("copied to every dataset" in note for note in result.notes)
     tied = target("reference.yaml", "MODEL.LOC.TIE_BOX_HEADS", "True")
     result = rename_official(consolidated(), tied)
     assert result is not None and not any(".refine_head." in key for key in result.state)
