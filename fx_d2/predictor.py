@@ -1,4 +1,4 @@
-"""Use a trained model: from a checkpoint and X-rays to named labels, boxes and masks in original pixels.
+"""Inference with a trained model: from a checkpoint and X-rays to named labels, boxes and masks in original pixels.
 
 predictor = FXPredictor.from_checkpoint("output/fx/model_final.pth")
 for found in predictor(["a.png", "b.dcm"], datasets=["chestx_det"]):
@@ -32,16 +32,16 @@ from fx_d2.visualization import Findings
 
 @dataclass(frozen=True, eq=False)
 class HeadPrediction:
-    """What the heads of one dataset say about one image; a task that was not asked for is None.
+    """Predictions of one dataset's heads for one image; fields of tasks that were not requested are None.
 
     Attributes:
-        spec: the dataset's row.
-        labels: class -> probability; of a softmax dataset they add up to 1.
-        boxes: float32 (N, 4), x1, y1, x2, y2 in original pixels, best first; without suppression of overlaps.
+        spec: the dataset row.
+        labels: class -> probability; for a softmax dataset they sum to 1.
+        boxes: float32 (N, 4), x1, y1, x2, y2 in original pixels, best first; without NMS.
         scores: float32 (N,) in [0, 1].
         classes: int64 (N,), index into `spec.loc_classes`.
         masks: bool (C, H, W) in original pixels, in the order of `spec.seg_classes`; masks may overlap.
-        thresholds: class -> operating point, of the image-level classes that have one.
+        thresholds: image-level class -> operating point, for classes that have one.
     """
 
     spec: DatasetSpec
@@ -54,15 +54,15 @@ class HeadPrediction:
 
     @property
     def above(self) -> dict[str, bool]:
-        """Class -> whether its probability reaches its operating point; of the classes that have one."""
+        """Class -> whether its probability reaches its operating point, for classes that have one."""
         labels = self.labels or {}
         return {name: labels[name] >= point for name, point in self.thresholds.items() if name in labels}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for json, with class names; a key is there when the task is.
+        """Plain data for JSON, with class names; only the predicted tasks have keys.
 
         Returns:
-            {"labels": {class: probability}, "operating_points": {class: {"threshold", "above"}} where there are any,
+            {"labels": {class: probability}, "operating_points": {class: {"threshold", "above"}} if there are any,
             "boxes": [{"class", "score", "box": [x1, y1, x2, y2]}], "masks": {class: compressed COCO RLE}}.
         """
         found: dict[str, Any] = {}
@@ -79,7 +79,7 @@ class HeadPrediction:
         return found
 
     def findings(self) -> Findings:
-        """The same for `visualization.draw_comparison`."""
+        """The same as `Findings`, for drawing."""
         return Findings(
             labels=None if self.labels is None else tuple(self.labels.values()),
             boxes=self.boxes,
@@ -91,13 +91,13 @@ class HeadPrediction:
 
 @dataclass(frozen=True, eq=False)
 class ImagePrediction:
-    """What a model says about one image.
+    """All predictions for one image.
 
     Attributes:
-        file_name: of a file, else None.
+        file_name: None if the image does not come from a file.
         height: of the original image in pixels.
         width: of the original image in pixels.
-        heads: dataset -> what its heads say; also `prediction[dataset]`.
+        heads: dataset -> its heads' predictions; also `prediction[dataset]`.
     """
 
     file_name: str | None
@@ -109,25 +109,28 @@ class ImagePrediction:
         return self.heads[dataset]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for json: {"file_name", "height", "width", "heads": {dataset: `HeadPrediction.to_dict`}}."""
+        """Plain data for JSON: {"file_name", "height", "width", "heads": {dataset: `HeadPrediction.to_dict`}}."""
         heads = {name: head.to_dict() for name, head in self.heads.items()}
         return {"file_name": self.file_name, "height": self.height, "width": self.width, "heads": heads}
 
 
 class FXPredictor:
-    """A model in evaluation mode that reads X-rays; usually made by `from_checkpoint`.
+    """A model in evaluation mode with the image loading it was trained with; usually made by `from_checkpoint`.
 
-    May be shared by threads: images are read side by side, the model runs one batch at a time.
+    Thread-safe: threads load images concurrently, and the model runs one batch at a time.
 
     Args:
         model: in evaluation mode.
         size: (height, width) to which images are resized, as in training.
-        read_size: INPUT.READ_SIZE, the shorter side to which images are reduced first; 0 = not at all.
+        tasks: dataset -> the tasks whose heads are trained; other heads are never used.
+        read_size: INPUT.READ_SIZE, the shorter side to which images are reduced first; 0 = not reduced.
         dtype: INPUT.DTYPE, "uint8" or "float32".
-        tasks: dataset -> the tasks for which its heads have learned; others are never used.
-        batch_size: images that run together.
+        batch_size: images per forward pass.
         which: "student" or "teacher".
-        thresholds: dataset -> class -> operating point, to mark what reaches it.
+        thresholds: dataset -> class -> operating point, copied to the predictions.
+
+    Raises:
+        FXError: `batch_size` is less than 1.
     """
 
     def __init__(
@@ -142,6 +145,8 @@ class FXPredictor:
         which: str = "student",
         thresholds: Mapping[str, Mapping[str, float]] | None = None,
     ) -> None:
+        if batch_size < 1:
+            raise FXError(f"batch_size={batch_size}: must be at least 1")
         self.which, self.thresholds = which, thresholds or {}
         self.model, self.size, self.batch_size = model, size, batch_size
         self.read_size, self.dtype = read_size, dtype
@@ -152,16 +157,16 @@ class FXPredictor:
     def from_checkpoint(
         cls, path: str | Path, *, which: str | None = None, device: str | None = None, batch_size: int = 16
     ) -> FXPredictor:
-        """A predictor from a checkpoint of a training run or from an inference checkpoint (tools/export.py).
+        """A predictor from a training checkpoint or an inference checkpoint (tools/export.py).
 
-        The file holds all that is needed: no config, no dataset and no network is asked for. Operating points of an
-        `operating_points.json` beside it are taken where they were chosen for these weights.
+        The file contains everything needed: no config, dataset or network access is required. Operating points are
+        loaded from an `operating_points.json` next to it if they were chosen for these weights.
 
         Args:
             path: a .pth, or the folder of an inference checkpoint.
-            which: "student" or "teacher"; None: the student, or the only one that is there.
+            which: "student" or "teacher"; None: the student, or the only one in the file.
             device: a torch device; None: the GPU if there is one.
-            batch_size: images that run together.
+            batch_size: images per forward pass.
 
         Raises:
             FXError: see `engine.bundle.read_bundle` and `Bundle.build`.
@@ -188,11 +193,11 @@ class FXPredictor:
 
     @cached_property
     def weights_hash(self) -> str:
-        """Of the model's weights, as evaluation writes it."""
+        """Hash of the model's weights, as in evaluation results."""
         return weights_hash(self.model)
 
     def read(self, source: Source | bytes, *, name: str | None = None) -> Film:
-        """Read a film as the model takes it, see `data.film.read_film`; other threads may do so ahead of the model."""
+        """Load an image as the model expects it, see `data.film.read_film`; threads may call it to prefetch."""
         return read_film(source, dtype=self.dtype, name=name)
 
     @overload
@@ -202,7 +207,7 @@ class FXPredictor:
     def __call__(self, images: Sequence[Source], **options: Any) -> list[ImagePrediction]: ...
 
     def __call__(self, images: Source | Sequence[Source], **options: Any) -> ImagePrediction | list[ImagePrediction]:
-        """One prediction for one image, a list for a list; the options are those of `stream`."""
+        """One prediction for one image, a list for a list; options as for `stream`."""
         if isinstance(images, Source):
             return next(self.stream([images], **options))
         return list(self.stream(images, **options))
@@ -215,19 +220,19 @@ class FXPredictor:
         tasks: Sequence[str] | None = None,
         score_thresh: float = 0.05,
     ) -> Iterator[ImagePrediction]:
-        """Predictions one by one, in order; at most a batch is held in memory.
+        """Predictions one by one, in order; at most one batch is held in memory.
 
-        One pass of the trunk serves all heads.
+        One forward pass of the backbone serves all heads.
 
         Args:
             images: see `data.film.Source`.
-            datasets: whose heads are to speak; None: all.
-            tasks: of "cls", "loc", "seg"; None: all that the datasets' heads have learned.
-            score_thresh: boxes below this score are left out.
+            datasets: whose heads to use; None: all.
+            tasks: of "cls", "loc", "seg"; None: all tasks with trained heads.
+            score_thresh: boxes below this score are dropped.
 
         Raises:
-            FXError: naming an image that cannot be read, a dataset the model does not know, or a task that none of
-                the datasets' heads has learned.
+            FXError: an image cannot be loaded, the model does not know a dataset, or none of the datasets has a trained
+                head for the tasks.
         """
         wanted = self.wanted(datasets, tasks)
         for batch in self._batches(images):
@@ -238,9 +243,9 @@ class FXPredictor:
                 yield ImagePrediction(sample["file_name"], sample["height"], sample["width"], heads)
 
     def features(self, images: Source | Iterable[Source]) -> np.ndarray:
-        """The trunk's feature of each image: float32 (N, C), C = 1024 for Swin-B, N = 1 for one image.
+        """Image features: float32 (N, C), C = 1024 for Swin-B, N = 1 for one image.
 
-        It is the mean over positions of the last stage after its norm: what the classification heads read.
+        The last backbone stage, normalised, then averaged over positions: the input of the classification heads.
         """
         rows = [np.empty((0, self.model.backbone.channels[-1]), np.float32)]
         for batch in self._batches([images] if isinstance(images, Source) else images):
@@ -250,25 +255,25 @@ class FXPredictor:
 
     @property
     def specs(self) -> dict[str, DatasetSpec]:
-        """The rows of the datasets that the model has learned: their classes, in the order of the outputs."""
+        """Dataset -> row, for datasets with trained heads; classes are in the order of the outputs."""
         return {name: self.model.specs[name] for name in self.tasks}
 
     def wanted(self, datasets: Sequence[str] | None, tasks: Sequence[str] | None) -> dict[str, tuple[str, ...]]:
-        """Dataset -> tasks that `stream` computes for these options; raises as it does."""
+        """Dataset -> tasks that `stream` computes for these options; raises the same errors."""
         names = list(self.tasks) if datasets is None else list(datasets)
         if isinstance(datasets, str) or not set(names) <= set(self.tasks):
-            raise FXError(f"datasets={datasets!r}: must be a list of datasets that the model knows: {list(self.tasks)}")
+            raise FXError(f"datasets={datasets!r}: must be a list of the model's datasets: {list(self.tasks)}")
         chosen = TASKS if tasks is None else tuple(tasks)
         if isinstance(tasks, str) or not set(chosen) <= set(TASKS):
             raise FXError(f"tasks={tasks!r}: must be a list of {TASKS}")
         wanted = {name: tuple(task for task in self.tasks[name] if task in chosen) for name in names}
         wanted = {name: each for name, each in wanted.items() if each}
         if not wanted:
-            raise FXError(f"no head of {names} has learned any of {list(chosen)}; there are {self.tasks}")
+            raise FXError(f"no head of {names} is trained for any of {list(chosen)}; trained are {self.tasks}")
         return wanted
 
     def _batches(self, images: Iterable[Source]) -> Iterator[list[dict[str, Any]]]:
-        """Samples as `FoundationX.predict` takes them."""
+        """Batches of samples for `FoundationX.predict`."""
         source = iter(images)
         while chunk := list(islice(source, self.batch_size)):
             samples = []

@@ -118,8 +118,17 @@ def test_heads_that_have_not_learned_say_nothing(tiny_checkpoint: Path, films: l
     write_training_checkpoint(changed, tmp_path / "more.pth")
     predictor = FXPredictor.from_checkpoint(tmp_path / "more.pth", device="cpu")
     assert set(predictor(films[0]).heads) == set(predictor.specs) == {"tiny", "tiny_softmax"}
-    with pytest.raises(FXError, match=r"datasets=\['fresh'\]: must be a list of datasets .*: \['tiny', 'tiny_so"):
+    with pytest.raises(
+        FXError, match=r"datasets=\['fresh'\]: must be a list of the model's datasets: .*'tiny_softmax'"
+    ):
         predictor(films[0], datasets=["fresh"])
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_batch_has_at_least_one_image(predictor: FXPredictor, size: int) -> None:
+    """Without the check, no image would be predicted, and nothing said."""
+    with pytest.raises(FXError, match=f"batch_size={size}: must be at least 1"):
+        FXPredictor(model=predictor.model, size=predictor.size, tasks=predictor.tasks, batch_size=size)
 
 
 def test_features_are_the_pooled_embedding(predictor: FXPredictor, films: list[Path]) -> None:
@@ -178,11 +187,11 @@ def test_images_of_other_kinds_are_refused(predictor: FXPredictor, source: Any, 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"datasets": ["nih"]}, r"datasets=\['nih'\]: .* knows: \['tiny', 'tiny_softmax'\]"),
+        ({"datasets": ["nih"]}, r"datasets=\['nih'\]: .* datasets: \['tiny', 'tiny_softmax'\]"),
         ({"datasets": "tiny"}, "datasets='tiny': must be a list"),
         ({"tasks": ["detect"]}, r"tasks=\['detect'\]: must be a list of \('cls', 'loc', 'seg'\)"),
         ({"tasks": "cls"}, "tasks='cls': must be a list"),
-        ({"datasets": ["tiny_softmax"], "tasks": ["loc"]}, r"no head of \['tiny_softmax'\] has learned any of"),
+        ({"datasets": ["tiny_softmax"], "tasks": ["loc"]}, r"no head of \['tiny_softmax'\] is trained for any of"),
     ],
 )
 def test_what_the_model_does_not_know_is_named(

@@ -1,14 +1,14 @@
 #!/usr/bin/env python
-"""Measure fx_d2 side by side with what it replaces.
+"""Benchmark fx_d2 against the implementations it replaces.
 
 tools/benchmark.py step
 tools/benchmark.py all --output output/benchmark.md
 tools/benchmark.py lock --device cuda --sizes 224 512 --repeat 20
 
-Ratios are what to read: candidates take turns in one process, and a ratio is given as the median over the repetitions
-with the smallest and the largest. The GNU C library is told to keep freed memory, for every candidate (--allocator
-default: it is not): the command starts itself again with these settings. What is measured and how: `SECTION --help`.
-What the model should cost by arithmetic: tools/benchmarks/scaling.py and docs/performance.md.
+Read the ratios: candidates take turns in one process, and each ratio is reported as the median over the repetitions
+with the minimum and the maximum. For every candidate, glibc is set to keep freed memory, for which the command restarts
+itself (--allocator default turns this off). `SECTION --help` describes what is measured and how. The theoretical cost
+of the model: tools/benchmarks/scaling.py and docs/performance.md.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ SECTIONS = {
     "compile": compiling,
     "profile": profiling,
 }
-"""Modules with HELP, add_arguments(parser) and run(args), which returns Markdown; in the report's order."""
+"""Modules with HELP, add_arguments(parser) and run(args), which returns Markdown; in the order of the report."""
 
 
 def parse_args(argv: Sequence[str]) -> list[argparse.Namespace]:
-    """The options of the section asked for, or of all of them."""
+    """The options of the requested section, or of all sections."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="section", required=True, metavar="SECTION")
     for name, module in SECTIONS.items():
@@ -73,7 +73,7 @@ def parse_args(argv: Sequence[str]) -> list[argparse.Namespace]:
         )
         add_common_options(command)
         module.add_arguments(command)
-    every = commands.add_parser("all", help="all of them, with the options that all have")
+    every = commands.add_parser("all", help="all sections, with the common options")
     add_common_options(every)
     args = parser.parse_args(argv)
     if args.section != "all":
@@ -83,10 +83,10 @@ def parse_args(argv: Sequence[str]) -> list[argparse.Namespace]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run sections and print the report; the exit status."""
+    """Run sections and print the report; returns the exit code."""
     chosen = parse_args(sys.argv[1:] if argv is None else argv)
     common = chosen[0]
-    logging.disable(logging.WARNING)  # of the trainers, which say what the report need not repeat
+    logging.disable(logging.WARNING)  # the trainers' log is not part of the report
     try:
         check_device(common.device)
         facts, sections, threads = environment(common.device), {}, torch.get_num_threads()
@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             torch.set_num_threads(args.threads or threads)
             sections[args.section] = SECTIONS[args.section].run(args)
             print(f"\n### {args.section}\n\n{sections[args.section]}", flush=True)
-            if common.output:  # after each: what was measured is not lost with what fails later
+            if common.output:  # after each section: results are not lost if a later one fails
                 write_report(Path(common.output), facts, sections)
     except FXError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""A trained model on anybody's films: folders of files, and a page in the browser."""
+"""A trained model on any X-rays: folders of files, and a web page."""
 
 from fx_d2.demo.document import document
 from fx_d2.demo.films import FoundFilms, find_films

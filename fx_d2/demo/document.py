@@ -1,4 +1,4 @@
-"""A prediction as plain data that says what it is: a json document, and rows of tables."""
+"""Predictions as self-describing data: a JSON document, and table rows."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ TABLES = {
     "loc": ("boxes.csv", ("class", "score", "x1", "y1", "x2", "y2")),
     "seg": ("masks.csv", ("class", "pixels", "share")),
 }
-"""Task -> name of its table, and its columns between "file", "dataset" and "notice"."""
+"""Task -> file name of its table, and the columns between "file", "dataset" and "notice"."""
 
 Row = tuple[Any, ...]
 
 
 def document(prediction: ImagePrediction, predictor: FXPredictor, score_thresh: float) -> dict[str, Any]:
-    """One image's prediction, for json, complete in itself.
+    """One image's prediction as self-contained data for JSON.
 
     Returns:
         {"format": FORMAT, "version": VERSION, "notice": NOTICE, "model": {"which", "weights_hash"}, "versions":
-        {library: version}, "score_thresh"} and what `ImagePrediction.to_dict` gives.
+        {library: version}, "score_thresh"} plus the items of `ImagePrediction.to_dict`.
     """
     about = {
         "format": FORMAT,
@@ -41,7 +41,7 @@ def document(prediction: ImagePrediction, predictor: FXPredictor, score_thresh: 
 
 
 def table_rows(prediction: ImagePrediction) -> Iterator[tuple[str, Row]]:
-    """(task, a row of its table) for every class, box and mask; "operating_point" and "above" are blank without one."""
+    """(task, table row) for every class, box and mask; "operating_point" and "above" may be blank."""
     for dataset, head in prediction.heads.items():
         for task, row in _head_rows(head):
             yield task, (prediction.file_name, dataset, *row, NOTICE)

@@ -1,4 +1,4 @@
-"""Which files are meant, and reading them ahead of the model."""
+"""Finding image files, and prefetching them in threads."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from fx_d2.data.metaimage import SUFFIXES as METAIMAGE
 from fx_d2.structures import FXError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".img", *METAIMAGE)
-"""By which a file in a folder counts as a film. DICOM files of other names are known by their mark."""
+"""Files in a folder with one of these are images. DICOM files with other names are recognised by their magic bytes."""
 
 THREADS = 4
-"""That read: decoding lets other threads run, and a film takes less time than the model does."""
+"""Reader threads: decoding releases the GIL, and loading an image takes less time than the model."""
 
 
 @dataclass(frozen=True)
 class FoundFilms:
-    """What inputs stand for.
+    """The files behind a list of inputs.
 
     Attributes:
-        paths: each file once, in the order of the inputs, within a folder or pattern sorted.
-        missing: inputs that name nothing, and why.
-        others: suffix -> number of files in folders that are no films ("" = without suffix).
+        paths: each file once, in the order of the inputs; sorted within a folder or pattern.
+        missing: input without files -> reason.
+        others: suffix -> number of files in folders that are not images ("" = without suffix).
     """
 
     paths: tuple[Path, ...]
@@ -37,15 +37,15 @@ class FoundFilms:
 
 
 def find_films(inputs: Sequence[str], without: Path | None = None) -> FoundFilms:
-    """The films behind files, folders and patterns.
+    """Find images from files, folders and patterns.
 
-    A folder is searched with all folders below it, for names with one of SUFFIXES and for DICOM files of any name;
-    hidden files and folders are passed over. A pattern ("scans/*.dcm", "**" for any depth) stands for what it matches.
-    A file that is named, or matched, is taken whatever it is.
+    Folders are searched recursively for names with one of SUFFIXES and for DICOM files of any name; hidden files and
+    folders are skipped. Patterns ("scans/*.dcm", "**" for any depth) are expanded. Files that are named or matched by a
+    pattern are accepted whatever their type.
 
     Args:
         inputs: paths and patterns.
-        without: a folder to leave out: the output, which may lie below an input.
+        without: a folder to skip: the output, which may be inside an input folder.
     """
     paths: dict[Path, Path] = {}
     missing: dict[str, str] = {}
@@ -54,7 +54,7 @@ def find_films(inputs: Sequence[str], without: Path | None = None) -> FoundFilms
         path = Path(text)
         matches = [path] if path.exists() else [Path(match) for match in sorted(glob.glob(text, recursive=True))]
         if not matches:
-            missing[text] = "no such file or folder, and no file matches"
+            missing[text] = "no such file or folder, and no match as a pattern"
         for match in matches:
             for file in _files_below(match, without) if match.is_dir() else [match]:
                 if match.is_dir() and not _is_film(file):
@@ -67,7 +67,7 @@ def find_films(inputs: Sequence[str], without: Path | None = None) -> FoundFilms
 def read_ahead(
     paths: Iterable[Path], read: Callable[[Path], Film], ahead: int
 ) -> Iterator[tuple[Path, Film | FXError]]:
-    """Each path with its film, or with what is wrong with it, in order; at most `ahead` films wait in memory."""
+    """Each path with its image, or with the error of loading it, in order; at most `ahead` images are in memory."""
     with ThreadPoolExecutor(THREADS) as pool:
         waiting: deque[tuple[Path, Future[Film]]] = deque()
         for path in paths:
@@ -86,7 +86,7 @@ def _outcome(path: Path, future: Future[Film]) -> tuple[Path, Film | FXError]:
 
 
 def _files_below(folder: Path, without: Path | None) -> Iterator[Path]:
-    """Files of a folder and of those below, sorted; links to folders are not followed, for they may lead in circles."""
+    """Files of a folder and its subfolders, sorted; symlinks to folders are not followed, as they may form cycles."""
     for root, folders, files in os.walk(folder):
         below = sorted(name for name in folders if not name.startswith("."))
         folders[:] = [name for name in below if without is None or Path(root, name).resolve() != without.resolve()]

@@ -1,4 +1,4 @@
-"""From files to a folder of pictures, tables, and a line of json for each film."""
+"""From image files to a folder with overlays, tables, and one line of JSON per image."""
 
 from __future__ import annotations
 
@@ -22,29 +22,28 @@ from fx_d2.structures import FXError
 from fx_d2.visualization import draw_prediction
 
 DOCUMENTS, PICTURES = "predictions.jsonl", "overlays"
-"""Names in the output folder, beside those of TABLES."""
+"""Names in the output folder, in addition to those of TABLES."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one file: `problem` is None where it was predicted, else a line that begins with the file."""
+    """Outcome of one file: `problem` is None if it was predicted, else an error line that begins with the file."""
 
     path: Path
     problem: str | None = None
 
 
 def check_output(output: str | Path) -> None:
-    """FXError where a folder holds what would be written: results of an earlier call, or files of the user's own; or
-    where it cannot be made or written."""
+    """FXError if an output folder already has files that would be overwritten, or cannot be created or written."""
     folder = Path(output)
     if (folder / DOCUMENTS).exists():
-        raise FXError(f"{folder} holds the predictions of an earlier call: give another folder, or remove it")
+        raise FXError(f"{folder} already holds predictions of an earlier call: choose another folder, or remove it")
     for name in (PICTURES, *(name for name, _ in TABLES.values())):
         if (folder / name).exists():
-            raise FXError(f"{folder} holds {name} already, which would be written over: give another folder")
+            raise FXError(f"{folder} already holds {name}, which would be overwritten: choose another folder")
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise FXError(f"output {folder}: {there} is no folder that can be written")
+        raise FXError(f"output {folder}: {there} is not a writable folder")
 
 
 def predict_files(
@@ -57,27 +56,27 @@ def predict_files(
     score_thresh: float = 0.3,
     pictures: bool = True,
 ) -> Iterator[Outcome]:
-    """Predict files and write what was found, film by film; at most three batches are held in memory.
+    """Predict files and write the results image by image; at most three batches are held in memory.
 
-    Files, all in `output`: DOCUMENTS with one `document` a line, which also has "overlays" (dataset -> picture,
-    relative to `output`); those of TABLES whose tasks were predicted; and in PICTURES, for each film and dataset,
-    `<path below the films' common folder>.<dataset>.png`, a name that no other film can have. A film is whole in all
-    of them before the next is begun. A file that cannot be read is left out, and its outcome says why.
+    Files written to `output`: DOCUMENTS with one `document` per line, plus its "overlays" (dataset -> image file,
+    relative to `output`); those of TABLES whose tasks were predicted; and in PICTURES, for each image and dataset,
+    `<path relative to the images' common folder>.<dataset>.png`, which is unique. Each image is complete in all files
+    before the next one starts. A file that cannot be loaded is skipped, and its outcome states why.
 
     Args:
         predictor: the model.
         paths: the files.
-        output: a folder that holds none of these files yet; made where it is not there.
-        datasets: see `FXPredictor.stream`, as the two that follow.
-        tasks: of these.
+        output: a folder without any of these files; created if missing.
+        datasets: see `FXPredictor.stream`, as for the next two.
+        tasks: see there.
         score_thresh: boxes below are neither written nor drawn.
-        pictures: whether PICTURES are drawn.
+        pictures: whether to draw PICTURES.
 
     Raises:
-        FXError: see `check_output`; or an option asks for what the model has not.
+        FXError: see `check_output`; or an option names something the model does not have.
     """
     options = {"datasets": datasets, "tasks": tasks, "score_thresh": score_thresh}
-    predictor.wanted(datasets, tasks)  # a wrong option is refused before a film is read
+    predictor.wanted(datasets, tasks)  # refuse wrong options before loading an image
     folder = Path(output)
     check_output(folder)
     common = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths]) if paths else ""
@@ -102,7 +101,7 @@ def predict_files(
 
 
 class _Files:
-    """The files of an output folder, opened when the first film is written; whole lines are on the disk after each."""
+    """The files of an output folder, opened on first use and flushed after each image."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._stack = folder, ExitStack()
@@ -115,7 +114,7 @@ class _Files:
         self._stack.close()
 
     def write(self, prediction: ImagePrediction, content: Mapping[str, Any]) -> None:
-        """One film."""
+        """Append one image's results."""
         for task, (name, columns) in TABLES.items():
             if name not in self._open and any(_has(head, task) for head in prediction.heads.values()):
                 csv.writer(self._file(name)).writerow(("file", "dataset", *columns, "notice"))
@@ -127,7 +126,7 @@ class _Files:
 
     def _file(self, name: str) -> TextIO:
         if name not in self._open:
-            # A file name that is no UTF-8 keeps its bytes.
+            # File names that are not valid UTF-8 keep their bytes.
             file = (self._folder / name).open("w", newline="", encoding="utf-8", errors="surrogateescape")
             self._open[name] = self._stack.enter_context(file)
         return self._open[name]
@@ -139,7 +138,7 @@ def _has(head: HeadPrediction, task: str) -> bool:
 
 
 def _draw(film: Film, prediction: ImagePrediction, which: str, score_thresh: float, place: Path) -> dict[str, Path]:
-    """Write one picture a dataset beside `place`, and return their paths."""
+    """Write one overlay per dataset, named after `place`; returns their paths."""
     place.parent.mkdir(parents=True, exist_ok=True)
     name = os.fsencode(place.name).decode("utf-8", "replace")
     written = {}

@@ -1,7 +1,7 @@
-"""A page in the browser on which films are dropped: a small local server around one predictor.
+"""A web page to drop X-rays on: a small local server around one predictor.
 
-Needs Flask and waitress: `pip install -e '.[web]'`. A film lives in memory for the time of its request; it is never
-written to a disk, and neither it nor its name is logged. The page itself loads nothing from elsewhere.
+Needs Flask and waitress: `pip install -e '.[web]'`. An uploaded image stays in memory for the duration of its request;
+it is never written to disk, and neither its content nor its name is logged. The page loads nothing from other hosts.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ except ImportError as error:
 logger = logging.getLogger(__name__)
 
 MAX_BYTES = 64 * 2**20
-"""Of one upload: a film of 4000 x 5000 pixels of 16 bits has 40 MB before it is compressed."""
+"""Largest upload: 4000 x 5000 pixels of 16 bits are 40 MB uncompressed."""
 
 LOWEST_SCORE = 0.05
-"""Boxes below are not sent; the page's threshold moves above it, without asking the model again."""
+"""Boxes below are not sent; the page's threshold moves above it without running the model again."""
 
 HEADERS = {
     "Content-Security-Policy": (
@@ -52,17 +52,17 @@ HEADERS = {
 }
 
 FILM_TYPE = "application/octet-stream"
-"""Of an upload. A page of another site cannot send it without being asked first, which this server never answers."""
+"""Content type of uploads. From another origin it triggers a CORS preflight, which this server does not allow."""
 
 SENTENCES = {
     404: "There is no such page.",
-    405: "This address is not used so.",
+    405: "This address does not support the method.",
     413: "The file is too large.",
 }
 
 
 class _Ordered(DefaultJSONProvider):
-    """Classes keep the order of their row."""
+    """Keeps classes in the order of the dataset row."""
 
     sort_keys = False
 
@@ -80,22 +80,22 @@ def create_app(
     max_bytes: int = MAX_BYTES,
     host: str = "127.0.0.1",
 ) -> Flask:
-    """The page and its two addresses.
+    """The page and its two endpoints.
 
-    GET /model says what heads there are. POST /predict?name=...&dataset=...&dataset=... with a film as body, of type
-    FILM_TYPE, answers {"document": `document`, "film": PNG in base64, "shapes": {dataset: {class: {"path": outline as
-    SVG path in original pixels, "share": of the film}}}}. Anything wrong is {"error": one sentence} with a 4xx status.
+    GET /model lists the heads. POST /predict?name=...&dataset=...&dataset=... with an image as body, of type FILM_TYPE,
+    returns {"document": `document`, "film": PNG in base64, "shapes": {dataset: {class: {"path": outline as SVG path in
+    original pixels, "share": fraction of the image}}}}. Bad requests get {"error": one sentence} with a 4xx status.
 
     Args:
         predictor: shared by all requests.
         datasets: whose heads are offered; None: all.
         tasks: as in `FXPredictor.stream`.
-        score_thresh: where the page's threshold stands at first.
+        score_thresh: initial threshold of the page.
         max_bytes: the largest upload.
-        host: that is served: on a loopback address, requests under any other name are refused.
+        host: address that is served; on a loopback address, requests for any other host name are refused.
 
     Raises:
-        FXError: the model has not what is asked for.
+        FXError: the model does not have the requested datasets or tasks.
     """
     offered = list(predictor.wanted(datasets, tasks))
     app = _Flask(__name__, static_folder="page", static_url_path="/page")
@@ -115,10 +115,10 @@ def create_app(
     @app.post("/predict")
     def predict() -> Response:
         if request.mimetype != FILM_TYPE:
-            raise UnsupportedMediaType(f"A film is sent as {FILM_TYPE}.")
+            raise UnsupportedMediaType(f"Images must be sent as {FILM_TYPE}.")
         names = request.args.getlist("dataset") or offered
         if not set(names) <= set(offered):
-            raise BadRequest("One of the datasets is not offered.")
+            raise BadRequest("One of the requested datasets is not offered.")
         name = PurePath(request.args.get("name", "film").replace("\\", "/")).name or "film"
         film = predictor.read(request.get_data(cache=False), name=name)
         prediction = predictor(film, datasets=names, tasks=tasks, score_thresh=LOWEST_SCORE)
@@ -130,13 +130,13 @@ def create_app(
 
 
 def _guard(app: Flask, host: str) -> None:
-    """Refuse other names than those of this machine, turn errors into sentences, and add HEADERS to all answers."""
+    """Refuse foreign host names, return errors as JSON sentences, and add HEADERS to all responses."""
 
     @app.before_request
     def local_name() -> None:
-        # Another site's name that leads to this machine must not open the page to that site's scripts.
+        # Against DNS rebinding: a foreign name resolving to this machine must not give its scripts access to the page.
         if is_loopback(host) and not is_loopback(urlsplit(f"//{request.host}").hostname or ""):
-            raise BadRequest("The page answers to the names of this machine only.")
+            raise BadRequest("The page is served under this machine's names only.")
 
     @app.errorhandler(FXError)
     def unreadable(error: FXError) -> tuple[Response, int]:
@@ -145,7 +145,7 @@ def _guard(app: Flask, host: str) -> None:
     @app.errorhandler(HTTPException)
     def refused(error: HTTPException) -> tuple[Response, int]:
         code = error.code or 500
-        sentence = "The server failed; its log says why." if code >= 500 else error.description
+        sentence = "The server failed; see its log." if code >= 500 else error.description
         return jsonify(error=SENTENCES.get(code, sentence)), code
 
     @app.after_request
@@ -155,14 +155,14 @@ def _guard(app: Flask, host: str) -> None:
 
 
 def serve(app: Flask, host: str, port: int, ready: Callable[[str], None]) -> None:
-    """Serve until KeyboardInterrupt; `ready` gets the address. OSError when the port is taken.
+    """Serve until KeyboardInterrupt; `ready` gets the URL. Raises OSError if the port is in use.
 
-    Beyond this machine the page is open to everyone who reaches it, unencrypted, which a warning says.
+    On other than loopback addresses the page is open to everyone on the network, unencrypted; a warning is logged.
     """
     if not is_loopback(host):
-        logger.warning("--host %s: everyone who reaches this machine can use the page, and films travel in clear", host)
+        logger.warning("--host %s: anyone who can reach this machine can use the page; images are unencrypted", host)
     room = app.config["MAX_CONTENT_LENGTH"] + 2**16
-    # Buffers as large as what passes through them: waitress would write anything longer to a temporary file.
+    # Buffers larger than any request or response: waitress would write longer ones to temporary files.
     server = create_server(
         app, host=host, port=port, threads=4, ident=None, clear_untrusted_proxy_headers=True,
         max_request_body_size=room, inbuf_overflow=2 * room, outbuf_overflow=2**30,
@@ -175,7 +175,7 @@ def serve(app: Flask, host: str, port: int, ready: Callable[[str], None]) -> Non
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
+    """Whether an address is reachable from this machine only."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -189,16 +189,16 @@ def _describe(predictor: FXPredictor, name: str) -> dict[str, Any]:
 
 
 def _shapes(head: HeadPrediction) -> dict[str, dict[str, Any]]:
-    """Class -> its mask's outline and share of the film, of the masks that are not empty."""
+    """Class -> outline of its mask and fraction of the image it covers, for masks that are not empty."""
     pairs = zip(head.spec.seg_classes, () if head.masks is None else head.masks, strict=False)
     return {name: {"path": _path(mask), "share": float(mask.mean())} for name, mask in pairs if mask.any()}
 
 
 def _path(mask: np.ndarray) -> str:
-    """An SVG path around a mask (H, W); of its lines an even number lies around what is outside (evenodd)."""
+    """SVG path of the outlines of a mask (H, W), holes included, to be filled by the evenodd rule."""
     outlines = []
     for polygon in GenericMask(mask, *mask.shape).polygons:
-        # Half a pixel is less than the page can show; without it a film of 3000 pixels has megabytes of points.
+        # Half a pixel is not visible on the page; without simplification a 3000-pixel image has megabytes of points.
         points = cv2.approxPolyDP(polygon.reshape(-1, 1, 2).astype(np.float32), 0.5, closed=True)[:, 0]
         outlines.append("M" + "L".join(f"{x:g} {y:g}" for x, y in points.tolist()) + "Z")
     return "".join(outlines)

@@ -1,1 +1,1 @@
-"""Building blocks without knowledge of datasets or tasks."""
+"""Building blocks that know nothing of datasets or tasks."""

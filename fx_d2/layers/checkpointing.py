@@ -1,4 +1,4 @@
-"""Recomputing a layer in the backward pass instead of keeping what it computed."""
+"""Activation checkpointing: recompute a layer in the backward pass instead of keeping its activations."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch.utils.checkpoint import checkpoint
 
 
 def run_layer(layer: nn.Module, recompute: bool, *args: Any) -> Any:
-    """What the layer gives; with `recompute`, and where a graph is made, only its inputs are kept for the gradient.
+    """The layer's output; with `recompute`, only its inputs are kept for the backward pass (when grad is enabled).
 
-    The layer's draws and autocast are the same the second time.
+    RNG and autocast state are restored for the recomputation.
     """
     if recompute and torch.is_grad_enabled():
         return checkpoint(layer, *args, use_reentrant=False)

@@ -1,4 +1,4 @@
-"""Tensors that depend on shapes and settings alone, computed once."""
+"""Cached tensors that depend only on shapes and settings."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch import Tensor
 P = ParamSpec("P")
 
 KEPT = 8
-"""Results a function keeps, the last ones used: images of many sizes must not fill the memory."""
+"""Results cached per function, least recently used dropped first: images of many sizes must not fill the memory."""
 
 
 def constant(function: Callable[P, tuple[Tensor, ...]]) -> Callable[P, tuple[Tensor, ...]]:
-    """Keep the tensors that a function of hashable arguments returned, the device among them.
+    """Cache the tensors returned by a function whose arguments, including the device, are hashable.
 
-    The results have no graph, belong to no module (so that copies and checkpoints do not hold them), and must not be
-    written to. While torch compiles or exports a graph, or where fake tensors stand for real ones, nothing is kept.
+    The results are computed under no_grad, belong to no module (so copies and checkpoints do not contain them), and
+    must not be modified in place. Nothing is cached while torch compiles or exports, or under a fake tensor mode.
     """
     kept: OrderedDict[Hashable, tuple[Tensor, ...]] = OrderedDict()
 
@@ -29,16 +29,17 @@ def constant(function: Callable[P, tuple[Tensor, ...]]) -> Callable[P, tuple[Ten
         if torch.compiler.is_compiling():
             return function(*args, **kwargs)
         key = (args, tuple(kwargs.items()))
-        if key in kept:
-            kept.move_to_end(key)
-            return kept[key]
-        # A tensor made in inference mode could never take part in a training step.
-        with torch.inference_mode(False), torch.no_grad():
-            made = function(*args, **kwargs)
-        if all(type(x) is Tensor for x in made):
-            kept[key] = made
-            if len(kept) > KEPT:
-                kept.popitem(last=False)
+        # Taken out, and put back as the last: another thread may drop or replace it at any moment.
+        made = kept.pop(key, None)
+        if made is None:
+            # A tensor created in inference mode could not be used in a training step later.
+            with torch.inference_mode(False), torch.no_grad():
+                made = function(*args, **kwargs)
+            if not all(type(x) is Tensor for x in made):
+                return made
+        kept[key] = made
+        if len(kept) > KEPT:
+            kept.popitem(last=False)
         return made
 
     return remembering

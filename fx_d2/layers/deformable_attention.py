@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention (Zhu et al., ICLR 2021): in plain torch, and the choice of quicker ways."""
+"""Multi-scale deformable attention (Zhu et al., ICLR 2021) in plain torch, and dispatch to faster kernels."""
 
 from __future__ import annotations
 
@@ -21,21 +21,24 @@ from fx_d2.structures import FXError
 logger = logging.getLogger(__name__)
 
 SAMPLERS = ("auto", "torch", "cpp", "triton")
-"""Ways to compute the samples: `choose_sampler`."""
+"""Implementations of the sampling, see `choose_sampler`."""
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 def use_sampler(module: AnyModule, sampler: str, device: str) -> AnyModule:
-    """Set how the deformable attention inside a module computes; the module.
+    """Set the sampler of every deformable attention in a module.
 
     Args:
         module: changed in place.
         sampler: one of SAMPLERS.
-        device: type of device the module will run on; "auto" is decided when it runs.
+        device: device type the module will run on; "auto" is resolved at run time.
+
+    Returns:
+        The module.
 
     Raises:
-        FXError: there is no such sampler, or it cannot run here.
+        FXError: the sampler does not exist or cannot run here.
     """
     if sampler != "auto" and device != "meta":
         choose_sampler(sampler, device)
@@ -46,10 +49,10 @@ def use_sampler(module: AnyModule, sampler: str, device: str) -> AnyModule:
 
 
 def possible_sampler(sampler: str, device: str) -> str:
-    """The sampler of a run for use on another device: the same where that can run it, else "auto".
+    """A run's sampler for use on another device: the same if that device can run it, else "auto".
 
     Raises:
-        FXError: there is no such sampler.
+        FXError: the sampler does not exist.
     """
     try:
         choose_sampler(sampler, device)
@@ -62,15 +65,15 @@ def possible_sampler(sampler: str, device: str) -> str:
 
 @torch.compiler.assume_constant_result
 def choose_sampler(sampler: str, device: str) -> str:
-    """The way that runs: "torch", "cpp" or "triton".
+    """The implementation that will run: "torch", "cpp" or "triton".
 
     Args:
-        sampler: "torch": torch's operators, everywhere. "cpp": C++, on CPUs; compiled on first use. "triton": on GPUs.
-            "auto": C++ on a CPU if it can be compiled, else torch.
-        device: type of device, such as "cpu".
+        sampler: "torch": torch operators, on any device. "cpp": C++, on CPUs, compiled on first use. "triton": on GPUs.
+            "auto": C++ on a CPU if it compiles, else torch.
+        device: device type, such as "cpu".
 
     Raises:
-        FXError: there is no such sampler, or it was asked for by name and cannot run.
+        FXError: the sampler does not exist, or was requested by name and cannot run.
     """
     return _choose(sampler, device)
 
@@ -79,11 +82,11 @@ def choose_sampler(sampler: str, device: str) -> str:
 def _choose(sampler: str, device: str) -> str:
     if sampler not in SAMPLERS:
         raise FXError(f"MODEL.LOC.SAMPLER is {sampler!r}: choose one of {list(SAMPLERS)}")
-    place = "cpu" if sampler == "cpp" else "cuda"
-    if sampler in ("cpp", "triton") and device != place:
-        raise FXError(f"MODEL.LOC.SAMPLER {sampler} computes on {place} devices, not on {device}: choose auto or torch")
+    supported = "cpu" if sampler == "cpp" else "cuda"
+    if sampler in ("cpp", "triton") and device != supported:
+        raise FXError(f"MODEL.LOC.SAMPLER {sampler} runs on {supported} devices, not on {device}: choose auto or torch")
     if sampler == "triton" and importlib.util.find_spec("triton") is None:
-        raise FXError("MODEL.LOC.SAMPLER triton needs the package triton, which comes with torch for GPUs")
+        raise FXError("MODEL.LOC.SAMPLER triton needs the triton package, which comes with CUDA builds of torch")
     if sampler == "cpp" or (sampler == "auto" and device == "cpu"):
         try:
             logger.info("deformable attention on %s: C++ library %s", device, library_digest())
@@ -91,25 +94,25 @@ def _choose(sampler: str, device: str) -> str:
         except FXError as error:
             if sampler == "cpp":
                 raise FXError(f"MODEL.LOC.SAMPLER cpp: {error}") from error
-            logger.info("deformable attention on %s: torch's operators (%s)", device, error)
+            logger.info("deformable attention on %s: torch operators (%s)", device, error)
             return "torch"
-    logger.info("deformable attention on %s: %s", device, "Triton" if sampler == "triton" else "torch's operators")
+    logger.info("deformable attention on %s: %s", device, "Triton" if sampler == "triton" else "torch operators")
     return "triton" if sampler == "triton" else "torch"
 
 
 def sampler_identity(sampler: str, device: str) -> str:
-    """What decides the last bits of the results, for records: "torch", "triton", or "cpp" with the library's digest."""
+    """The implementation, for run records, to explain last-bit differences: "torch", "triton", or "cpp <digest>"."""
     chosen = choose_sampler(sampler, device)
     return f"cpp {library_digest()}" if chosen == "cpp" else chosen
 
 
 def sample_and_sum(value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
-    """Bilinear samples of all levels, weighted and summed.
+    """Weighted sum of bilinear samples from all levels.
 
     Args:
-        value: (B, N, heads, D), the tokens of all levels one after the other, N = sum of H * W.
+        value: (B, N, heads, D), the tokens of all levels concatenated, N = sum of H * W.
         shapes: (H, W) of each level.
-        locations: (B, Q, heads, levels, points, 2), (x, y) in [0, 1] of the level.
+        locations: (B, Q, heads, levels, points, 2), (x, y) normalised to [0, 1] per level.
         weights: (B, Q, heads, levels, points).
 
     Returns:
@@ -123,36 +126,38 @@ def sample_and_sum(value: Tensor, shapes: Sequence[tuple[int, int]], locations: 
     for level, part in enumerate(value.split([h * w for h, w in shapes], dim=1)):
         image = part.permute(0, 2, 3, 1).reshape(batch * heads, dim, *shapes[level])
         samples = F.grid_sample(image, grids[:, level], mode="bilinear", padding_mode="zeros", align_corners=False)
-        term = (samples * mass[:, level]).sum(-1)  # summing per level keeps only one level's samples alive
+        term = (samples * mass[:, level]).sum(-1)  # reduced per level, so only one level's samples are alive
         out = term if out is None else out + term
     if out is None:
         raise ValueError("deformable attention needs at least one level")
     return out.view(batch, heads * dim, queries).transpose(1, 2)
 
 
-def _sample(sampler: str, value: Tensor, shapes: Sequence[tuple[int, int]], place: Tensor, weights: Tensor) -> Tensor:
-    """`sample_and_sum` in the chosen way, in float32 at least."""
-    # Exported and traced programs run where there is no fx_d2.
+def _sample(
+    sampler: str, value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
+) -> Tensor:
+    """`sample_and_sum` by the chosen implementation, in at least float32."""
+    # Exported and traced programs must run without fx_d2.
     portable = torch.compiler.is_exporting() or torch.jit.is_tracing()
     way = "torch" if portable else choose_sampler(sampler, value.device.type)
     if way == "triton":
         from fx_d2.layers.deformable_triton import sample_and_sum_triton
 
-        return sample_and_sum_triton(value, shapes, at_least_float32(place), at_least_float32(weights))
-    value, place, weights = (at_least_float32(x) for x in (value, place, weights))
-    return (sample_and_sum_cpu if way == "cpp" else sample_and_sum)(value, shapes, place, weights)
+        return sample_and_sum_triton(value, shapes, at_least_float32(locations), at_least_float32(weights))
+    value, locations, weights = (at_least_float32(x) for x in (value, locations, weights))
+    return (sample_and_sum_cpu if way == "cpp" else sample_and_sum)(value, shapes, locations, weights)
 
 
 @constant
 def _widths_and_heights(shapes: tuple[tuple[int, int], ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor]:
     """(1, 1, levels, 2)."""
-    # Made on the device: a compiled layer keeps nothing, and would fetch a list's numbers from the host each time.
+    # Filled on the device: compiled layers bypass the cache, and a list would be copied from the host on every call.
     sides = [torch.full((), side, dtype=dtype, device=device) for h, w in shapes for side in (w, h)]
     return (torch.stack(sides).view(1, 1, -1, 2),)
 
 
 class DeformableAttention(nn.Module):
-    """Each query looks at a few learned points on every level around its reference.
+    """Each query samples a few learned points around its reference on every level.
 
     Args:
         dim: token size.
@@ -177,7 +182,7 @@ class DeformableAttention(nn.Module):
         self._init_weights()
 
     def _init_weights(self) -> None:
-        """Start as the authors of deformable attention do: head k looks in direction k, point p at distance p."""
+        """Initialisation of Deformable DETR: head k samples in direction k, point p at distance p."""
         nn.init.zeros_(self.sampling_offsets.weight)
         angle = torch.arange(self.heads) * (2 * math.pi / self.heads)
         direction = torch.stack((angle.cos(), angle.sin()), -1)
@@ -203,7 +208,7 @@ class DeformableAttention(nn.Module):
         """Attend.
 
         Args:
-            query: (B, Q, C), with positions already added.
+            query: (B, Q, C), with positional encodings already added.
             references: (B, Q, levels, 2) points or (B, Q, levels, 4) boxes, in [0, 1].
             tokens: (B, N, C).
             shapes: (H, W) of each level.
@@ -219,7 +224,7 @@ class DeformableAttention(nn.Module):
         layout = (batch, queries, self.heads, self.levels, self.points)
         offsets = self.sampling_offsets(query).view(*layout[:3], -1)
         weights = self.attention_weights(query).view(*layout[:3], -1).softmax(-1).view(layout)
-        # A row for all levels and points of a head: ten times as fast on a CPU as rows of x and y.
+        # One row for all levels and points of a head: ten times as fast on a CPU as rows of (x, y).
         centres = self._row(references[..., :2])
         if references.shape[-1] == 2:
             sizes = _widths_and_heights(tuple(shapes), references.dtype, references.device)[0]
@@ -227,12 +232,12 @@ class DeformableAttention(nn.Module):
         else:
             locations = torch.addcmul(centres, offsets, self._row(references[..., 2:] * (0.5 / self.points)))
         locations = locations.view(*layout, 2)
-        # Sampling positions need more than bfloat16's 8 bits: this part stays in float32 under autocast.
+        # Sampling locations need more than bfloat16's 8 bits: this part stays in float32 under autocast.
         with torch.autocast(query.device.type, enabled=False):
             split = value.view(batch, -1, self.heads, value.shape[-1] // self.heads)
             out = _sample(self.sampler, split, shapes, locations, weights)
         return self.output_proj(out)
 
     def _row(self, pairs: Tensor) -> Tensor:
-        """(x, y) of each level, (B, Q, levels, 2), for each of its points: (B, Q, 1, levels * points * 2)."""
+        """(x, y) of each level, (B, Q, levels, 2), repeated for its points: (B, Q, 1, levels * points * 2)."""
         return pairs[:, :, None, :, None].expand(-1, -1, -1, -1, self.points, -1).flatten(3)

@@ -1,11 +1,11 @@
-// Multi-scale deformable attention on CPUs: bilinear samples of several maps, weighted and summed, and the gradients.
+// Multi-scale deformable attention on CPUs: weighted sum of bilinear samples from several maps, and its gradients.
 //
-// Shapes are those of fx_d2/layers/deformable_attention.py, all arrays contiguous:
+// Shapes as in fx_d2/layers/deformable_attention.py, all arrays contiguous:
 //   value (batch, tokens, heads, dim), locations (batch, queries, heads, levels, points, 2),
 //   weights (batch, queries, heads, levels, points), out (batch, queries, heads, dim); maps holds (height, width) of each level.
 //
-// No result depends on the number of threads: each thread owns what it writes, and adds it up in a fixed order.
-// Arithmetic is IEEE's; a NaN or an infinity in an input is not lost.
+// Results do not depend on the number of threads: each thread owns what it writes and accumulates it in a fixed order.
+// Arithmetic follows IEEE 754; NaN and infinity in the inputs propagate.
 
 #include <algorithm>
 #include <atomic>
@@ -33,8 +33,8 @@ inline T multiply_add(T a, T b, T c) {
 #endif
 }
 
-// Runs each task once, on up to so many threads, which live as long as the call: OpenMP would keep its threads, and hang in
-// a process that is forked later. A thread takes several tasks in a row, because neighbours share cache lines.
+// Runs each task once, on at most `threads` threads that end with the call: OpenMP would keep its threads and hang in a
+// process forked later. A thread takes several consecutive tasks, because neighbours share cache lines.
 template <typename Task>
 void run(int64_t tasks, int threads, const Task& task) {
   const int64_t some = std::max<int64_t>(tasks / (4 * std::max(threads, 1)), 1);
@@ -48,21 +48,21 @@ void run(int64_t tasks, int threads, const Task& task) {
   others.reserve(std::max<int64_t>(wanted, 0));
   try {
     for (int64_t i = 0; i < wanted; ++i) others.emplace_back(work);
-  } catch (const std::system_error&) {  // the system gives no more: those that are there do the work
+  } catch (const std::system_error&) {  // no more threads available: those already started do the work
   }
   work();
   for (std::thread& other : others) other.join();
 }
 
-// The four pixels around a point, row by row, and how much of each it takes.
+// The four pixels around a point, in row-major order, and their bilinear weights.
 template <typename T>
 struct Corners {
-  int64_t pixel[4];  // -1: outside of the map
+  int64_t pixel[4];  // -1: outside the map
   T part[4];
   T right, below;  // distance to the left and upper pixels
 };
 
-// False: the point reads nothing. The steps are those of grid_sample, so that both round alike.
+// False: the point samples no pixel. Same sequence of operations as grid_sample, so both round identically.
 template <typename T>
 inline bool locate(const T* place, int64_t height, int64_t width, Corners<T>& corners) {
   const T x = ((2 * place[0] - 1) + 1) * (T(width) / 2) - T(0.5);
@@ -86,7 +86,7 @@ inline bool locate(const T* place, int64_t height, int64_t width, Corners<T>& co
   return true;
 }
 
-// DIM 0: the dimension is only known when it runs.
+// DIM 0: the dimension is known only at run time.
 template <typename T, int DIM>
 void forward(const T* value, const int64_t* maps, const T* locations, const T* weights, T* out, const Sizes& s, int threads) {
   const int64_t dim = DIM ? DIM : s.dim, stride = s.heads * dim, samples = s.levels * s.points;
@@ -128,7 +128,7 @@ void forward(const T* value, const int64_t* maps, const T* locations, const T* w
   });
 }
 
-// In LANES partial sums: the order is the source's, and vector registers can hold it.
+// In LANES partial sums: a fixed summation order that maps to vector registers.
 template <typename T>
 inline T dot(const T* a, const T* b, int64_t dim) {
   using Lanes __attribute__((vector_size(LANES * sizeof(T)))) = T;
@@ -144,7 +144,7 @@ inline T dot(const T* a, const T* b, int64_t dim) {
   return total;
 }
 
-// grad_value starts as zeros. A task is one head of one level of one image: no two tasks write to the same place.
+// grad_value must be zero-initialised. A task is one head of one level of one image: no two tasks write to the same address.
 template <typename T, int DIM>
 void backward(const T* grad_out, const T* value, const int64_t* maps, const T* locations, const T* weights, T* grad_value,
               T* grad_locations, T* grad_weights, const Sizes& s, int threads) {
@@ -191,7 +191,7 @@ void backward(const T* grad_out, const T* value, const int64_t* maps, const T* l
 
 }  // namespace
 
-// The usual dimension has loops of a fixed length.
+// The usual dimension gets loops of fixed length.
 #define FX_DEFORMABLE(T, NAME)                                                                                             \
   extern "C" void fx_deformable_forward_##NAME(const T* value, const int64_t* maps, const T* locations, const T* weights,  \
                                                T* out, const Sizes* s, int threads) {                                      \

@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention on CPUs in C++; `deformable_cpu.cpp` holds the arithmetic."""
+"""Multi-scale deformable attention on CPUs in C++; the kernels are in `deformable_cpu.cpp`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TYPES = {torch.float32: "float32", torch.float64: "float64"}
 
 
 class _Sizes(ctypes.Structure):
-    """`Sizes` of the C++ file."""
+    """`Sizes` in the C++ file."""
 
     _fields_ = [(name, ctypes.c_int64) for name in ("batch", "tokens", "heads", "dim", "levels", "points", "queries")]
 
@@ -30,10 +30,10 @@ def _library() -> tuple[ctypes.CDLL, str]:
 
 
 def library_digest() -> str:
-    """Load the library, compiled before if need be; eight digits that change when its machine code does.
+    """Load the library, compiling it if necessary, and return the first eight hex digits of its SHA-256.
 
     Raises:
-        FXError: it cannot be had, see `native.load_library`.
+        FXError: it cannot be compiled or loaded, see `native.load_library`.
     """
     return _library()[1]
 
@@ -41,10 +41,10 @@ def library_digest() -> str:
 def _call(
     name: str, before: Sequence[Tensor], maps: Sequence[int], after: Sequence[Tensor], value: Tensor, locations: Tensor
 ) -> None:
-    """Run a function of the library: it takes tensors, the maps, tensors, the sizes, and the number of threads."""
+    """Call a library function with the tensors `before`, the level shapes, the tensors `after`, sizes, and threads."""
     types = {tensor.dtype for tensor in (*before, *after)}
     if value.device.type != "cpu" or len(types) > 1 or value.dtype not in _TYPES:
-        raise ValueError(f"{value.device} with types {types}: the C++ library needs a CPU and one of {list(_TYPES)}")
+        raise ValueError(f"{value.device} with dtypes {types}: the C++ library needs a CPU and one of {list(_TYPES)}")
     _, queries, _, levels, points, _ = locations.shape
     batch, tokens, heads, dim = value.shape
     function = getattr(_library()[0], f"fx_deformable_{name}_{_TYPES[value.dtype]}")
@@ -65,12 +65,12 @@ def _forward(value: Tensor, maps: Sequence[int], locations: Tensor, weights: Ten
 
 
 def _backward(
-    slope: Tensor, value: Tensor, maps: Sequence[int], locations: Tensor, weights: Tensor
+    grad_out: Tensor, value: Tensor, maps: Sequence[int], locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     grads = torch.zeros_like(value), torch.empty_like(locations), torch.empty_like(weights)
-    _call("backward", (slope, value), maps, (locations, weights, *grads), value, locations)
+    _call("backward", (grad_out, value), maps, (locations, weights, *grads), value, locations)
     return grads
 
 
 sample_and_sum_cpu = define_sampler("deformable_cpu", _forward, _backward)
-"""What `sample_and_sum` gives, for a CPU's tensors of one type. The number of threads does not change a bit."""
+"""`sample_and_sum` for CPU tensors of one dtype; bitwise independent of the number of threads."""

@@ -1,4 +1,4 @@
-"""Ways to compute deformable attention as operators that torch knows: with gradients, and on tensors without memory."""
+"""Register deformable attention kernels as torch operators, with autograd and fake-tensor support."""
 
 from __future__ import annotations
 
@@ -21,13 +21,12 @@ def define_sampler(
 
     Args:
         name: of the operator.
-        forward: of values, (H, W) of all levels in a row, locations and weights, to the sums; the tensors are those of
-            `sample_and_sum`, contiguous and checked. The result has the type of the locations.
-        backward: of the result's gradient and the same, to the gradients of values, locations and weights.
+        forward: (values, flat list of (H, W) of all levels, locations, weights) -> sums. The tensors are those of
+            `sample_and_sum`, contiguous and checked. The result has the dtype of the locations.
+        backward: (gradient of the sums, then as `forward`) -> gradients of values, locations and weights.
 
     Returns:
-        The function with gradients, but without gradients of gradients. It raises a ValueError for sizes that do not
-        fit together.
+        A differentiable function (first order only). It raises a ValueError for inconsistent shapes, dtypes or devices.
     """
 
     def run_forward(value: Tensor, maps: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
@@ -35,9 +34,9 @@ def define_sampler(
         return forward(value.contiguous(), maps, locations.contiguous(), weights.contiguous())
 
     def run_backward(
-        slope: Tensor, value: Tensor, maps: Sequence[int], locations: Tensor, weights: Tensor
+        grad_out: Tensor, value: Tensor, maps: Sequence[int], locations: Tensor, weights: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return backward(slope.contiguous(), value.contiguous(), maps, locations.contiguous(), weights.contiguous())
+        return backward(grad_out.contiguous(), value.contiguous(), maps, locations.contiguous(), weights.contiguous())
 
     operator: Any = torch.library.custom_op(f"fx_d2::{name}", run_forward, mutates_args=())
     gradient: Any = torch.library.custom_op(f"fx_d2::{name}_backward", run_backward, mutates_args=())
@@ -47,9 +46,9 @@ def define_sampler(
         return locations.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
 
     def fake_backward(
-        slope: Tensor, value: Tensor, maps: Sequence[int], locations: Tensor, weights: Tensor
+        grad_out: Tensor, value: Tensor, maps: Sequence[int], locations: Tensor, weights: Tensor
     ) -> tuple[Tensor, ...]:
-        del slope, maps
+        del grad_out, maps
         return tuple(x.new_empty(x.shape) for x in (value, locations, weights))
 
     def keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -57,9 +56,9 @@ def define_sampler(
         value, ctx.maps, locations, weights = inputs
         ctx.save_for_backward(value, locations, weights)
 
-    def differentiate(ctx: Any, slope: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
+    def differentiate(ctx: Any, grad_out: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
         value, locations, weights = ctx.saved_tensors
-        grads = gradient(slope, value, ctx.maps, locations, weights)
+        grads = gradient(grad_out, value, ctx.maps, locations, weights)
         return grads[0], None, grads[1], grads[2]
 
     operator.register_fake(fake_forward)
@@ -74,16 +73,18 @@ def define_sampler(
 
 
 def _check(value: Tensor, maps: Sequence[int], locations: Tensor, weights: Tensor) -> None:
-    """Pointers are not checked later."""
+    """The kernels take raw pointers and check nothing."""
     batch, tokens, heads, _ = value.shape
     area = sum(h * w for h, w in zip(maps[::2], maps[1::2], strict=True))
     want = (batch, locations.shape[1], heads, len(maps) // 2, locations.shape[4])
     if not maps or min(maps) < 1 or area != tokens or locations.shape != (*want, 2) or weights.shape != want:
         raise ValueError(
             f"values {tuple(value.shape)}, maps {list(maps)}, locations {tuple(locations.shape)} and weights "
-            f"{tuple(weights.shape)} do not fit together"
+            f"{tuple(weights.shape)} are inconsistent"
         )
     if locations.dtype not in (torch.float32, torch.float64) or weights.dtype != locations.dtype:
-        raise ValueError(f"types of locations {locations.dtype} and weights {weights.dtype}: float32 or float64, alike")
+        raise ValueError(
+            f"locations are {locations.dtype}, weights {weights.dtype}: both must be float32 or both float64"
+        )
     if not value.device == locations.device == weights.device:
-        raise ValueError(f"devices {value.device}, {locations.device} and {weights.device} are not the same")
+        raise ValueError(f"devices {value.device}, {locations.device} and {weights.device} differ")

@@ -1,8 +1,8 @@
 """Multi-scale deformable attention on GPUs in Triton.
 
-Written and tested without a GPU, in Triton's interpreter (TRITON_INTERPRET=1): results are tested, speed is not. The
-gradient of the values is added up by atomic additions, whose order, and with it the last bits, changes from run to run,
-as it does in torch's grid_sample there: under torch.use_deterministic_algorithms both refuse the backward pass.
+Written and tested without a GPU, in Triton's interpreter (TRITON_INTERPRET=1): correctness is tested, speed is not. The
+gradient of the values is accumulated with atomic adds, so its last bits vary from run to run, as they do for torch's
+grid_sample on GPUs: under torch.use_deterministic_algorithms both refuse the backward pass.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from fx_d2.layers.constants import constant
 from fx_d2.layers.deformable_op import define_sampler
 
 BLOCK = 16
-"""Rows (image, query, head) of a program: with 32 channels four numbers for each thread of four warps."""
+"""Rows (image, query, head) per program: with 32 channels, four elements for each thread of four warps."""
 
 
 @constant
 def _table(maps: tuple[int, ...], device: torch.device) -> tuple[Tensor]:
-    """(height, width, first token) of each level on the device."""
+    """(height, width, index of the first token) of each level, on the device."""
     rows, start = [], 0
     for height, width in zip(maps[::2], maps[1::2], strict=True):
         rows.append((height, width, start))
@@ -35,7 +35,7 @@ def _table(maps: tuple[int, ...], device: torch.device) -> tuple[Tensor]:
 
 @triton.jit
 def _rows(rows: tl.tensor, heads: tl.tensor, queries: tl.tensor, BLOCK: tl.constexpr) -> Any:
-    """Numbers of a program's rows, which of them are there, and of each its head and image."""
+    """Row indices of a program, which of them exist, and the head and image of each."""
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     return row, row < rows, row % heads, row // heads // queries
 
@@ -50,7 +50,7 @@ def _level(
     heads: tl.tensor,
     DIM: tl.constexpr,
 ) -> Any:
-    """Height and width of a level, and where in the values each row's first pixel of it begins."""
+    """Height and width of a level, and the offset in `value` of the level's first pixel for each row."""
     height, width, token = tl.load(table + 3 * level), tl.load(table + 3 * level + 1), tl.load(table + 3 * level + 2)
     return height, width, ((image * tokens + token) * heads + head) * DIM
 
@@ -59,7 +59,7 @@ def _level(
 def _place(
     locations: tl.tensor, place: tl.tensor, height: tl.tensor, width: tl.tensor, valid: tl.tensor, TYPE: tl.constexpr
 ) -> Any:
-    """Upper left pixel of each point and the distance to it, as grid_sample counts (pixel centres at .5)."""
+    """Upper left pixel of each point and the distance to it, by grid_sample's convention (pixel centres at .5)."""
     u = tl.load(locations + 2 * place, mask=valid, other=0).to(TYPE)
     v = tl.load(locations + 2 * place + 1, mask=valid, other=0).to(TYPE)
     x = ((2 * u - 1) + 1) * (width.to(TYPE) / 2) - 0.5
@@ -72,7 +72,7 @@ def _place(
 def _corner(
     left: tl.tensor, top: tl.tensor, height: tl.tensor, width: tl.tensor, valid: tl.tensor, TYPE: tl.constexpr
 ) -> Any:
-    """Index of a pixel within its level, and whether it is inside; compared as numbers, which no place overflows."""
+    """Index of a pixel within its level, and whether it is inside; compared as floats, which cannot overflow."""
     inside = valid & (left >= 0) & (left < width.to(TYPE)) & (top >= 0) & (top < height.to(TYPE))
     column, row = tl.where(inside, left, 0).to(tl.int64), tl.where(inside, top, 0).to(tl.int64)
     return row * width + column, inside
@@ -170,7 +170,7 @@ def grad_kernel(
 
 
 def _launch(kernel: Any, tensors: Sequence[Tensor], value: Tensor, locations: Tensor) -> None:
-    """Run a kernel over all rows, on the device of its tensors."""
+    """Launch a kernel over all rows, on the device of its tensors."""
     (_, tokens, heads, dim), (batch, queries, _, levels, points, _) = value.shape, locations.shape
     rows = batch * queries * heads
     if not rows:
@@ -190,11 +190,11 @@ def _launch(kernel: Any, tensors: Sequence[Tensor], value: Tensor, locations: Te
 
 
 def _alert_of_order() -> None:
-    """What torch does for grid_sample's backward pass on GPUs, under torch.use_deterministic_algorithms."""
+    """As torch for grid_sample's backward pass on GPUs under torch.use_deterministic_algorithms: raise, or warn."""
     if torch.are_deterministic_algorithms_enabled():
         message = (
-            "the gradient of deformable attention's values is added up in any order on GPUs, by MODEL.LOC.SAMPLER "
-            "triton as by torch: train on a CPU, or leave torch.use_deterministic_algorithms off or at warn_only=True"
+            "the backward pass of deformable attention is not deterministic on GPUs, with MODEL.LOC.SAMPLER triton as "
+            "with torch: train on a CPU, or turn torch.use_deterministic_algorithms off or set warn_only=True"
         )
         if not torch.is_deterministic_algorithms_warn_only_enabled():
             raise RuntimeError(message)
@@ -208,16 +208,16 @@ def _forward(value: Tensor, maps: Sequence[int], locations: Tensor, weights: Ten
 
 
 def _backward(
-    slope: Tensor, value: Tensor, maps: Sequence[int], locations: Tensor, weights: Tensor
+    grad_out: Tensor, value: Tensor, maps: Sequence[int], locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     _alert_of_order()
-    # In the type of arithmetic: thousands of additions meet in one pixel.
+    # Accumulated in the compute dtype: one pixel may receive thousands of additions.
     grad_value = torch.zeros_like(value, dtype=locations.dtype)
     grads = grad_value, torch.empty_like(locations), torch.empty_like(weights)
-    tensors = (slope, value, *_table(tuple(maps), value.device), locations, weights, *grads)
+    tensors = (grad_out, value, *_table(tuple(maps), value.device), locations, weights, *grads)
     _launch(grad_kernel, tensors, value, locations)
     return grad_value.to(value.dtype), grads[1], grads[2]
 
 
 sample_and_sum_triton = define_sampler("deformable_triton", _forward, _backward)
-"""What `sample_and_sum` gives; values may be of any floating type, and are read as they are."""
+"""`sample_and_sum` on GPUs; values may have any floating dtype and are read without a cast."""

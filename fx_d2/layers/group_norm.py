@@ -1,4 +1,4 @@
-"""Group norm of one image, too."""
+"""Group norm that accepts a batch of one image."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 
 class GroupNorm(nn.GroupNorm):
-    """torch's, of which a single image may have groups of one number, as images of a larger batch may.
+    """torch's GroupNorm, also for a single image whose groups hold one value each; the output is then the bias.
 
-    The result is the bias then. torch's module refuses the single image, though no image depends on those beside it.
+    torch refuses that input, but accepts it in a larger batch, although images are normalised independently.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Where half precision is not enough."""
+"""Casts for operations that half precision is too coarse for."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from torch import Tensor
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """The tensor in float32, or as it is when it is float64 already."""
+    """The tensor in float32, or unchanged if it is float64."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""Numbers that all processes of a run, and all parts of a step's batch, must share."""
+"""Values that all ranks of a run, and all micro-batches of a step, must share."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Part:
-    """What the losses of a part of a process's batch must know of the whole, and of the other processes' batches.
+    """What the losses of a micro-batch must know of the rank's whole batch and of the other ranks' batches.
 
     Attributes:
-        share: images of the part among those of the process, in (0, 1].
-        count: `shared_count` of what the whole has (known labels, or boxes), on the host; float64: a part of it must be
-            exact.
-        largest: `largest_over_processes` of the whole.
+        share: fraction of the rank's images that are in the micro-batch, in (0, 1].
+        count: `shared_count` of the whole batch (known labels, or boxes), on the host; float64, so that multiplying by
+            `share` loses no precision.
+        largest: `largest_over_processes` of the whole batch.
     """
 
     share: float
@@ -33,8 +33,8 @@ _part: ContextVar[Part | None] = ContextVar("part", default=None)
 
 @contextmanager
 def part_of_batch(part: Part | None) -> Iterator[None]:
-    """Inside, the functions below answer for the whole batch, so that the parts' results, weighted by their shares,
-    add up to its result. None: the batch is not divided, and the functions ask the other processes themselves.
+    """Inside, `shared_count` and `largest_over_processes` return the values of the whole batch, so the micro-batches'
+    losses, weighted by their shares, add up to its loss. None: the batch is not split, and the functions communicate.
     """
     token = _part.set(part)
     try:
@@ -44,15 +44,15 @@ def part_of_batch(part: Part | None) -> Iterator[None]:
 
 
 def shared_count(count: Tensor) -> Tensor:
-    """What a sum over this process's items is divided by, so that the processes' results average to the mean of all.
+    """Divisor of a sum over this rank's items that makes the average over ranks the mean over all items.
 
     A collective call, except inside `part_of_batch`.
 
     Args:
-        count: number of this process's items, a scalar.
+        count: number of items on this rank, a scalar.
 
     Returns:
-        Scalar: the items of all processes, at least one, divided by the number of processes.
+        Scalar: the number of items on all ranks, at least one, divided by the world size.
     """
     part = _part.get()
     if part is not None:
@@ -66,7 +66,7 @@ def shared_count(count: Tensor) -> Tensor:
 
 
 def largest_over_processes(value: int, device: torch.device) -> int:
-    """The largest of all processes' values. A collective call, except inside `part_of_batch`, on `device`."""
+    """Maximum of a value over ranks. A collective call on `device`, except inside `part_of_batch`."""
     part = _part.get()
     if part is not None:
         return part.largest
@@ -78,12 +78,12 @@ def largest_over_processes(value: int, device: torch.device) -> int:
 
 
 def shared_numbers(count: int, largest: int, device: torch.device) -> tuple[Tensor, int]:
-    """`shared_count` and `largest_over_processes` of two numbers in one exchange, and both on the host.
+    """`shared_count` and `largest_over_processes` in one collective call on `device`, with both results on the host.
 
-    A collective call, over `device`. Made before a step's work is queued, it is the only one that waits for the device.
+    Called before a step's work is queued, it is the step's only collective that synchronises with the device.
 
     Returns:
-        A float64 scalar, and the largest.
+        A float64 scalar, and the maximum.
     """
     own = torch.tensor([count, largest])
     rows = [own]
@@ -96,7 +96,7 @@ def shared_numbers(count: int, largest: int, device: torch.device) -> tuple[Tens
 
 
 def copy_from_first(tensors: list[Tensor]) -> None:
-    """Give every process the first one's values of tensors of one type, in one exchange. A collective call."""
+    """Broadcast rank 0's values of tensors of one dtype to all ranks, in one collective call."""
     if comm.get_world_size() == 1 or not tensors:
         return
     joined = torch.cat([x.flatten() for x in tensors])

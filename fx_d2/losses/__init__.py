@@ -1,4 +1,4 @@
-"""Losses: tensors in, scalars out; no module state, no knowledge of datasets."""
+"""Losses: tensors in, scalars out; stateless, and independent of datasets."""
 
 from fx_d2.losses.classification import classification_loss
 from fx_d2.losses.consistency import consistency_loss

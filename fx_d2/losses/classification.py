@@ -1,4 +1,4 @@
-"""Binary cross-entropy that leaves unknown labels out."""
+"""Binary cross-entropy that ignores unknown labels."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from fx_d2.layers.processes import shared_count
 def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean binary cross-entropy over the known labels.
 
-    With several processes the mean is over the labels of all: the processes' losses average to it.
+    With several processes, the mean is over the labels of all ranks: the ranks' losses average to it.
 
     Args:
         logits: (B, C).
         labels: (B, C) in [0, 1]; NaN = unknown.
 
     Returns:
-        Scalar; zero, still attached to the graph, when no label is known.
+        Scalar; zero, still attached to the autograd graph, when no label is known.
     """
     known = ~labels.isnan()
     logits = at_least_float32(logits)

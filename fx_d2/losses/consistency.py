@@ -1,4 +1,4 @@
-"""Distance between what student and teacher compute in a shared part."""
+"""Distance between student and teacher outputs of a shared component."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from fx_d2.layers.precision import at_least_float32
 
 
 def consistency_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared error between a student's tensor and the teacher's, element by element.
+    """Element-wise mean squared error between the student's and the teacher's tensor.
 
     Args:
-        student: any shape, with a graph.
-        teacher: the same shape and position order, without a graph.
+        student: any shape.
+        teacher: same shape and order of positions; must not require grad.
 
     Raises:
-        ValueError: the shapes differ, or the teacher's tensor would receive a gradient.
+        ValueError: the shapes differ, or the teacher's tensor requires grad.
     """
     if student.shape != teacher.shape:
-        raise ValueError(f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} cannot be compared")
+        raise ValueError(f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} differ in shape")
     if teacher.requires_grad:
-        raise ValueError("the teacher's side of a consistency loss must be without a graph")
+        raise ValueError("the teacher's tensor in a consistency loss must not require grad")
     return F.mse_loss(at_least_float32(student), at_least_float32(teacher))

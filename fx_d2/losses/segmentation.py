@@ -12,22 +12,22 @@ from fx_d2.layers.precision import at_least_float32
 def dice_loss(
     logits: Tensor, masks: Tensor, known: Tensor, valid: Tensor, per_class: bool, smooth: float = 1.0
 ) -> Tensor:
-    """1 - (2 I + s) / (P + T + s), with I, P, T summed over the batch, of all processes together.
+    """1 - (2 I + s) / (P + T + s), with I, P and T summed over the batches of all ranks.
 
-    Dice of a whole is not the mean of the Dice of its parts: each process gets the loss of the joined batch, and the
-    processes' gradients average to that loss's gradient.
+    The Dice of a whole batch is not the mean of the Dice of its parts: each rank gets the loss of the global batch, and
+    the ranks' gradients average to its gradient.
 
     Args:
         logits: (B, C, H, W).
-        masks: (B, C, H, W) truth in [0, 1].
-        known: (B, C) bool; channels of an image that were not annotated are left out.
+        masks: (B, C, H, W) ground truth in [0, 1].
+        known: (B, C) bool; False = channel not annotated in this image, ignored.
         valid: (B, H, W) bool; False = pixels to ignore.
-        per_class: True: one Dice per channel, averaged over channels known in this batch;
+        per_class: True: one Dice per channel, averaged over the channels known in the global batch;
             False: all channels flattened together, as in the reference.
-        smooth: s, the reference's 1.
+        smooth: s; 1 in the reference.
 
     Returns:
-        Scalar in [0, 1); zero, still attached to the graph, when nothing is known.
+        Scalar in [0, 1); zero, still attached to the autograd graph, when nothing is known.
     """
     weight = known[:, :, None, None] & valid[:, None]
     probabilities = at_least_float32(logits).sigmoid() * weight
@@ -45,6 +45,6 @@ def dice_loss(
 
 
 def _joined(*parts: Tensor) -> list[Tensor]:
-    """Tensors summed over processes, with gradients, in one exchange."""
+    """Tensors summed over ranks, differentiably, in one collective call."""
     joined = differentiable_all_reduce(torch.cat([part.flatten() for part in parts]))
     return [x.view_as(part) for x, part in zip(joined.split([p.numel() for p in parts]), parts, strict=True)]

@@ -1,7 +1,7 @@
 """DINO's set loss for all decoder layers at once: matching, focal, L1 and generalized IoU.
 
-Every tensor carries a leading layer axis, so one cost tensor, one transfer to the host and one set of kernels serve
-the final layer, the auxiliary layers and the proposals, and, in a second call, the denoising queries.
+Every tensor has a leading layer axis, so one cost tensor, one transfer to the host and one set of kernels serve the
+final layer, the auxiliary layers and the proposals; a second call handles the denoising queries.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from fx_d2.layers.processes import largest_over_processes, shared_count
 
 @dataclass(frozen=True)
 class Targets:
-    """The N boxes of a batch, image by image.
+    """The N ground-truth boxes of a batch, in image order.
 
     Attributes:
         labels: (N,) int64, columns of the logits.
         boxes: (N, 4) (cx, cy, w, h) relative to each image.
-        image: (N,) int64, whose box it is.
-        slot: (N,) int64, its number among the image's boxes.
+        image: (N,) int64, index of the box's image.
+        slot: (N,) int64, index of the box within its image.
         counts: number of boxes of each image.
-        width: the largest count of an image, of any process, at least 1: the layout of the denoising queries, whose
-            padding counts as background, follows from it.
+        width: the largest count of any image on any rank, at least 1. It sets the layout of the denoising queries,
+            whose padding counts as background in the loss.
     """
 
     labels: Tensor
@@ -44,12 +44,12 @@ class Targets:
 
     @classmethod
     def of_batch(cls, labels: Tensor, boxes: Tensor, counts: Sequence[int]) -> Targets:
-        """Targets from labels (N,), boxes (N, 4) and the host's counts, without waiting for a device.
+        """Targets from labels (N,), boxes (N, 4) and counts on the host, without a device sync on a single process.
 
         A collective call.
         """
-        places = [(image, slot) for image, count in enumerate(counts) for slot in range(count)]
-        pair = torch.tensor(places, dtype=torch.int64).view(-1, 2).T.contiguous()
+        indices = [(image, slot) for image, count in enumerate(counts) for slot in range(count)]
+        pair = torch.tensor(indices, dtype=torch.int64).view(-1, 2).T.contiguous()
         image, slot = pair.to(labels.device, non_blocking=True)
         width = largest_over_processes(max(1, *counts), labels.device)
         return cls(labels, boxes, image, slot, tuple(counts), width)
@@ -60,15 +60,15 @@ class Targets:
         return len(self.labels)
 
     def normalizer(self) -> float:
-        """Mean number of boxes per process, of at least 1 in all: what DETR losses are divided by."""
-        # Alone, the number stays on the host: nothing waits for the device.
+        """Mean number of boxes per rank (total at least 1), the normalizer of DETR losses."""
+        # On a single process the count stays on the host, which avoids a device sync.
         device = self.labels.device if comm.get_world_size() > 1 else torch.device("cpu")
         return float(shared_count(torch.tensor(self.total, device=device)))
 
 
 @dataclass(frozen=True)
 class SetLossWeights:
-    """Weights of the three loss terms and of the three matching costs (DINO's defaults), and their parameters."""
+    """Weights of the three loss terms and the three matching costs, and their hyper-parameters (DINO's defaults)."""
 
     loss_class: float = 1.0
     loss_l1: float = 5.0
@@ -83,11 +83,11 @@ class SetLossWeights:
 
 @dataclass(frozen=True)
 class Match:
-    """Which query answers for which target, layer by layer, equally many in each.
+    """Query-target pairs, in layer order, with the same number of pairs in each layer.
 
     Attributes:
-        query: (R,) int64, numbers of queries where those of all layers and images are counted through, (L, B, Q).
-        target: (R,) int64, numbers of targets.
+        query: (R,) int64, flat indices into (L, B, Q).
+        target: (R,) int64, indices into the batch's targets.
     """
 
     query: Tensor
@@ -96,7 +96,7 @@ class Match:
 
 @torch.no_grad()
 def match_queries(logits: Tensor, boxes: Tensor, targets: Targets, weights: SetLossWeights) -> Match:
-    """The cheapest one-to-one assignment of queries to targets, for every layer and image.
+    """Hungarian matching: the cheapest one-to-one assignment of queries to targets for every layer and image.
 
     Args:
         logits: (L, B, Q, K).
@@ -111,21 +111,21 @@ def match_queries(logits: Tensor, boxes: Tensor, targets: Targets, weights: SetL
         FloatingPointError: a cost is not finite.
     """
     layers, batch, queries = logits.shape[:3]
-    table = _costs(logits, boxes, targets, weights).cpu().numpy()  # the criterion's one wait for the device
+    table = _costs(logits, boxes, targets, weights).cpu().numpy()  # the criterion's only device sync
     if not np.isfinite(table).all():
         raise FloatingPointError("matching costs are not finite: the decoder's boxes or logits are NaN")
     ends = np.cumsum((0, *targets.counts))
     pairs = [np.empty((2, 0), dtype=np.int64)]
     for layer in range(layers):
         for image in range(batch):
-            # Fewer rows than columns: the way round that scipy need not turn.
+            # Targets as rows: scipy transposes tables with more rows than columns.
             row, column = linear_sum_assignment(table[ends[image] : ends[image + 1], layer])
             pairs.append(np.stack(((layer * batch + image) * queries + column, ends[image] + row)))
     return Match(*torch.from_numpy(np.concatenate(pairs, axis=1)).to(logits.device, non_blocking=True))
 
 
 def _costs(logits: Tensor, boxes: Tensor, targets: Targets, weights: SetLossWeights) -> Tensor:
-    """What it costs that a query answers for a target of its image: (N, L, Q)."""
+    """Cost of assigning each query to each target of its image: (N, L, Q)."""
     prob = at_least_float32(logits)[:, targets.image, :, targets.labels].sigmoid()
     predicted = at_least_float32(boxes).transpose(0, 1)[targets.image]
     truth = at_least_float32(targets.boxes)[:, None, None]
@@ -148,11 +148,11 @@ def set_losses(
         boxes: (L, B, Q, 4).
         targets: the batch's boxes.
         match: from `match_queries`, or known beforehand for denoising queries.
-        normalizer: what the sums are divided by.
+        normalizer: divisor of the sums.
         weights: loss weights.
 
     Returns:
-        {"class", "l1", "giou"}: (L,), zero but attached to the graph when there is no box.
+        {"class", "l1", "giou"}: (L,); without boxes, "l1" and "giou" are zero but attached to the autograd graph.
     """
     each = (len(logits), len(match.query) // len(logits))
     predicted = at_least_float32(boxes).flatten(0, 2)[match.query]
@@ -168,15 +168,15 @@ def set_losses(
 
 
 def _focal(logits: Tensor, query: Tensor, label: Tensor, weights: SetLossWeights) -> Tensor:
-    """Sigmoid focal loss (Lin et al., 2017) of each logit, (L, B, Q, K), true where (query, label) says so.
+    """Sigmoid focal loss (Lin et al., 2017) of each logit, (L, B, Q, K); the positives are given by (query, label).
 
-    With s the logit's sign turned where it is true, both sides are weight * sigmoid(s)^gamma * softplus(s). fvcore's
-    casts to float32, too coarse to compare in float64, and takes twice as many steps.
+    With s the logit, negated for positives, both branches are weight * sigmoid(s)^gamma * softplus(s). fvcore's version
+    casts to float32, too coarse for comparisons in float64, and needs twice as many operations.
     """
     sign = torch.ones_like(logits)
     share = torch.full_like(logits, 1 - weights.focal_alpha)
     sign.flatten(0, 2)[query, label] = -1.0
     share.flatten(0, 2)[query, label] = weights.focal_alpha
     wrong = logits * sign
-    # From 40 on softplus is the identity to the last bit of float64; torch's default of 20 is not.
+    # From 40 on, softplus is the identity to the last bit of float64; from torch's default threshold of 20 it is not.
     return share * wrong.sigmoid() ** weights.focal_gamma * F.softplus(wrong, threshold=40.0)

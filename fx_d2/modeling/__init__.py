@@ -1,4 +1,4 @@
-"""The model. Importing this module registers it and its trunk with Detectron2."""
+"""The model. Importing this module registers the meta-architecture and its backbone with Detectron2."""
 
 from fx_d2.modeling.backbone import TimmBackbone, build_timm_backbone
 from fx_d2.modeling.heads import HeadChange, change_heads

@@ -1,4 +1,4 @@
-"""Parameters and arithmetic of each component, counted without memory and without computing."""
+"""Parameters and FLOPs of each component, counted on fake tensors: no weights, no computation."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Cost:
-    """What a component costs.
+    """Cost of a component.
 
     Attributes:
-        component: one of COMPONENTS; of a component with one module per dataset, that of one dataset.
-        parameters: how many numbers learn.
-        flops: of one forward pass for one image; a multiplication and an addition are two.
-        uncounted: names of torch's operators that compute something and ran without being counted.
+        component: one of COMPONENTS; for components with one module per dataset, the module of one dataset.
+        parameters: number of parameters.
+        flops: of one forward pass on one image; a multiply-add counts as two.
+        uncounted: names of the torch operators that computed something but are not counted.
     """
 
     component: str
@@ -37,23 +37,23 @@ class Cost:
 
 
 def component_costs(cfg: CfgNode, spec: DatasetSpec, size: Sequence[int]) -> list[Cost]:
-    """The costs of a model with one dataset, in the order in which an image passes the components.
+    """Costs of a model with one dataset, in the order in which an image passes through the components.
 
-    Counted are matrix products, convolutions, attention, and the bilinear samples of deformable attention with their
-    weights (five multiplications and additions a sample and channel). fvcore's counter, for comparison, leaves out
-    fused attention and needs a model with weights. What is not counted is named in `Cost.uncounted`.
+    Counts matrix products, convolutions, attention, and the weighted bilinear samples of deformable attention (five
+    multiply-adds per sample and channel). `Cost.uncounted` names the rest. fvcore's counter, in comparison, misses
+    fused attention and needs a model with weights.
 
     Args:
         cfg: MODEL is read.
-        spec: a row with all three tasks; its classes decide the sizes of heads.
+        spec: a dataset row with all three tasks; its classes decide the head sizes.
         size: (height, width) of the image.
 
     Raises:
-        FXError: the row lacks a task, or a trunk for this size cannot be built.
+        FXError: the row lacks a task, or no backbone can be built for this size.
     """
     if spec.tasks != TASKS:
-        raise FXError(f"dataset {spec.name!r} has only {list(spec.tasks)}: a row with all of {TASKS} is needed")
-    # Autocast, which deformable attention switches off, does not know the meta device; fake CPU tensors are as light.
+        raise FXError(f"dataset {spec.name!r} has only {list(spec.tasks)}: choose a dataset with all of {TASKS}")
+    # Deformable attention disables autocast, which does not support the meta device; fake CPU tensors cost as little.
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     model = _without_memory(cfg, spec, size, fake)
     costs: list[Cost] = []
@@ -61,13 +61,12 @@ def component_costs(cfg: CfgNode, spec: DatasetSpec, size: Sequence[int]) -> lis
     def run(component: str, module: nn.Module, *inputs: Any) -> Any:
         out, flops, uncounted = _count(lambda: module(*inputs))
         part = getattr(model, component) if component == "backbone" else module
-        costs.append(Cost(component, sum(p.numel() for p in part.parameters()), flops // 2, uncounted))
+        costs.append(Cost(component, sum(p.numel() for p in part.parameters()), flops, uncounted))
         return out
 
     with fake, torch.no_grad():
         heads = {task: getattr(model, part)[spec.name] for task, part in HEAD_COMPONENTS.items()}
-        # Two images, because a group norm refuses a single value, which one image may leave of the coarsest level.
-        features = run("backbone", model.backbone, torch.empty(2, 1, *size))
+        features = run("backbone", model.backbone, torch.empty(1, 1, *size))
         run("cls_heads", heads["cls"], model.backbone.pooled(features))
         memory = run("loc_encoder", model.loc_encoder, model.backbone.levels(features), None)
         run("loc_decoders", heads["loc"], memory)
@@ -77,12 +76,12 @@ def component_costs(cfg: CfgNode, spec: DatasetSpec, size: Sequence[int]) -> lis
 
 
 def _without_memory(cfg: CfgNode, spec: DatasetSpec, size: Sequence[int], fake: FakeTensorMode) -> Any:
-    """The model with fake weights; nothing is downloaded."""
+    """The model with fake weights and without pretrained ones."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.INPUT.SIZE = list(size)
     cfg.MODEL.TIMM.KWARGS.pop("pretrained", None)
-    cfg.MODEL.LOC.SAMPLER = "torch"  # whose operators are counted, and run on tensors without memory
+    cfg.MODEL.LOC.SAMPLER = "torch"  # its operators can be counted
     with torch.device("meta"):
         model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg, specs=[spec])
     with fake:
@@ -90,7 +89,7 @@ def _without_memory(cfg: CfgNode, spec: DatasetSpec, size: Sequence[int], fake: 
 
 
 class _Operators(TorchDispatchMode):
-    """Notes each operator that runs."""
+    """Records every operator that runs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,9 +102,9 @@ class _Operators(TorchDispatchMode):
 
 
 def _count(function: Callable[[], T]) -> tuple[T, int, frozenset[str]]:
-    """What a function returns, its FLOPs, and the operators that were not counted."""
+    """A function's result, its FLOPs, and the operators that were not counted."""
     mapping: dict[Any, Any] = {torch.ops.aten.grid_sampler_2d: _sampling_flops}
-    # The mode that is entered last sees an operator first, and the other one what is left after decomposition.
+    # The mode entered last sees an operator first; the other one sees what it decomposes into.
     with _Operators() as operators, FlopCounterMode(display=False, custom_mapping=mapping) as counter:
         out = function()
     left = {op for op in operators.seen if op.overloadpacket not in counter.flop_registry and _computes(op)}
@@ -113,12 +112,12 @@ def _count(function: Callable[[], T]) -> tuple[T, int, frozenset[str]]:
 
 
 def _computes(op: Any) -> bool:
-    """Whether an operator makes new tensors out of tensors: no view, no allocation."""
+    """Whether an operator computes new tensors from tensors, unlike a view or an allocation."""
     takes, gives = ([v for v in side if "Tensor" in str(v.type)] for side in (op._schema.arguments, op._schema.returns))
     return bool(takes and gives) and not any(value.alias_info for value in gives)
 
 
 def _sampling_flops(*shapes: Any, out_shape: Sequence[int], **others: Any) -> int:
-    """Four neighbours and the attention weight: five multiplications and additions for each sampled value."""
+    """Four neighbours and the attention weight: five multiply-adds for each sampled value."""
     del shapes, others
     return 10 * torch.Size(out_shape).numel()

@@ -1,4 +1,4 @@
-"""Heads and decoders by name: building them from the rows, and changing those of a model that is there."""
+"""Heads and decoders: building them from dataset rows (`DatasetSpec`), and changing those of an existing model."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from fx_d2.modeling.meta_arch import FoundationX
 
 _SHARED = {"loc": "loc_encoder", "seg": "seg_decoder"}
-"""The shared part that stands between trunk and heads of a task."""
+"""The shared component between the backbone and the heads of a task."""
 
 
 @dataclass(frozen=True)
 class HeadChange:
-    """What `change_heads` did, each part by its name in the checkpoint, such as "loc_decoders.tbx11k".
+    """What `change_heads` did, by checkpoint prefix such as "loc_decoders.tbx11k".
 
     Attributes:
-        kept: bit by bit as before.
-        created: with new random weights.
-        dropped: gone.
+        kept: weights unchanged.
+        created: randomly initialised.
+        dropped: removed.
     """
 
     kept: tuple[str, ...]
@@ -40,7 +40,7 @@ class HeadChange:
 
 
 def build_shared(cfg: CfgNode, task: str, channels: Sequence[int]) -> nn.Module | None:
-    """The shared part of a task behind a trunk with these channels; None for classification, which has none."""
+    """The shared component of a task for a backbone with these channels; None for classification, which has none."""
     if task == "loc":
         return build_encoder(cfg, [channels[i] for i in cfg.MODEL.LOC.STAGES])
     if task == "seg":
@@ -55,7 +55,7 @@ def build_head(cfg: CfgNode, task: str, spec: DatasetSpec, channels: Sequence[in
     if task == "cls":
         return nn.Linear(channels[-1], count)
     if task == "loc":
-        # The encoder adds one coarser level to those of the trunk.
+        # The encoder adds one coarser level to those of the backbone.
         return build_decoder(cfg, count, len(cfg.MODEL.LOC.STAGES) + 1)
     return segmentation_head(cfg.MODEL.SEG.DIM, count)
 
@@ -66,23 +66,23 @@ def head_name(dataset: str, task: str) -> str:
 
 
 def head_names(specs: Sequence[DatasetSpec]) -> dict[str, tuple[str, ...]]:
-    """The heads that rows need and the classes they stand for, in order of tasks, then of rows."""
+    """Checkpoint prefix -> classes of every head the rows need, ordered by task, then by row."""
     return {head_name(spec.name, task): spec.classes(task) for task in TASKS for spec in specs if task in spec.tasks}
 
 
 def matching_heads(
     model: FoundationX, state: Mapping[str, Tensor], classes: Mapping[str, Mapping[str, Any]] | None
 ) -> tuple[dict[str, Tensor], HeadChange]:
-    """What of a file's weights a model may start from, and what becomes of the heads on either side.
+    """Which of a checkpoint's weights can initialise a model, and what happens to the heads of both.
 
     Args:
-        model: about to be initialized.
-        state: the file's weights, with names as in the model.
-        classes: the rows behind the file's heads as plain data; None = unknown, then names and shapes decide.
+        model: about to be initialised.
+        state: the checkpoint's weights, with names as in the model.
+        classes: dataset rows of the checkpoint's heads as plain data; None = unknown, names and shapes decide.
 
     Returns:
-        `state` without the heads of the model's name that stand for other classes there, and the change: "kept" heads
-        take the file's weights, "created" ones stay random, "dropped" ones of the file are not used.
+        `state` without heads that have the same name but other classes, and the change: "kept" heads take the
+        checkpoint's weights, "created" ones stay random, "dropped" ones of the checkpoint are not used.
     """
     ours, prefixes = head_names(list(model.specs.values())), tuple(f"{part}." for part in HEAD_COMPONENTS.values())
     theirs = dict.fromkeys(".".join(key.split(".")[:2]) for key in state if key.startswith(prefixes))
@@ -102,25 +102,28 @@ def matching_heads(
 
 
 def change_heads(model: FoundationX, cfg: CfgNode, specs: Sequence[DatasetSpec]) -> HeadChange:
-    """Give a model exactly the heads of these rows, in place; everything else stays as it is.
+    """Give a model exactly the heads of these dataset rows, in place; everything else is unchanged.
 
-    A head is kept when its dataset is among the rows with the same classes for the task, in the same order; a head
-    of other classes is replaced. The shared part of a task comes and goes with the task's first and last head. New
-    weights are on the model's device and in the state of its training flag.
+    A head is kept if the rows contain its dataset with the same classes, in the same order, for the task; a head with
+    other classes is replaced. The shared component of a task is created with its first head and removed with its last.
+    New modules are on the model's device and in its training mode.
 
     Args:
-        model: changed.
-        cfg: MODEL is read for the sizes of new parts; it must be the config that the model was built with.
-        specs: the rows; two of one name are an FXError, and so are none, and guided segmentation without its decoder.
+        model: changed in place.
+        cfg: the config the model was built with; MODEL is read for the sizes of new modules.
+        specs: the dataset rows.
+
+    Raises:
+        FXError: no rows, two rows with the same name, or segmentation guided by a localization decoder that is missing.
     """
     names = [spec.name for spec in specs]
     if not specs or len(set(names)) != len(names):
-        raise FXError(f"a model needs at least one dataset, and each one once, not {names}")
+        raise FXError(f"a model needs at least one dataset, each listed once, not {names}")
     for spec in specs:
         if model.regions.weight and spec.name in model.loc_decoders and "seg" in spec.tasks and "loc" not in spec.tasks:
             raise FXError(
                 f"{spec.name}: its segmentation is guided by its own boxes (MODEL.SEG.REGION) and needs its "
-                "localization decoder: keep both, or drop both"
+                "localization decoder: keep both or drop both"
             )
     old, new = head_names(list(model.specs.values())), head_names(specs)
     before = [*old, *(part for part in _SHARED.values() if getattr(model, part) is not None)]
@@ -149,7 +152,7 @@ def change_heads(model: FoundationX, cfg: CfgNode, specs: Sequence[DatasetSpec])
             else:
                 kept.append(part)
     model.specs = {spec.name: spec for spec in specs}
-    # A replaced head was dropped under the name under which it was created.
+    # A replaced head appears as dropped and as created, under the same name.
     return HeadChange(tuple(kept), tuple(created), tuple(name for name in before if name not in kept))
 
 

@@ -1,4 +1,4 @@
-"""The localization branch around encoder and decoders: losses in training, boxes at inference."""
+"""The localization branch: builders of encoder and decoders, losses in training, boxes at inference."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fx_d2.structures import FXError
 
 @dataclass(frozen=True)
 class LocSettings:
-    """Numbers of the branch that are not weights; meanings in fx_d2.config, MODEL.LOC."""
+    """Hyper-parameters of the branch; see MODEL.LOC in fx_d2/config.py."""
 
     weights: SetLossWeights
     proposal_weight: float
@@ -59,7 +59,7 @@ def build_settings(cfg: CfgNode) -> LocSettings:
 
 
 def build_encoder(cfg: CfgNode, in_channels: Sequence[int]) -> LocEncoder:
-    """The shared encoder for the trunk's channels."""
+    """The shared encoder for the backbone's channels."""
     node = cfg.MODEL.LOC
     encoder = LocEncoder(
         in_channels=in_channels,
@@ -76,7 +76,7 @@ def build_encoder(cfg: CfgNode, in_channels: Sequence[int]) -> LocEncoder:
 
 
 def _stack_sizes(cfg: CfgNode, levels: int) -> dict[str, int]:
-    """Arguments of a decoder's layers, whoever owns them."""
+    """Arguments of a decoder's layers, shared or not."""
     node = cfg.MODEL.LOC
     return {
         "dim": node.HIDDEN_DIM,
@@ -92,7 +92,7 @@ def build_decoder(cfg: CfgNode, num_classes: int, levels: int) -> LocDecoder:
     """The decoder of a dataset with `num_classes` box classes.
 
     Raises:
-        FXError: the classes do not fit into the logits, or these not into the label embeddings.
+        FXError: too few logits for the classes, or too few label embeddings for the logits.
     """
     node = cfg.MODEL.LOC
     logits = node.NUM_LOGITS or node.FIRST_CLASS + num_classes
@@ -124,11 +124,11 @@ def localization_losses(
     Args:
         decoder: the dataset's decoder, in training mode.
         memory: of the batch.
-        targets: the batch's boxes; may be none.
-        settings: the branch's numbers.
+        targets: the batch's boxes, possibly none.
+        settings: hyper-parameters.
 
     Returns:
-        {"class", "l1", "giou"} and the same with "enc_" and, with denoising, "dn_" in front, weighted scalars.
+        Weighted scalars "class", "l1" and "giou", the same prefixed with "enc_" and, with denoising, with "dn_".
     """
     if settings.first_class:
         targets = replace(targets, labels=targets.labels + settings.first_class)
@@ -146,11 +146,11 @@ def localization_losses(
 def criterion(
     out: DecoderOutput, targets: Targets, noised: NoisedQueries, weights: SetLossWeights, proposal_weight: float
 ) -> dict[str, Tensor]:
-    """What `localization_losses` makes of a decoder's answers.
+    """`localization_losses` of a decoder's output.
 
     Args:
-        out: the decoder's, the denoising queries' answers in front.
-        targets: the truth, in columns of the logits.
+        out: the decoder's output, denoising queries first.
+        targets: ground truth, labels as columns of the logits.
         noised: the denoising queries.
         weights: of losses and matching costs.
         proposal_weight: of the proposals' losses.
@@ -160,7 +160,7 @@ def criterion(
     (known_logits, logits), (known_boxes, boxes) = (
         x.split([extra, x.shape[2] - extra], dim=2) for x in (out.logits, out.boxes)
     )
-    # The proposals answer as one more layer, even with weight 0: their heads must take part in the backward pass.
+    # Proposals count as one more layer, even with weight 0: their heads must take part in the backward pass.
     logits = torch.cat((logits, out.proposal_logits[None]))
     boxes = torch.cat((boxes, out.proposal_boxes[None]))
     terms = set_losses(logits, boxes, targets, match_queries(logits, boxes, targets, weights), norm, weights)
@@ -173,11 +173,11 @@ def criterion(
 
 
 def best_pairs(out: DecoderOutput, num_select: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The best `num_select` of queries x logits of each image, without suppression, as DINO does.
+    """The `num_select` best (query, logit) pairs of each image, without NMS, as in DINO.
 
     Args:
         out: of a decoder without denoising queries.
-        num_select: how many at most.
+        num_select: maximum number of pairs.
 
     Returns:
         Best first: scores (B, N) in [0, 1], columns of the logits (B, N), boxes (B, N, 4) as (x1, y1, x2, y2)
@@ -194,14 +194,14 @@ def best_pairs(out: DecoderOutput, num_select: int) -> tuple[Tensor, Tensor, Ten
 def select_boxes(
     out: DecoderOutput, sizes: Sequence[tuple[int, int]], num_select: int, classes: range | None = None
 ) -> list[Instances]:
-    """What `best_pairs` finds, in pixels and clipped to the image.
+    """`best_pairs` as Instances, in pixels and clipped to the image.
 
     Args:
         out: of a decoder without denoising queries.
-        sizes: (height, width) in pixels in which the boxes are wanted, per image.
-        num_select: how many at most.
-        classes: columns of the logits that stand for the dataset's classes, in their order; None = all. Others
-            compete for the `num_select` places, as in the reference, but are not returned.
+        sizes: (height, width) in pixels of each image, to which boxes are scaled.
+        num_select: maximum number of boxes, before `classes` is applied.
+        classes: columns of the logits that are the dataset's classes, in their order; None = all. Other columns compete
+            for the `num_select` slots, as in the reference, but are not returned.
 
     Returns:
         Per image Instances with pred_boxes (x1, y1, x2, y2), scores in [0, 1], pred_classes; best first.

@@ -1,4 +1,4 @@
-"""Foundation X: one trunk, shared localization encoder and segmentation decoder, and heads per dataset."""
+"""Foundation X: one backbone, a shared localization encoder and segmentation decoder, and heads per dataset."""
 
 from __future__ import annotations
 
@@ -34,30 +34,30 @@ from fx_d2.structures import (
 )
 
 Samples = Batch | Sequence[dict[str, Any]]
-"""What a model takes: a loader's Batch, or samples that become one."""
+"""Model input: a loader's Batch, or samples to collate into one."""
 
 
 @META_ARCH_REGISTRY.register()
 class FoundationX(nn.Module):
-    """The student. Its children are exactly COMPONENTS; heads and decoders are keyed by dataset name.
+    """The student model. Its children are exactly COMPONENTS; heads and decoders are keyed by dataset name.
 
-    A frozen part needs no switch here: its parameters ask for no gradient (`engine.lock`), so autograd records
-    nothing for it unless something before it learns.
+    Freezing needs no code here: frozen parameters do not require grad (`engine.lock`), so autograd records nothing for
+    a frozen component unless a trainable one precedes it.
 
     Args:
-        specs: rows whose heads are built.
-        backbone: the trunk.
+        specs: dataset rows (`DatasetSpec`) whose heads are built.
+        backbone: shared by all tasks.
         cls_heads: dataset name -> Linear.
         loc_encoder: shared encoder, or None when no dataset has boxes.
         loc_decoders: dataset name -> LocDecoder.
         seg_decoder: shared decoder, or None when no dataset has masks.
         seg_heads: dataset name -> convolution.
-        loc: numbers of the localization branch.
-        regions: of the guidance of segmentation by boxes.
+        loc: hyper-parameters of the localization branch.
+        regions: settings of box-guided segmentation.
         dice_per_class: see `losses.dice_loss`.
         consistency: c in (1 - c) * task + c * consistency; 0 without a teacher.
         pixel_mean: grey mean, in [0, 255].
-        pixel_std: grey deviation, in [0, 255].
+        pixel_std: grey standard deviation, in [0, 255].
     """
 
     pixel_mean: Tensor
@@ -97,7 +97,7 @@ class FoundationX(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, specs: Sequence[DatasetSpec] | None = None) -> dict[str, Any]:
-        """Constructor arguments; heads follow from `specs`, by default the rows behind DATASETS.TRAIN."""
+        """Constructor arguments; heads follow from `specs`, by default the dataset rows of DATASETS.TRAIN."""
         specs = specs_of(cfg.DATASETS.TRAIN) if specs is None else specs
         backbone = build_backbone(cfg)
         channels = backbone.channels
@@ -123,23 +123,23 @@ class FoundationX(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the model lives."""
+        """Device of the model."""
         return self.pixel_mean.device
 
     def forward(self, batch: Samples, guide: Mapping[str, Tensor] | None = None) -> Any:
-        """Losses in training, results in evaluation.
+        """Losses in training mode, results in evaluation mode.
 
         Args:
-            batch: of one dataset; in training also of one task. A Batch, or samples with keys as the mappers give
-                them: "dataset", "task" (training), "image" uint8 (1, H, W), "height", "width", and per task
-                "labels" (C,) with NaN unknown; "instances"; "masks" (C, H, W), "mask_known" (C,), "mask_valid" (H, W).
-                In evaluation an optional list "tasks" limits what is computed.
+            batch: of one dataset; in training also of one task. A Batch, or samples with the mappers' keys: "dataset",
+                "task" (training), "image" uint8 (1, H, W), "height", "width", and per task "labels" (C,), NaN =
+                unknown; "instances"; "masks" (C, H, W), "mask_known" (C,), "mask_valid" (H, W). In evaluation an
+                optional list "tasks" limits what is computed.
             guide: from `EMATeacher.guide`; adds the consistency losses.
 
         Returns:
-            Training: {"loss_{task}_{term}": scalar}. Evaluation: one dict per image with "cls" (C,) probabilities;
-            "instances" in original pixels; "seg" (C, H, W) probabilities at network size and "masks" bool
-            (C, height, width) at original size, for the dataset's tasks.
+            Training: {"loss_{task}_{term}": scalar}. Evaluation: one dict per image with, for the dataset's tasks,
+            "cls" (C,) probabilities; "instances" in original pixels; "seg" (C, H, W) probabilities at network input
+            size and "masks" bool (C, height, width) at original size.
         """
         if not self.training:
             return self.inference(batch)
@@ -170,20 +170,20 @@ class FoundationX(nn.Module):
         return {"dice": dice_loss(logits, masks, known, valid, self.dice_per_class)}
 
     def shared_outputs(self, batch: Samples, task: str, wanted: Iterable[str], view: str) -> dict[str, Tensor]:
-        """What the shared components give for a batch: the teacher's side of the consistency losses.
+        """Outputs of shared components for a batch: the teacher's side of the consistency losses.
 
         Args:
             batch: as in `forward`.
-            task: decides which tensor stands for a component, see `SharedPass.compared`.
-            wanted: components; nothing beyond the last one runs.
-            view: key of the images to read; falls back to "image" where the samples have no own view.
+            task: decides which tensor represents a component, see `SharedPass.compared`.
+            wanted: shared components; nothing beyond them runs.
+            view: key of the images to use; falls back to "image" if the samples do not have it.
         """
         shared = SharedPass(self, self._on_device(batch), task, view)
         return {component: shared.compared(component) for component in wanted}
 
     @torch.no_grad()
     def inference(self, batch: Samples) -> list[dict[str, Any]]:
-        """Results of all tasks asked for of the batch's dataset; see `forward`."""
+        """Results for the requested tasks of the batch's dataset; see `forward`."""
         batch = self._on_device(batch)
         dataset = batch.one("dataset")
         if dataset not in self.specs:
@@ -193,11 +193,11 @@ class FoundationX(nn.Module):
 
     @torch.no_grad()
     def predict(self, batch: Samples, wanted: Mapping[str, Iterable[str]]) -> list[dict[str, dict[str, Any]]]:
-        """Results of the heads of several datasets, for which trunk and shared parts run once.
+        """Results of the heads of several datasets; the backbone and the shared components run once.
 
         Args:
             batch: samples with "image", "height" and "width", as in `forward`.
-            wanted: dataset -> tasks, all of which it has.
+            wanted: dataset -> tasks to compute, each of which the dataset must have.
 
         Returns:
             Per image {dataset: what `forward` returns for it in evaluation}.
@@ -224,11 +224,11 @@ class FoundationX(nn.Module):
     def run_heads(
         self, features: dict[str, Tensor], padding: Tensor | None, wanted: Mapping[str, Iterable[str]]
     ) -> dict[str, dict[str, Any]]:
-        """What heads and decoders of several datasets give for the trunk's stages; shared parts run once.
+        """Outputs of the heads and decoders of several datasets for backbone features; shared components run once.
 
         Returns:
             {dataset: {"cls": (B, C) float32 probabilities, "loc": DecoderOutput, "seg": (B, C, H, W) logits at the
-            segmentation decoder's stride}}, of the tasks wanted.
+            segmentation decoder's stride}}, for the requested tasks.
         """
         tasks = {task: [name for name, chosen in wanted.items() if task in chosen] for task in TASK_COMPONENTS}
         found: dict[str, dict[str, Any]] = {name: {} for name in wanted}
@@ -252,16 +252,16 @@ class FoundationX(nn.Module):
         return found
 
     def box_columns(self, dataset: str) -> range:
-        """The columns of a localization decoder's logits that stand for the dataset's classes, in their order."""
+        """The columns of a localization decoder's logits that are the dataset's classes, in their order."""
         return range(self.loc.first_class, self.loc.first_class + len(self.specs[dataset].loc_classes))
 
     @torch.no_grad()
     def embed(self, batch: Samples) -> Tensor:
-        """The trunk's feature of each image, (B, C): what the classification heads read."""
+        """Pooled backbone features, (B, C), the input of the classification heads."""
         return self.backbone.pooled(self.features(self._on_device(batch), "image")[0])
 
     def modules_of(self, dataset: str, task: str) -> dict[str, list[nn.Module]]:
-        """The modules each component contributes to one dataset's task; nothing else runs in such a step."""
+        """Component -> its modules that a training step of one dataset's task can train."""
         heads = HEAD_COMPONENTS[task]
         modules: dict[str, list[nn.Module]] = {}
         for component in TASK_COMPONENTS[task]:
@@ -273,7 +273,7 @@ class FoundationX(nn.Module):
         return modules
 
     def shared_components(self, phase: Phase) -> list[str]:
-        """Shared components that learn in a phase, none without consistency: those of frozen parts are constant."""
+        """Shared components with a consistency loss in a phase: the trainable ones; none if `consistency` is 0."""
         if self.consistency == 0:
             return []
         return [c for c in SHARED_COMPONENTS if c in TASK_COMPONENTS[phase.task] and c in phase.trainable]
@@ -282,7 +282,7 @@ class FoundationX(nn.Module):
         return (batch if isinstance(batch, Batch) else Batch.collate(batch)).to(self.device)
 
     def features(self, batch: Batch, view: str) -> tuple[dict[str, Tensor], Tensor | None]:
-        """The trunk's stages for a batch on the device, and its padding (B, H, W); see `SharedPass` for the view."""
+        """Backbone features of a batch on the device, and its padding (B, H, W); see `SharedPass` for `view`."""
         images, padding = batch.tensors.get(view, batch.tensors["image"]), batch.tensors.get("padding")
         images = normalize_images(images, self.pixel_mean, self.pixel_std)
         if padding is not None:
@@ -297,7 +297,10 @@ class FoundationX(nn.Module):
 
     @torch.no_grad()
     def find_own_regions(self, dataset: str, features: dict[str, Tensor], padding: Tensor | None) -> Regions | None:
-        """Where the dataset's own boxes are, as constants; None without guidance. Frozen parts alone run here."""
+        """Regions around the boxes predicted by the dataset's own decoder, without grad; None without guidance.
+
+        The localization encoder and decoder, which a segmentation step does not train, run here.
+        """
         if not self._is_guided(dataset):
             return None
         memory = self._encode(features, padding)
@@ -305,11 +308,11 @@ class FoundationX(nn.Module):
         return find_regions(out, self.box_columns(dataset), memory.valid_ratios, self.regions)
 
     def fuse(self, features: dict[str, Tensor], regions: Regions | None) -> Tensor:
-        """What the segmentation decoder makes of the trunk's stages, guided by regions if there are any."""
+        """Output of the segmentation decoder for backbone features, guided by regions if given."""
         guided = features if regions is None else guide_features(features, regions, self.regions.weight)
         return cast(SegDecoder, self.seg_decoder)(list(guided.values()))
 
     @staticmethod
     def _upsample(logits: Tensor, size: Sequence[int]) -> Tensor:
-        """In float32 at least: a place's gradient is a sum over many pixels, added up in the type that is resized."""
+        """In at least float32: each position's gradient is a sum over many pixels, accumulated in the input's dtype."""
         return F.interpolate(at_least_float32(logits), size=tuple(size), mode="bilinear", align_corners=False)

@@ -1,4 +1,4 @@
-"""Features for segmentation that are stronger where the model's own boxes are (Foundation X+)."""
+"""Box-guided segmentation (Foundation X+): features are weighted by their distance to the model's predicted boxes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from fx_d2.modeling.detr.decoder import DecoderOutput
 from fx_d2.structures import FXError
 
 MOST_BOXES = 100
-"""Boxes of an image that count, the best; it bounds the memory of the maps."""
+"""Highest-scoring boxes used per image; bounds the memory of the maps."""
 
 
 @dataclass(frozen=True)
 class RegionSettings:
-    """MODEL.SEG.REGION: how much boxes weigh, from which score they count, by how much their area grows."""
+    """MODEL.SEG.REGION: weight of the map, score threshold of the boxes, factor by which their area is enlarged."""
 
     weight: float
     score: float
@@ -28,12 +28,12 @@ class RegionSettings:
 
 @dataclass(frozen=True)
 class Regions:
-    """Boxes of a batch, (B, N, 4) as (cx, cy, w, h) in parts of each image's sides, already grown.
+    """The boxes that guide the segmentation of a batch.
 
     Attributes:
-        boxes: see above.
-        kept: (B, N) bool, those that count.
-        ratios: (B, 2) share of the canvas's width and height that is image.
+        boxes: (B, N, 4) (cx, cy, w, h) relative to each image, already enlarged.
+        kept: (B, N) bool, True for boxes above the score threshold.
+        ratios: (B, 2) fraction of the canvas width and height covered by the image.
     """
 
     boxes: Tensor
@@ -42,21 +42,21 @@ class Regions:
 
 
 def build_regions(cfg: CfgNode) -> RegionSettings:
-    """Settings from MODEL.SEG.REGION; FXError for values that make no sense."""
+    """Settings from MODEL.SEG.REGION; FXError for values out of range."""
     node = cfg.MODEL.SEG.REGION
     if not 0 <= node.WEIGHT <= 1 or not 0 <= node.SCORE < 1 or node.AREA <= 0:
-        raise FXError(f"MODEL.SEG.REGION {dict(node)}: WEIGHT is in [0, 1], SCORE in [0, 1), AREA above 0")
+        raise FXError(f"MODEL.SEG.REGION {dict(node)}: WEIGHT must be in [0, 1], SCORE in [0, 1), AREA above 0")
     return RegionSettings(node.WEIGHT, node.SCORE, node.AREA)
 
 
 def find_regions(out: DecoderOutput, columns: range, valid_ratios: Tensor, settings: RegionSettings) -> Regions:
-    """The boxes that count: those whose best class scores above the threshold.
+    """Regions of the boxes whose best class scores above the threshold.
 
     Args:
-        out: of a decoder without denoising queries; the last layer's boxes are taken.
-        columns: of the logits that stand for the dataset's classes.
+        out: of a decoder without denoising queries; the last layer's boxes are used.
+        columns: of the logits that are the dataset's classes.
         valid_ratios: (B, levels, 2) of the memory.
-        settings: thresholds.
+        settings: threshold and enlargement.
     """
     scores = at_least_float32(out.logits[-1])[..., columns.start : columns.stop].sigmoid().amax(-1)
     best, index = scores.topk(min(MOST_BOXES, scores.shape[1]), dim=1)
@@ -66,10 +66,11 @@ def find_regions(out: DecoderOutput, columns: range, valid_ratios: Tensor, setti
 
 
 def region_map(regions: Regions, size: tuple[int, int]) -> Tensor:
-    """How near each position is to a box: 1 inside, outside it falls as a Gaussian of the distance.
+    """Proximity of each position to a box: 1 inside, outside a Gaussian of the distance.
 
-    The deviation is 1.5 times the box's longer side, at most the image's side (the public code's choice); distances
-    are in parts of the image's sides. Where boxes compete the nearest counts; an image without box is 1 everywhere.
+    The standard deviation is 1.5 times the box's longer side, at most the image's side (as in the public code);
+    distances are relative to the image's sides. Each position takes its largest value over boxes. Images without boxes
+    are 1 everywhere.
 
     Args:
         regions: of the batch.
@@ -80,21 +81,21 @@ def region_map(regions: Regions, size: tuple[int, int]) -> Tensor:
     """
     boxes, kept = regions.boxes, regions.kept
     centre, half = boxes[..., :2], boxes[..., 2:] / 2
-    deviation = (1.5 * boxes[..., 2:].amax(-1)).clamp(min=1e-6).clamp(max=1.0)
+    std = (1.5 * boxes[..., 2:].amax(-1)).clamp(1e-6, 1.0)
     squares = []
     for axis, count in ((0, size[1]), (1, size[0])):
-        places = (torch.arange(count, device=boxes.device, dtype=boxes.dtype) + 0.5) / count
-        places = places / regions.ratios[:, axis, None]
-        outside = (places[:, None] - centre[..., axis, None]).abs() - half[..., axis, None]
-        squares.append((outside.clamp(min=0) / deviation[..., None]).square())
-    # (B, N, H, W), of which the nearest box is kept at once.
+        positions = (torch.arange(count, device=boxes.device, dtype=boxes.dtype) + 0.5) / count
+        positions = positions / regions.ratios[:, axis, None]
+        outside = (positions[:, None] - centre[..., axis, None]).abs() - half[..., axis, None]
+        squares.append((outside.clamp(min=0) / std[..., None]).square())
+    # (B, N, H, W), reduced over boxes immediately.
     near = torch.exp(-0.5 * (squares[1][..., :, None] + squares[0][..., None, :]))
     best = (near * kept[..., None, None]).amax(1)
     return best.masked_fill(~kept.any(1)[:, None, None], 1.0)[:, None]
 
 
 def guide_features(features: Mapping[str, Tensor], regions: Regions, weight: float) -> dict[str, Tensor]:
-    """Each stage f as (1 - weight) * f + weight * f * map."""
+    """Each stage f becomes (1 - weight) * f + weight * f * map."""
     guided = {}
     for name, x in features.items():
         height, width = x.shape[-2:]

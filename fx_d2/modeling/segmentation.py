@@ -14,35 +14,35 @@ from fx_d2.layers.precision import at_least_float32
 from fx_d2.structures import FXError
 
 _GROUPS = 32
-"""Of group norms, as in Detectron2."""
+"""Groups of GroupNorm, as in Detectron2."""
 
 
 def _norm(name: str, channels: int) -> nn.Module | None:
-    """Detectron2's norm; FXError where GroupNorm's groups do not divide the channels."""
+    """`detectron2.layers.get_norm`; FXError if GroupNorm's groups do not divide the channels."""
     if name != "GN":
         return get_norm(name, channels)
     if channels % _GROUPS:
         raise FXError(
             f"MODEL.SEG.NORM GN has {_GROUPS} groups, which do not divide the {channels} channels of a convolution: "
-            "change MODEL.SEG.DIM, MODEL.SEG.POOL_BINS (the trunk's last width is divided by their number), or the norm"
+            "change MODEL.SEG.DIM, the norm, or MODEL.SEG.POOL_BINS (the backbone's channels are divided by its length)"
         )
     return GroupNorm(_GROUPS, channels)
 
 
 def _resize(x: Tensor, like: Tensor) -> Tensor:
-    """In float32 at least: the gradient of a place is a sum over many, added up in the type that is resized."""
+    """In at least float32: each position's gradient is a sum over many pixels, accumulated in the input's dtype."""
     full = F.interpolate(at_least_float32(x), size=like.shape[-2:], mode="bilinear", align_corners=True)
     return full.to(x.dtype)
 
 
 class PyramidPooling(nn.Module):
-    """Context of the whole image: the mean over 1x1, 2x2, ... bins, projected, beside the map itself.
+    """Pyramid pooling (PSPNet): averages over 1x1, 2x2, ... bins, projected and concatenated with the input.
 
     Args:
-        channels: of the map, in and out.
+        channels: of the input and the output.
         bins: grid sizes; each adds `channels // len(bins)` channels before the fusing convolution.
         norm: a Detectron2 norm name.
-        dropout: probability that a channel is dropped at the end.
+        dropout: probability of dropping a channel of the output.
     """
 
     def __init__(self, *, channels: int, bins: Sequence[int], norm: str, dropout: float) -> None:
@@ -65,14 +65,14 @@ class PyramidPooling(nn.Module):
 
 
 class SegDecoder(nn.Module):
-    """All stages of the trunk -> one map at the finest stage's stride.
+    """All stages of the backbone -> one map at the finest stage's stride.
 
-    The layout is the reference's (model-reference, section 2): the pyramid is not recursive, each level adds
-    the upsampled lateral of the next coarser one; the finest stage enters as it is.
+    The layout is the reference's: unlike FPN, the top-down path is not recursive. Each level adds the upsampled lateral
+    of the next coarser one, and the finest stage has no lateral convolution.
 
     Args:
-        in_channels: channels of the trunk's stages, fine to coarse; the first is the width of the pyramid.
-        dim: channels of the result.
+        in_channels: channels of the backbone's stages, fine to coarse; the first is the width of the pyramid.
+        dim: channels of the output.
         bins: of the pyramid pooling.
         norm: a Detectron2 norm name.
         dropout: of the pyramid pooling.
@@ -100,20 +100,20 @@ class SegDecoder(nn.Module):
 
 
 def segmentation_head(dim: int, num_classes: int) -> nn.Module:
-    """One dataset's head: 3x3 convolution to one logit per channel, at the decoder's stride."""
+    """One dataset's head: 3x3 convolution to one logit per class, at the decoder's stride."""
     return Conv2d(dim, num_classes, 3, padding=1)
 
 
 def original_masks(probabilities: Tensor, inside: Sequence[int], size: Sequence[int]) -> dict[str, Tensor]:
-    """One image's results from its map on the canvas.
+    """One image's results from its padded probability map.
 
     Args:
-        probabilities: (C, H, W) of the canvas.
-        inside: (height, width) of the image on the canvas, without padding.
+        probabilities: (C, H, W), with padding.
+        inside: (height, width) of the image without padding.
         size: (height, width) of the original image.
 
     Returns:
-        "seg": (C, *inside) probabilities; "masks": bool (C, *size), above one half.
+        "seg": (C, *inside) probabilities; "masks": (C, *size) bool, probability above 0.5.
     """
     seg = probabilities[:, : inside[0], : inside[1]]
     full = F.interpolate(seg[None], size=tuple(size), mode="bilinear", align_corners=False)

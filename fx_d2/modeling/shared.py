@@ -1,4 +1,4 @@
-"""A batch's way through the shared parts in one task: what heads read, and what student and teacher compare."""
+"""Forward pass of the shared components for one task: inputs of the heads, and tensors of the consistency losses."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 class SharedPass:
-    """The shared parts on one batch. The trunk runs at once, any other part when it is first asked for, and once.
+    """Outputs of the shared components for one batch. The backbone runs at once, the others lazily and at most once.
 
     Args:
-        model: whose parts run; it has those of the task.
+        model: has the components of the task.
         batch: of one dataset, on the model's device.
-        task: decides which tensor stands for a component in `compared`.
-        view: key of the pictures to read; falls back to "image" where the samples have no own view.
+        task: decides which tensor represents a component in `compared`.
+        view: key of the images to use; falls back to "image" if the samples do not have it.
     """
 
     def __init__(self, model: FoundationX, batch: Batch, task: str, view: str = "image") -> None:
@@ -34,26 +34,26 @@ class SharedPass:
 
     @cached_property
     def pooled(self) -> Tensor:
-        """(B, C): what classification heads read."""
+        """(B, C), the input of classification heads."""
         return self._model.backbone.pooled(self.features)
 
     @cached_property
     def levels(self) -> list[Tensor]:
-        """Maps of the trunk that the localization encoder reads."""
+        """Backbone features for the localization encoder."""
         return self._model.backbone.levels(self.features)
 
     @cached_property
     def memory(self) -> Memory:
-        """What localization decoders read."""
+        """The input of localization decoders."""
         return cast(LocEncoder, self._model.loc_encoder)(self.levels, self.padding)
 
     @cached_property
     def fused(self) -> Tensor:
-        """What segmentation heads read."""
+        """The input of segmentation heads."""
         return self._model.fuse(self.features, self._model.find_own_regions(self.dataset, self.features, self.padding))
 
     def compared(self, component: str) -> Tensor:
-        """The tensor of a shared component in which student and teacher are compared."""
+        """The tensor of a shared component that enters its consistency loss."""
         if self.task == "cls":
             return self.pooled
         if self.task == "loc":
@@ -62,10 +62,10 @@ class SharedPass:
 
 
 def _flat(levels: list[Tensor]) -> Tensor:
-    """Maps (B, C_i, H_i, W_i) as one (B, sum of C_i * H_i * W_i): positions and channels in a fixed order."""
+    """Maps (B, C_i, H_i, W_i) flattened and concatenated: (B, sum of C_i * H_i * W_i)."""
     return torch.cat([x.flatten(1) for x in levels], dim=1)
 
 
 def _unit(x: Tensor) -> Tensor:
-    """Each position's channel vector scaled to length 1, so that the maps' magnitude does not matter."""
+    """Channel vectors scaled to unit length, which makes the loss independent of the maps' magnitude."""
     return F.normalize(at_least_float32(x), dim=1)

@@ -109,7 +109,7 @@ def test_files_of_the_user_are_not_written_over(
 ) -> None:
     """Many keep a labels.csv beside their films."""
     (tmp_path / name).write_text("mine")
-    with pytest.raises(FXError, match=f"holds {name} already, which would be written over"):
+    with pytest.raises(FXError, match=f"already holds {name}, which would be overwritten"):
         next(predict_files(predictor, [film_folder / "a.png"], tmp_path))
     assert (tmp_path / name).read_text() == "mine"
 
@@ -121,6 +121,6 @@ def test_wrong_use_is_refused_before_a_film_is_read(
     with pytest.raises(FXError, match=r"datasets=\['nih'\]"):
         next(predict_files(predictor, [film_folder / "a.png"], tmp_path / "out", datasets=["nih"]))
     (tmp_path / "predictions.jsonl").touch()
-    with pytest.raises(FXError, match="holds the predictions of an earlier call"):
+    with pytest.raises(FXError, match="already holds predictions of an earlier call"):
         next(predict_files(predictor, [film_folder / "a.png"], tmp_path))
     assert not (tmp_path / "out").exists()

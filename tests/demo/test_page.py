@@ -101,6 +101,8 @@ def test_a_film_is_dropped_and_its_findings_appear(
     middle = f"{sorted(head.scores)[len(head.scores) // 2]:.2f}"
     set_value(browser, "threshold", middle, "input")
     assert counted() == (head.scores >= float(middle)).sum()
+    drop = "document.dispatchEvent(new DragEvent('drop', { dataTransfer: new DataTransfer() }))"
+    assert browser.run(f"({drop}, document.querySelector('main').hasAttribute('aria-busy'))") is False, "text, no file"
     asked = [
         e
         for e in browser.events

@@ -72,7 +72,7 @@ def test_only_the_heads_that_are_asked_for(client: FlaskClient, predictor: FXPre
     answer = post(narrow, data)
     assert answer.json is not None and set(answer.json["document"]["heads"]["tiny"]) == {"labels"}
     refused = narrow.post("/predict?dataset=tiny_softmax", data=data, content_type=FILM_TYPE)
-    assert refused.status_code == 400 and refused.json == {"error": "One of the datasets is not offered."}
+    assert refused.status_code == 400 and refused.json == {"error": "One of the requested datasets is not offered."}
     with pytest.raises(FXError, match="datasets="):
         create_app(predictor, datasets=["nih"])
 
@@ -111,7 +111,7 @@ def test_a_fault_of_ours_is_a_sentence_too(
     app = create_app(predictor)
     monkeypatch.setattr(FXPredictor, "__call__", fail)
     answer = post(app.test_client(), (film_folder / "a.png").read_bytes())
-    assert answer.status_code == 500 and answer.json == {"error": "The server failed; its log says why."}
+    assert answer.status_code == 500 and answer.json == {"error": "The server failed; see its log."}
 
 
 def test_every_answer_keeps_the_page_to_itself(client: FlaskClient, film_folder: Path) -> None:

@@ -44,6 +44,24 @@ def test_only_the_last_are_kept(ramp: Callable[..., tuple[Tensor]], calls: list[
     assert calls == [*range(KEPT + 1), 1]
 
 
+@pytest.mark.parametrize("when", [1, 2, 3])
+def test_threads_may_drop_each_other_s_results(ramp: Callable[..., tuple[Tensor]], when: int) -> None:
+    """At one of the look-ups, each of which hashes the key, "another thread" fills the cache with other results."""
+    hashes = 0
+
+    class Size(int):
+        def __hash__(self) -> int:
+            nonlocal hashes
+            hashes += 1
+            if hashes == when:
+                for size in range(10, 11 + KEPT):
+                    ramp(size, CPU)
+            return super().__hash__()
+
+    ramp(3, CPU)
+    assert ramp(Size(3), CPU)[0].tolist() == [0, 1, 2]
+
+
 def test_what_inference_computed_can_be_trained_with(ramp: Callable[..., tuple[Tensor]]) -> None:
     with torch.inference_mode():
         ramp(3, CPU)

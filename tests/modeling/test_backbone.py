@@ -74,7 +74,7 @@ def test_a_size_or_channels_that_the_trunk_does_not_take_are_named() -> None:
                                             ("vit_tiny_patch16_224", r"\[64, 96\]"),
                                             ("convnext_atto", r"\[64, 96\]")])  # fmt: skip
 def test_a_size_that_the_patch_does_not_divide_is_refused_not_cut(name: str, near: str) -> None:
-    with pytest.raises(FXError, match=f"66 x 97 pixels do not suit {name}, .* for example {near}"):
+    with pytest.raises(FXError, match=f"66 x 97 pixels: {name} needs sides .* for example to {near}"):
         trunk(name, size=(66, 97))
     with pytest.raises(FXError, match="65 x 96 pixels"):
         trunk(name)(torch.rand(1, 1, 65, 96))
@@ -231,7 +231,7 @@ def test_a_trunk_that_cannot_be_built_says_why(name: str, kwargs: dict[str, Any]
 
 @pytest.mark.parametrize("stages", [[0, 1], [1, 2, 3, 4], [-1, 3], []])
 def test_stages_must_exist_and_hold_the_last(stages: list[int]) -> None:
-    with pytest.raises(FXError, match=r"MODEL.LOC.STAGES .* has stages 0 to 3, 3 must be used"):
+    with pytest.raises(FXError, match=r"MODEL.LOC.STAGES .* has stages 0 to 3; 3 must be included"):
         trunk(loc_stages=stages)
 
 

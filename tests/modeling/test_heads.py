@@ -82,6 +82,6 @@ def test_policies_may_change_without_touching_the_head(model: FoundationX, tiny_
 @pytest.mark.parametrize("specs", [[], [NEW, NEW]])
 def test_none_and_twice_are_refused(model: FoundationX, tiny_cfg: CfgNode, specs: list[DatasetSpec]) -> None:
     before = copied(model)
-    with pytest.raises(FXError, match="at least one dataset, and each one once"):
+    with pytest.raises(FXError, match="at least one dataset, each listed once"):
         change_heads(model, tiny_cfg, specs)
     assert set(model.state_dict()) == set(before)

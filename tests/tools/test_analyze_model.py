@@ -47,7 +47,7 @@ def test_sums_and_overrides(tool: ModuleType, capsys: pytest.CaptureFixture[str]
         (["--dataset", "nih"], "--dataset nih: not a row of the table"),
         (["--dataset", "chexpert"], "has only ['cls']"),
         (["--trunks", "swin_huge"], "is not a timm model"),
-        (["--sizes", "225"], "225 x 225 pixels do not suit swin_tiny"),
+        (["--sizes", "225"], "225 x 225 pixels: swin_tiny"),
     ],
 )
 def test_wrong_input_is_one_line(

@@ -48,7 +48,7 @@ def test_all_options_reach_the_model(
     words = ["--which", "teacher", "--datasets", "tiny", "--tasks", "loc", "--score-thresh", "0.2", "--batch-size", "2"]
     assert call([film_folder], *words) == 0
     printed = capsys.readouterr()
-    assert printed.out == f"films predicted: 5, inputs skipped: 0; results in {tmp_path / 'out'}. Research use only.\n"
+    assert printed.out == f"images predicted: 5, inputs skipped: 0; results in {tmp_path / 'out'}. Research use only.\n"
     teacher = FXPredictor.from_checkpoint(tiny_checkpoint, which="teacher", device="cpu", batch_size=2)
     paths = [str(film_folder / name) for name in ("a.png", "b.jpg", "c.dcm", "sub/IM1", "sub/a.png")]
     found = teacher(paths, datasets=["tiny"], tasks=["loc"], score_thresh=0.2)
@@ -64,10 +64,10 @@ def test_skipped_files_are_lines_and_an_exit_code(
     (film_folder / "notes.txt").write_text("x")
     assert call([film_folder, "none/*.dcm"]) == 3
     printed = capsys.readouterr()
-    assert "films predicted: 5, inputs skipped: 2;" in printed.out and len(documents(tmp_path / "out")) == 5
+    assert "images predicted: 5, inputs skipped: 2;" in printed.out and len(documents(tmp_path / "out")) == 5
     assert [line for line in printed.err.splitlines() if "film/s" not in line] == [
-        "skipped  none/*.dcm: no such file or folder, and no file matches",
-        "left out, in folders, as no films by their name: 1 .txt",
+        "skipped  none/*.dcm: no such file or folder, and no match as a pattern",
+        "ignored in folders, not images by name: 1 .txt",
         f"skipped  {film_folder / 'bad.png'}: not a complete PNG, JPEG, DICOM, MHA, MHD or JSRT .IMG file; convert it",
     ]
 
@@ -77,16 +77,16 @@ def test_nothing_readable_is_an_error_that_leaves_no_results(
 ) -> None:
     (tmp_path / "bad.png").write_bytes(b"GIF")
     assert call([tmp_path / "bad.png"]) == 1
-    assert capsys.readouterr().err.endswith("error: no film could be read\n") and not (tmp_path / "out").exists()
+    assert capsys.readouterr().err.endswith("error: no image could be read\n") and not (tmp_path / "out").exists()
     assert call([tmp_path / "none.png"]) == 1
-    assert capsys.readouterr().err.endswith("error: no film in --input\n")
+    assert capsys.readouterr().err.endswith("error: no image found in --input\n")
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--datasets", "nih"], "datasets=['nih']: must be a list of datasets that the model knows"),
-        (["--datasets", "tiny_softmax", "--tasks", "seg"], "no head of ['tiny_softmax'] has learned any of ['seg']"),
+        (["--datasets", "nih"], "datasets=['nih']: must be a list of the model's datasets"),
+        (["--datasets", "tiny_softmax", "--tasks", "seg"], "no head of ['tiny_softmax'] is trained for any of ['seg']"),
         (["--weights", "none.pth"], "none.pth does not exist"),
     ],
 )
@@ -101,7 +101,7 @@ def test_wrong_use_is_one_line(
 def test_a_used_folder_is_refused(call: Call, film_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call([film_folder / "a.png"]) == 0
     assert call([film_folder / "a.png"]) == 1
-    assert "holds the predictions of an earlier call" in capsys.readouterr().err
+    assert "already holds predictions of an earlier call" in capsys.readouterr().err
 
 
 def test_an_output_that_cannot_be_made_is_refused_before_the_model_is_read(
@@ -110,7 +110,7 @@ def test_an_output_that_cannot_be_made_is_refused_before_the_model_is_read(
     film = film_folder / "a.png"
     for output in (film, film / "out"):
         assert tool.main(["--weights", "none.pth", "--input", str(film), "--output", str(output)]) == 1
-        assert capsys.readouterr().err == f"error: output {output}: {film} is no folder that can be written\n"
+        assert capsys.readouterr().err == f"error: output {output}: {film} is not a writable folder\n"
 
 
 def test_an_interrupt_is_one_line_and_leaves_what_was_done(
@@ -125,7 +125,7 @@ def test_an_interrupt_is_one_line_and_leaves_what_was_done(
 
     monkeypatch.setattr(FXPredictor, "__call__", stopped)
     assert call([film_folder], "--batch-size", "2") == 130
-    assert capsys.readouterr().err.splitlines()[-1] == f"interrupted; films done so far are in {tmp_path / 'out'}"
+    assert capsys.readouterr().err.splitlines()[-1] == f"interrupted; results so far are in {tmp_path / 'out'}"
     assert len(documents(tmp_path / "out")) == 2
 
 

@@ -1,1 +1,1 @@
-"""Measurements of `tools/benchmark.py`, one module a sub-command."""
+"""Benchmarks of `tools/benchmark.py`, one module per sub-command."""

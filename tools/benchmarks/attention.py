@@ -1,9 +1,9 @@
-"""Deformable attention: torch's operators beside the C++ library, or on a GPU beside the Triton kernels.
+"""Deformable attention: torch operators compared with the C++ library, or on a GPU with the Triton kernels.
 
-For the model's sizes: encoder layers have a query for each token, decoder layers one for each learned and denoising
-query. Results are compared before anything is timed. Seconds are CPU seconds on a CPU; on a GPU they are of the clock
-on the wall, and values are bfloat16, as under autocast. With --allocator default, glibc returns large tensors to the
-system at each free, which costs the operators that make most of them.
+At the model's sizes: encoder layers have one query per token, decoder layers one per learned and denoising query.
+Results are compared before anything is timed. On a CPU, seconds are CPU seconds; on a GPU, wall-clock seconds with
+bfloat16 values, as under autocast. With --allocator default, glibc returns large tensors to the system on each free,
+which is most expensive for the candidates that allocate most.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from fx_d2.layers.deformable_cpu import library_digest, sample_and_sum_cpu
 from fx_d2.layers.deformable_op import Sampler
 from fx_d2.structures import FXError
 
-HELP = "deformable attention: torch's operators beside the C++ library, or on a GPU beside the Triton kernels"
+HELP = "deformable attention: torch operators compared with the C++ library, or on a GPU with the Triton kernels"
 BASELINE, CPP, TRITON = "torch", "C++", "Triton"
 HEADS, DIM, LEVELS, POINTS = 8, 32, 4, 4
-"""Of the default model."""
+"""As in the default model."""
 DECODER_QUERIES = 300 + 198
-"""Learned queries, and denoising queries for three boxes an image."""
+"""Learned queries, plus denoising queries for three boxes per image."""
 MOST = 1e-2
-"""What results may differ by."""
+"""Largest relative difference of results, see `difference`."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,21 +61,21 @@ def run(args: argparse.Namespace) -> str:
 
 
 def _of_cpus() -> dict[str, Sampler]:
-    library_digest()  # compiled before the clock runs
+    library_digest()  # compiles before anything is timed
     return {BASELINE: sample_and_sum, CPP: sample_and_sum_cpu}
 
 
 def _of_gpus() -> dict[str, Sampler]:
     from fx_d2.layers.deformable_triton import sample_and_sum_triton
 
-    # As the model calls them: torch's operators want one type.
+    # As the model calls them: torch operators need one dtype.
     return {BASELINE: lambda value, *rest: sample_and_sum(value.float(), *rest), TRITON: sample_and_sum_triton}
 
 
 def draw(
     shapes: Sequence[tuple[int, int]], batch: int, queries: int, backward: bool, device: str
 ) -> tuple[list[Tensor], Tensor]:
-    """Values, locations and weights, and a gradient of the result; points near a reference, as trained ones are."""
+    """Random values, locations and weights, and an output gradient; points lie near a reference, as after training."""
     generator = torch.Generator().manual_seed(0)
     layout = (batch, queries, HEADS, LEVELS, POINTS)
     value = torch.randn(batch, sum(h * w for h, w in shapes), HEADS, DIM, generator=generator)
@@ -103,12 +103,12 @@ def _call(
 def difference(
     samplers: Mapping[str, Sampler], shapes: list[tuple[int, int]], inputs: tuple[list[Tensor], Tensor]
 ) -> float:
-    """The largest of what results and gradients of two samplers differ by, as norms, relative to the first's.
+    """The largest relative difference, in norm, between the results and gradients of two samplers.
 
-    Single gradients of locations may differ: rounding decides on which side of a pixel's middle a point lies.
+    Individual gradients of locations may differ: rounding decides on which side of a pixel centre a point lies.
 
     Raises:
-        FXError: it is more than bfloat16 explains.
+        FXError: the difference is larger than bfloat16 explains.
     """
     leaves, slope = inputs
     found = []
@@ -118,5 +118,5 @@ def difference(
         found.append([x.float() for x in (out.detach(), *torch.autograd.grad(out, copies, slope))])
     off = max(float((have - want).norm() / want.norm()) for want, have in zip(*found, strict=True))
     if not off < MOST:
-        raise FXError(f"{' and '.join(samplers)} do not give the same: results or gradients differ by {off:.2g}")
+        raise FXError(f"{' and '.join(samplers)} disagree: results or gradients differ by {off:.2g}")
     return off

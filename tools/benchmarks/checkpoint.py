@@ -1,13 +1,13 @@
-"""Seconds and bytes of a checkpoint, beside the public code's files, and what lossless compression would save.
+"""Time and size of a checkpoint compared with the public code's, and what lossless compression would save.
 
 The public code writes student, teacher and optimizer after each (dataset, task) slot of a cycle; so does the row
-"reference-style", with our model. What it writes less of is nothing: a file that is to resume exactly needs all four
-parts, every bit of them. The last table says what of a part is left after compression: bytes of float32 numbers put
-plane by plane (all first bytes, all second bytes, ...), then zlib or lzma; the teacher also as its difference, bit by
-bit, from the student. "entropy" is what any coder would need that codes the bytes of a plane one by one.
+"reference-style", with our model. Our files are not smaller: resuming exactly needs all four parts, bit by bit.
+The last table shows the fraction left after compression: the bytes of float32 values arranged in planes (all first
+bytes, all second bytes, ...), then zlib or lzma; the teacher also as its bitwise difference (XOR) from the student.
+"entropy" is the bound for coders that encode the bytes of a plane independently.
 
-The parts are those of --checkpoint, of a training that has run; without it, of a model that took a few steps of every
-pass, whose numbers are as random as trained ones.
+The parts come from --checkpoint, a file of a finished training run; by default from a model trained for a few steps of
+every pass, whose weights are as random as trained ones.
 """
 
 from __future__ import annotations
@@ -28,20 +28,18 @@ from benchmarks.world import Ours, drawn_world, make_cfg, recommended, repetitio
 from fx_d2.engine import FXTrainer
 from fx_d2.engine.checkpoint import read_checkpoint
 
-HELP = "seconds and bytes of a checkpoint, and what compression would save"
+HELP = "time and size of a checkpoint, and what compression would save"
 TARGET = 0.4
-"""Part of the reference's bytes that a file may have."""
+"""Largest allowed fraction of the reference's bytes."""
 
 _METHODS = ("zlib", "zlib, planes", "lzma, planes")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The section's options."""
-    parser.add_argument("--checkpoint", default="", help="file of a training, for the table of compression")
-    parser.add_argument("--steps", type=int, default=2, help="steps of each pass without --checkpoint (default 2)")
-    parser.add_argument(
-        "--sample", type=int, default=64, help="megabytes of each part that are compressed (default 64)"
-    )
+    parser.add_argument("--checkpoint", default="", help="checkpoint of a training run, for the compression table")
+    parser.add_argument("--steps", type=int, default=2, help="steps per pass without --checkpoint (default 2)")
+    parser.add_argument("--sample", type=int, default=64, help="megabytes of each part to compress (default 64)")
 
 
 def run(args: argparse.Namespace) -> str:
@@ -77,7 +75,7 @@ def run(args: argparse.Namespace) -> str:
 
 
 def _train(ours: Ours, steps: int) -> FXTrainer:
-    """Some steps of every pass of a cycle, so that every parameter has moments, and the teacher follows."""
+    """Run some steps of every pass of a cycle: every parameter has moments then, and the teacher was updated."""
     trainer = ours.trainer
     for iteration in range(trainer.schedule.cycle_length):
         ours.enter_iteration(iteration)
@@ -88,7 +86,7 @@ def _train(ours: Ours, steps: int) -> FXTrainer:
 
 
 def parts_of(content: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The float32 numbers of a checkpoint, part by part; teacher and student in the same order."""
+    """The float32 values of a checkpoint by part; teacher and student in the same order."""
     student = {key: value for key, value in content["model"].items() if value.dtype == torch.float32}
     teacher = content.get("teacher", {})
     states = content["optimizer"]["state"].values()
@@ -102,7 +100,7 @@ def parts_of(content: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _compression(parts: Mapping[str, np.ndarray], most: int) -> str:
-    """The table of what is left of each part, and the sentence that it comes to."""
+    """The compression table and its conclusion."""
     rows, left = [], 0.0
     for name, numbers in parts.items():
         sample = _sample(numbers, most // 4).view(np.uint32)
@@ -116,12 +114,12 @@ def _compression(parts: Mapping[str, np.ndarray], most: int) -> str:
     share = left / sum(numbers.nbytes for numbers in parts.values())
     word = "within reach" if share <= TARGET else "out of reach without losing bits"
     columns = ["part", "MB", *_METHODS, "entropy", "difference, planes"]
-    said = f"The best of these leave {share:.2f} of a file: {TARGET:g} a file is {word}."
+    said = f"The best methods leave {share:.2f} of a file: {TARGET:g} per file is {word}."
     return f"{said}\n\n{markdown_table(columns, rows)}"
 
 
 def _ratios(numbers: np.ndarray) -> dict[str, float]:
-    """Bytes left, relative to those of the uint32 numbers."""
+    """Compressed bytes relative to those of the uint32 values."""
     plain = numbers.tobytes()
     planes = np.frombuffer(plain, np.uint8).reshape(-1, 4).T.copy()
     bits = sum(_entropy(plane) for plane in planes)
@@ -134,14 +132,14 @@ def _ratios(numbers: np.ndarray) -> dict[str, float]:
 
 
 def _entropy(plane: np.ndarray) -> float:
-    """Bits a byte."""
+    """Bits per byte."""
     share = np.bincount(plane, minlength=256) / len(plane)
     share = share[share > 0]
     return float(-(share * np.log2(share)).sum())
 
 
 def _sample(numbers: np.ndarray, most: int) -> np.ndarray:
-    """At most so many numbers, in 16 runs spread over all."""
+    """At most `most` values, in 16 evenly spaced runs."""
     if len(numbers) <= most:
         return numbers
     starts = np.linspace(0, len(numbers) - most // 16, 16).astype(int)

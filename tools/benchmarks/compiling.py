@@ -1,8 +1,8 @@
-"""A training step with MODEL.COMPILE beside the same step without, and how long compiling takes.
+"""A training step with MODEL.COMPILE compared with the same step without, and the compile time.
 
-fx_d2 alone, as recommended. "first step" is what the compiled candidate's first step of a kind takes beyond a later
-one, because it waits for its compiler; what an earlier kind has compiled is not compiled again. torch keeps what it
-compiles on disk, so that the first figure is smaller the next time: --fresh uses an empty folder.
+fx_d2 only, with the recommended settings. "first step" is the extra time of the compiled candidate's first step of a
+kind, which includes compilation; what an earlier kind has compiled is reused. torch caches compiled code on disk, which
+makes the first step faster the next time: --fresh uses an empty cache.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from benchmarks.report import markdown_table
 from benchmarks.timing import ratios, spread, take_turns, wall_clock
 from benchmarks.world import Ours, drawn_world, make_cfg, recommended, repetitions
 
-HELP = "a compiled training step beside one that is not"
+HELP = "a compiled training step compared with eager mode"
 EAGER, COMPILED = "eager", "compiled"
 
 
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The section's options."""
     parser.add_argument("--backend", default="inductor", help="of torch.compile (default inductor)")
     parser.add_argument("--kinds", nargs="+", default=[], help="kinds of step (default all)")
-    parser.add_argument("--fresh", action="store_true", help="compile everything, whatever was compiled before")
+    parser.add_argument("--fresh", action="store_true", help="ignore torch's on-disk cache of compiled code")
 
 
 def run(args: argparse.Namespace) -> str:
@@ -50,4 +50,4 @@ def run(args: argparse.Namespace) -> str:
             cells = [spread(times[arm], 3) for arm in times]
             rows.append([kind, f"{first - own:.1f}", *cells, spread(ratios(times, EAGER, COMPILED))])
     columns = ["kind of step", "first step, s more", "eager, s", f"{args.backend}, s", "times as fast"]
-    return f"{name}, {args.batch} images a step\n\n{markdown_table(columns, rows)}"
+    return f"{name}, {args.batch} images per step\n\n{markdown_table(columns, rows)}"

@@ -1,10 +1,10 @@
-"""The localization criterion, forward and backward, beside one written as DETR's and DINO's public code writes it.
+"""The localization criterion, forward and backward, compared with one written like DETR's and DINO's public code.
 
-The baseline matches each layer's queries with the boxes of all images in one table, of which only the blocks of an
-image's own pairs are used, and takes the overlap of matched boxes from the diagonal of a table of all pairs; its seven
-outputs and the denoising part of six follow one after the other. It leaves out what the public code computes but does
-not learn from (counts, class errors) and its checks that wait for the device. Both sides get the same numbers, and
-their losses are compared before anything is timed.
+The baseline computes one cost matrix per layer between the queries and the boxes of all images, of which only the
+blocks of each image's own pairs are used, and takes the overlap of matched boxes from the diagonal of a matrix of all
+pairs. It processes its seven outputs, and the denoising part of six, one after the other. It omits what the public code
+computes but does not train with (counts, class errors) and its checks that synchronise with the device. Both sides get
+the same inputs, and their losses are compared before anything is timed.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from fx_d2.modeling import localization
 from fx_d2.modeling.detr.decoder import DecoderOutput
 from fx_d2.modeling.detr.denoising import NoisedQueries, noise_targets
 
-HELP = "the localization criterion and its matching, beside DETR's way of writing them"
+HELP = "the localization criterion and its matching, compared with a DETR-style implementation"
 BASELINE = "layer by layer"
 LAYERS, CLASSES = 6, 14
-"""Decoder layers of DINO; classes of the largest localization row. The proposals are one more output."""
+"""Decoder layers of DINO; the largest number of box classes of a dataset. Proposals are one more output."""
 WEIGHTS = SetLossWeights()
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What a decoder said and what it should have said; equally many boxes an image.
+    """A decoder's predictions and the ground truth, with the same number of boxes in every image.
 
     Attributes:
-        out: the decoder's answers, leaves of the graph.
-        targets: the truth.
+        out: the decoder's predictions, leaves of the autograd graph.
+        targets: the ground truth.
         noised: the denoising queries: in each group, an image's positives, then its negatives.
     """
 
@@ -48,7 +48,7 @@ class Problem:
 
     @property
     def extra(self) -> int:
-        """Denoising queries of an image."""
+        """Denoising queries per image."""
         return self.noised.labels.shape[1]
 
     def answers(self) -> tuple[Tensor, Tensor]:
@@ -62,9 +62,9 @@ class Problem:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The section's options."""
     parser.set_defaults(batch=24, threads=1)
-    parser.add_argument("--boxes", type=int, default=3, help="boxes an image, at least 1 (default 3)")
+    parser.add_argument("--boxes", type=int, default=3, help="boxes per image, at least 1 (default 3)")
     parser.add_argument("--queries", type=int, default=900, help="learned queries (default 900)")
-    parser.add_argument("--pairs", type=int, default=100, help="denoising pairs an image (default 100)")
+    parser.add_argument("--pairs", type=int, default=100, help="denoising pairs per image (default 100)")
 
 
 def run(args: argparse.Namespace) -> str:
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> str:
 
 
 def draw(batch: int, boxes: int, queries: int, pairs: int, dtype: torch.dtype = torch.float32) -> Problem:
-    """Random answers and truth."""
+    """Random predictions and ground truth."""
 
     def boxes_of(*shape: int) -> Tensor:
         centre, size = torch.rand(2, *shape, 2, dtype=dtype)
@@ -129,24 +129,26 @@ def plain_criterion(problem: Problem) -> Tensor:
     total = torch.zeros((), dtype=out.logits.dtype)
     logits, boxes = problem.answers()
     matches = plain_matching(logits.detach(), boxes.detach(), targets)
-    for said, placed, match in zip(logits, boxes, matches, strict=True):
-        total = total + _plain_losses(said, placed, targets, match, norm)
+    for layer_logits, layer_boxes, match in zip(logits, boxes, matches, strict=True):
+        total = total + _plain_losses(layer_logits, layer_boxes, targets, match, norm)
     groups = problem.noised.groups
     target = torch.arange(targets.total).repeat(groups)
     first = torch.arange(groups)[:, None] * 2 * targets.width
     match = (targets.image[target], (first + targets.slot).flatten(), target)
-    for said, placed in zip(out.logits[:, :, : problem.extra], out.boxes[:, :, : problem.extra], strict=True):
-        total = total + _plain_losses(said, placed, targets, match, norm * groups)
+    for layer_logits, layer_boxes in zip(
+        out.logits[:, :, : problem.extra], out.boxes[:, :, : problem.extra], strict=True
+    ):
+        total = total + _plain_losses(layer_logits, layer_boxes, targets, match, norm * groups)
     return total
 
 
 def plain_matching(logits: Tensor, boxes: Tensor, targets: Targets) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Images, queries and targets of each output."""
+    """Matched (images, queries, targets) of each output."""
     found = []
     truth = box_convert(targets.boxes, "cxcywh", "xyxy")
-    for said, placed in zip(logits, boxes, strict=True):
-        batch, queries = said.shape[:2]
-        prob, flat = said.flatten(0, 1).sigmoid(), placed.flatten(0, 1)
+    for layer_logits, layer_boxes in zip(logits, boxes, strict=True):
+        batch, queries = layer_logits.shape[:2]
+        prob, flat = layer_logits.flatten(0, 1).sigmoid(), layer_boxes.flatten(0, 1)
         negative = (1 - WEIGHTS.focal_alpha) * prob**WEIGHTS.focal_gamma * -(1 - prob + 1e-8).log()
         positive = WEIGHTS.focal_alpha * (1 - prob) ** WEIGHTS.focal_gamma * -(prob + 1e-8).log()
         cost = WEIGHTS.cost_class * (positive[:, targets.labels] - negative[:, targets.labels])

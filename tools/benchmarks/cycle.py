@@ -1,4 +1,4 @@
-"""How often each kind of step occurs in a cycle over the eleven datasets."""
+"""Number of steps of each kind in a cycle over the eleven datasets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fx_d2.structures import DatasetSpec, Phase
 
 
 def train_images(spec: DatasetSpec) -> int:
-    """Published training images of a row; where the release has no splits, all of its images."""
+    """Published number of training images of a dataset row; all of its images if the release has no splits."""
     counts = dict(spec.expected)
     return counts.get("train", counts.get("total", 0))
 
@@ -24,7 +24,7 @@ def label(phase: Phase) -> str:
 
 
 def passes(specs: Sequence[DatasetSpec], schedule: CfgNode) -> Iterator[tuple[Phase, DatasetSpec]]:
-    """Every pass of a cycle, in no order: of SCHEDULE, STRATEGY and REPEAT are read, the benchmarks' cap is not."""
+    """All passes of a cycle, unordered, from SCHEDULE.STRATEGY and REPEAT; ITERS_PER_PASS is ignored."""
     rows = {spec.name: spec for spec in specs}
     for phase in build_cycle(specs, schedule.STRATEGY):
         for _ in range(schedule.REPEAT.get(phase.dataset, 1)):
@@ -32,7 +32,7 @@ def passes(specs: Sequence[DatasetSpec], schedule: CfgNode) -> Iterator[tuple[Ph
 
 
 def cycle_images(specs: Sequence[DatasetSpec], schedule: CfgNode, batch: int) -> dict[str, int]:
-    """Images of one cycle by kind of step, each image counted as annotated for all tasks of its dataset."""
+    """Images per cycle by kind of step, assuming every image is annotated for all tasks of its dataset."""
     found: Counter[str] = Counter()
     for phase, spec in passes(specs, schedule):
         images = images_in_pass(train_images(spec), phase.share)
@@ -41,7 +41,7 @@ def cycle_images(specs: Sequence[DatasetSpec], schedule: CfgNode, batch: int) ->
 
 
 def equal_slots(specs: Sequence[DatasetSpec], schedule: CfgNode) -> dict[str, float]:
-    """The same if every dataset had one image: a pass then counts as its share."""
+    """The same with one image per dataset: each pass counts as its share."""
     found: Counter[str] = Counter()
     for phase, _ in passes(specs, schedule):
         found[label(phase)] += phase.share
@@ -49,6 +49,6 @@ def equal_slots(specs: Sequence[DatasetSpec], schedule: CfgNode) -> dict[str, fl
 
 
 def pass_steps(phase: Phase, spec: DatasetSpec, batch: int) -> int:
-    """Steps of a pass, as the schedule has them."""
+    """Steps of a pass, as in the schedule."""
     steps = steps_in_pass(train_images(spec), phase.share, batch)
     return min(steps, phase.max_steps or steps)

@@ -1,9 +1,9 @@
-"""Images a second on one core: decoding and augmenting large grey PNGs and masks, beside PIL and torchvision.
+"""Images per second on one core: decoding and augmenting large grey PNGs and masks, compared with PIL and torchvision.
 
 The baseline is what training code for chest X-rays commonly does for each sample: open with PIL, convert to RGB, crop
-and resize, flip, rotate, change brightness and contrast for each view, make a float tensor, normalise. Ours does the
-same on one grey channel in bytes and leaves normalising to the model; a third row normalises on the CPU as well. With
-masks, the baseline draws each run-length code and moves it as an image of its own.
+and resize, flip, rotate, change brightness and contrast for each view, convert to a float tensor, normalise. Ours does
+the same on one uint8 grey channel and leaves normalisation to the model; a third row normalises on the CPU, too. With
+masks, the baseline decodes each run-length encoding and transforms it as a separate image.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode, functional
 
 from benchmarks.timing import ratio_table, take_turns
-from benchmarks.world import repetitions
+from benchmarks.world import noisy_image, repetitions
 from fx_d2.config import add_fx_config
 from fx_d2.data.cache import cache_images
 from fx_d2.data.image_io import image_size
@@ -34,9 +34,9 @@ from fx_d2.data.mapper import TrainMapper
 from fx_d2.data.masks import encode_mask
 from fx_d2.structures import DatasetSpec, FXError
 
-HELP = "images a second of reading and augmenting, beside PIL + torchvision"
+HELP = "images per second of loading and augmenting, compared with PIL + torchvision"
 MASKS = 13
-"""Masks an image, as in ChestX-Det."""
+"""Masks per image, as in ChestX-Det."""
 SPEC = DatasetSpec(
     name="benchmark", title="Benchmark", cls_classes=("finding",), seg_classes=tuple(f"mask {i}" for i in range(MASKS))
 )
@@ -44,16 +44,14 @@ BASELINE = "PIL + torchvision"
 CACHE_SIZE = 256
 ROTATE = 7.0
 LIGHT = 0.2
-NOISE = 1.2
-"""Standard deviation in grey values that gives files of ChestX-ray14's average size, 0.4 MB."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The section's options."""
     parser.set_defaults(threads=1)
-    parser.add_argument("--images", default="", help="folder of grey PNGs (default: drawn)")
-    parser.add_argument("--num", type=int, default=8, help="images a repetition (default 8)")
-    parser.add_argument("--side", type=int, default=1024, help="side of drawn images in pixels (default 1024)")
+    parser.add_argument("--images", default="", help="folder of grey PNGs (default: synthetic images)")
+    parser.add_argument("--num", type=int, default=8, help="images per repetition (default 8)")
+    parser.add_argument("--side", type=int, default=1024, help="side of synthetic images in pixels (default 1024)")
 
 
 def run(args: argparse.Namespace) -> str:
@@ -63,7 +61,7 @@ def run(args: argparse.Namespace) -> str:
         root = Path(args.images or folder)
         paths = sorted(root.glob("*.png"))[: args.num] if args.images else _draw(root, args.num, args.side)
         if not paths:
-            raise FXError(f"--images {root}: no *.png there")
+            raise FXError(f"--images {root}: contains no *.png")
         images = [_image(path) for path in paths]
         cache = Path(folder) / "cache"
         copies = cache_images(images, image_root=root, cache_root=cache, shorter=CACHE_SIZE)
@@ -83,7 +81,7 @@ def run(args: argparse.Namespace) -> str:
 def _candidates(
     records: list[dict[str, Any]], cached: list[dict[str, Any]], crop: float
 ) -> dict[str, Callable[[int], object]]:
-    """The rows of a table: functions that prepare every image once."""
+    """Candidates of a table: functions that load every image once."""
     cfg = _config(crop)
     mapper = TrainMapper(cfg, SPEC, "cls")
     mean, std = (torch.tensor(value)[:, None, None] for value in (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD))
@@ -108,7 +106,7 @@ def _candidates(
 
 
 def _mask_candidates(records: list[dict[str, Any]]) -> dict[str, Callable[[int], object]]:
-    """The rows of the table with masks: discs in each image."""
+    """Candidates of the table with masks: discs in each image."""
     with_masks = [
         record | {"masks": _discs(record["height"], record["width"]), "ignore_mask": None} for record in records
     ]
@@ -151,7 +149,7 @@ def _config(crop: float) -> CfgNode:
 
 
 def _baseline(crop: float) -> Callable[[str], tuple[torch.Tensor, torch.Tensor]]:
-    """Function of a path: the two views of its image."""
+    """Function from a path to the two views of its image."""
     first = transforms.RandomResizedCrop(224, scale=(crop, 1)) if crop < 1 else transforms.Resize((224, 224))
     geometry = transforms.Compose([first, transforms.RandomHorizontalFlip(), transforms.RandomRotation(ROTATE)])
     light = _light()
@@ -165,19 +163,17 @@ def _baseline(crop: float) -> Callable[[str], tuple[torch.Tensor, torch.Tensor]]
 
 
 def _light() -> Callable[[Image.Image], torch.Tensor]:
-    """Brightness and contrast, then a normalised tensor."""
+    """Jitter brightness and contrast, then convert to a normalised tensor."""
     jitter, mean, std = transforms.ColorJitter(LIGHT, LIGHT), [0.5056] * 3, [0.252] * 3
     return transforms.Compose([jitter, transforms.ToTensor(), transforms.Normalize(mean, std)])
 
 
 def _draw(folder: Path, num: int, side: int) -> list[Path]:
-    """Write smooth pictures with a film's noise."""
+    """Write smooth images with the noise of a radiograph."""
     rng = np.random.default_rng(0)
     paths = [folder / f"{number}.png" for number in range(num)]
     for path in paths:
-        smooth = cv2.resize(rng.uniform(20, 235, (12, 12)), (side, side), interpolation=cv2.INTER_CUBIC)
-        noisy = smooth + rng.normal(0, NOISE, smooth.shape)
-        Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(path)
+        Image.fromarray(noisy_image(rng, side)).save(path)
     return paths
 
 
@@ -187,6 +183,6 @@ def _image(path: Path) -> dict[str, Any]:
 
 
 def _records(images: list[dict[str, Any]], root: Path) -> list[dict[str, Any]]:
-    """Images as the loaders keep them."""
+    """Images in the format of the loaders."""
     rest = {"dataset": SPEC.name, "image_id": 0, "intensity": None, "stored_size": None}
     return [rest | image | {"file_name": str(root / image["file_name"])} for image in images]

@@ -1,11 +1,12 @@
-"""Average precision beside pycocotools, and what part of the training time evaluation takes.
+"""Average precision compared with pycocotools, and evaluation's share of the training time.
 
-The first table: detections drawn near and far from drawn boxes, 14 classes, 100 an image; each candidate takes in all
-of them and gives average precision at the same 12 thresholds. Ours also gives recall and FROC. Times are CPU seconds.
+First table: random detections near and far from random ground-truth boxes, 14 classes, 100 detections per image. Each
+candidate processes all of them and computes average precision at the same 12 thresholds; ours also computes recall and
+FROC. Times are CPU seconds.
 
-The second: from measured steps and passes, evaluating student and teacher on the validation splits once in N cycles of
-the eleven datasets. Numbers of images are the published ones; a dataset without a published validation split counts
-with a tenth of its training images.
+Second table: from measured steps and inference passes, the share of evaluating student and teacher on the validation
+splits every N cycles of the eleven datasets. Image counts are the published ones; a dataset without a published
+validation split counts with a tenth of its training images.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ from fx_d2.data.table import BY_NAME
 from fx_d2.evaluation.localization import IOU_THRESHOLDS, LocalizationEvaluator
 from fx_d2.structures import DatasetSpec, specs_of
 
-HELP = "average precision beside pycocotools; the share of evaluation in training"
+HELP = "average precision compared with pycocotools; evaluation's share of the training time"
 SPEC = BY_NAME["vindr_local"]
 SIDE, DETECTIONS, TRUTHS = 1024, 100, 3.5
 BASELINE, OURS = "pycocotools", "fx_d2"
 TARGET, SHARE = 5.0, 0.10
-"""How many times as fast as pycocotools we want to be, and the largest share of evaluation in training."""
+"""Target speed-up over pycocotools, and largest allowed share of evaluation in the training time."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,11 +75,11 @@ def _precision(args: argparse.Namespace) -> str:
         target = verdict(statistics.median(values), TARGET if name == OURS else None)
         rows.append([name, spread(times[name]), spread(values), target, f"{results[name]:.6f}"])
     columns = ["candidate", "CPU s", "times as fast", "target", "AP .50:.95"]
-    return f"{count} images, {DETECTIONS} boxes each\n\n{markdown_table(columns, rows)}"
+    return f"{count} images, {DETECTIONS} detections each\n\n{markdown_table(columns, rows)}"
 
 
 def draw_boxes(count: int) -> tuple[list[list], list[tuple[np.ndarray, np.ndarray, np.ndarray]]]:
-    """Truth, [(xywh, class)] of each image, and detections (xywh, scores, classes), a third of them near a truth."""
+    """Per image ground truth, [(xywh, class)], and detections (xywh, scores, classes), a third of them near a box."""
     rng = np.random.default_rng(0)
     truth, found = [], []
     for _ in range(count):
@@ -116,7 +117,7 @@ def _as_coco(truth: list[list], found: list[tuple]) -> tuple[dict[str, Any], lis
 
 
 def with_pycocotools(dataset: dict[str, Any], results: list[dict[str, Any]]) -> float:
-    """Mean average precision of IoU .50:.95."""
+    """Mean average precision at IoU .50:.95."""
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
         truth.dataset = dataset
@@ -167,7 +168,7 @@ def _validation_images(spec: DatasetSpec) -> float:
 
 
 def _frequencies(cfg: CfgNode, cycle: float, evaluation: float, batch: int) -> str:
-    """The table of shares; by default a training evaluates at its end only."""
+    """The table of shares; by default a run is evaluated only at its end."""
     usual = cfg.TEST.EVAL_CYCLES or cfg.SCHEDULE.CYCLES
     rows = []
     for every in sorted({1, 5, 10, usual}):
@@ -175,6 +176,6 @@ def _frequencies(cfg: CfgNode, cycle: float, evaluation: float, batch: int) -> s
         target = verdict(share, SHARE if every == usual else None, at_least=False)
         name = f"{every} (the config's)" if every == usual else str(every)
         rows.append([name, f"{every * cycle / 3600:.2f}", f"{evaluation / 3600:.2f}", f"{100 * share:.1f} %", target])
-    head = f"training in batches of {batch}, as recommended; evaluation in the same batches, masks of {SIDE} pixels"
-    columns = ["an evaluation in N cycles", "training, h", "evaluation, h", "share", "target"]
+    head = f"training with batch size {batch}, as recommended; evaluation with the same, masks of {SIDE} pixels"
+    columns = ["cycles per evaluation", "training, h", "evaluation, h", "share", "target"]
     return f"{head}\n\n{markdown_table(columns, rows)}"

@@ -1,7 +1,7 @@
-"""Results of one, two and three tasks for the same images: asked for together, and one after the other.
+"""Inference of one, two and three tasks on the same images: in one forward pass, and in one pass per task.
 
-Together, the trunk runs once, as the predictor and the evaluation do it. The ratio is the time of a pass for each task
-over that of the one pass for all of them. Masks are given in the pixels of the input, unless --original says otherwise.
+In one pass the backbone runs once, as in the predictor and in evaluation. The ratio is the total time of one pass per
+task over the time of the joint pass. Masks have the size of the network input unless --original sets another.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from benchmarks.world import draw_batch, drawn_world, make_cfg, recommended, rep
 from fx_d2.modeling import FoundationX
 from fx_d2.structures import TASKS
 
-HELP = "one, two and three tasks of an image, together and one after the other"
+HELP = "inference of one, two and three tasks, in one pass and in one pass per task"
 TARGET = 2.0
-"""How many times as fast three tasks together should be as three passes for one task each."""
+"""Target speed-up of one pass for three tasks over three passes for one task each."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The section's options."""
     parser.add_argument("--original", type=int, default=0, help="side of the originals (default 0: as the input)")
-    parser.add_argument("--batches", type=int, nargs="+", default=[], help="images at a time (default 1 8)")
+    parser.add_argument("--batches", type=int, nargs="+", default=[], help="batch sizes (default 1 8)")
 
 
 def run(args: argparse.Namespace) -> str:
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> str:
 
 @torch.no_grad()
 def infer(model: FoundationX, batch: list[dict[str, Any]], tasks: tuple[str, ...]) -> object:
-    """One pass for some tasks."""
+    """One forward pass for some tasks."""
     return model([sample | {"tasks": list(tasks)} for sample in batch])
 
 

@@ -1,7 +1,7 @@
-"""A locked step beside a released one, and segmentation likewise: what freezing saves.
+"""A locked step compared with a released one, for localization and segmentation: what freezing saves.
 
-fx_d2 alone, at the size asked for and at 512 pixels, in float32 with 900 queries and as recommended. The ratios are
-seconds of a locked step over those of a released one: smaller is better.
+fx_d2 only, at every size of --sizes, in float32 with 900 queries and with the recommended settings. Ratios are the time
+of a locked step over that of a released one: smaller is better.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from benchmarks.step import SAME
 from benchmarks.timing import ratios, spread, take_turns, wall_clock
 from benchmarks.world import AS_REFERENCE, Ours, drawn_world, make_cfg, recommended, repetitions, verdict
 
-HELP = "a locked step beside a released one, at two image sizes"
+HELP = "a locked step compared with a released one, at two image sizes"
 TARGETS = {("loc", 224): 0.75, ("loc", 512): 0.55, ("seg", 224): 0.5, ("seg", 512): 0.5}
-"""Largest share of a released step that a locked one may take, by task and image size."""
+"""Largest allowed ratio of a locked to a released step, by task and image size."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +41,7 @@ def _rows(ours: Ours, size: int, name: str, count: int, device: str) -> list[lis
     rows = []
     for task in [kind.partition("/")[0] for kind in ours.phases if kind.endswith("/lock")]:
         kinds = [f"{task}/{mode}" for mode in ("release", "lock")]
-        # Both kinds share one model, so each is entered outside of what is timed.
+        # Both kinds share one model, so switching between them is not timed.
         times: dict[str, list[float]] = {kind: [] for kind in kinds}
         for _ in range(count):
             for kind in kinds:

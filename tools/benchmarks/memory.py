@@ -1,8 +1,9 @@
-"""Peak memory of training steps, each candidate in a process of its own.
+"""Peak memory of training steps, each candidate in its own process.
 
-"held" is what a run holds before its first step: weights of student and teacher. "peak" is the most it held during two
-steps: the same, gradients, the optimizer's moments, and what is kept for the backward pass. On a CPU both are resident
-pages of the process above those after the imports, with the C library as it comes; on a GPU what torch has allocated.
+"held" is the memory before the first step: weights of student and teacher. "peak" is the maximum during two steps: the
+same plus gradients, the optimizer's moments, and activations kept for the backward pass. On a CPU both are resident
+memory of the process beyond that after the imports, with the C library's default settings; on a GPU they are memory
+allocated by torch.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from benchmarks.step import REFERENCE, SAME
 from benchmarks.world import AS_REFERENCE, Ours, drawn_world, make_cfg, recommended, verdict
 from fx_d2.structures import FXError
 
-HELP = "peak memory of a step, beside the public code's way"
-CHECKPOINTED = f"{REFERENCE}, trunk recomputed"
+HELP = "peak memory of a step, compared with the public code's way"
+CHECKPOINTED = f"{REFERENCE}, backbone recomputed"
 TARGET = 0.65
-"""Of the reference-style step's peak, that of a localization step may be at most this part, both in float32."""
+"""Largest allowed ratio of a localization step's peak to that of the reference-style step, both in float32."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,13 +53,13 @@ def run(args: argparse.Namespace) -> str:
 
 
 def _options(device: str) -> dict[str, tuple[str, ...]]:
-    """Candidate -> its config keys."""
+    """Candidate -> its config options."""
     checkpointed = (*AS_REFERENCE, "MODEL.TIMM.GRAD_CHECKPOINTING", "True")
     return dict([(REFERENCE, AS_REFERENCE), (CHECKPOINTED, checkpointed), (SAME, AS_REFERENCE), recommended(device)])
 
 
 def in_child(function: Callable, *arguments: object) -> tuple[float, float]:
-    """What a function gives in a fresh process, whose C library gives freed memory back: what is kept is not needed."""
+    """Result of a function in a fresh process with glibc's default allocator, which returns freed memory."""
     context, settings = multiprocessing.get_context("spawn"), {}
     for key in ALLOCATOR:
         if key in os.environ:
@@ -71,7 +72,7 @@ def in_child(function: Callable, *arguments: object) -> tuple[float, float]:
 
 
 def measure(args: argparse.Namespace, root: str, name: str, kind: str) -> tuple[float, float]:
-    """Megabytes (held, peak) of a candidate in a kind of step; for a fresh process."""
+    """Megabytes (held, peak) of a candidate for a kind of step; must run in a fresh process."""
     if args.threads:
         torch.set_num_threads(args.threads)
     cfg = make_cfg(args, Path(root), _options(args.device)[name])
@@ -79,7 +80,7 @@ def measure(args: argparse.Namespace, root: str, name: str, kind: str) -> tuple[
     before, _ = meter()
     ours = Ours(cfg)
     if kind not in ours.phases:
-        raise FXError(f"--kinds {kind}: there are {', '.join(ours.phases)}")
+        raise FXError(f"--kinds {kind}: choose from {', '.join(ours.phases)}")
     phase, samples = ours.phases[kind].phase, ours.samples(kind)
     if name not in (REFERENCE, CHECKPOINTED):
         ours.enter(kind)
@@ -104,7 +105,7 @@ def _row(kind: str, name: str, found: dict[str, tuple[float, float]]) -> list[st
 
 
 def _meter(device: str) -> Callable[[], tuple[float, float]]:
-    """Function that gives megabytes (now, most since the last call)."""
+    """Function that returns megabytes (now, maximum since the last call)."""
     if device.startswith("cuda"):
         return _cuda_meter
     return _resident_meter
@@ -122,13 +123,13 @@ def _resident_meter() -> tuple[float, float]:
     gc.collect()
     peak = _status("VmHWM")
     if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed counts no longer, whatever the allocator keeps
+        ctypes.CDLL(None).malloc_trim(0)  # freed memory must not count, even if the allocator keeps it
     now = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the peak
     return now, peak
 
 
 def _status(key: str) -> float:
-    """Megabytes of a line of /proc/self/status."""
+    """Megabytes in a line of /proc/self/status."""
     lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
     return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(f"{key}:"))

@@ -1,9 +1,9 @@
-"""Losses of a small training in float32 with 900 queries and in bfloat16 with 300, side by side.
+"""Losses of small training runs in float32 with 900 queries and in bfloat16 with 300.
 
-The same drawn films (datasets/prepare_synthetic.py, ChestX-Det: labels, boxes, masks), the same seeds and first
-weights, all passes of the recipe. The table has the mean loss of each task over the first and the last cycle, with the
-smallest and largest of the seeds; the picture (beside the report) the running mean. More queries mean more terms of
-unmatched ones in the loss of localization: compare the shape of its curve rather than its level.
+The same synthetic images (datasets/prepare_synthetic.py, ChestX-Det: labels, boxes, masks), the same seeds and
+initialisation, all passes of the recipe. The table gives the mean loss of each task over the first and the last cycle,
+with the minimum and maximum over seeds; the figure (next to the report) shows the running mean. More queries add more
+unmatched terms to the localization loss: compare the shape of its curve rather than its level.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from benchmarks.world import AS_RECOMMENDED, AS_REFERENCE, QUICK_CONFIG, RECOMME
 from fx_d2.engine import FXTrainer
 from fx_d2.structures import TASKS, FXError
 
-HELP = "loss curves of bfloat16 with 300 queries beside float32 with 900"
+HELP = "loss curves of bfloat16 with 300 queries compared with float32 with 900"
 DATASET = "chestx_det"
 PICTURE = "precision.png"
 
@@ -35,9 +35,9 @@ Curves = dict[str, list[float]]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The section's options."""
-    parser.add_argument("--cycles", type=int, default=0, help="default 8")
+    parser.add_argument("--cycles", type=int, default=0, help="training cycles (default 8)")
     parser.add_argument("--images", type=int, default=0, help="training images (default 48)")
-    parser.add_argument("--seeds", type=int, default=0, help="trainings of each kind (default 2)")
+    parser.add_argument("--seeds", type=int, default=0, help="runs of each kind (default 2)")
 
 
 def run(args: argparse.Namespace) -> str:
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> str:
         for name, curves in found.items():
             means = (spread([_mean(curve[task], cycles, end) for curve in curves], 4) for end in (0, 1))
             rows.append([task, name, str(len(curves[0][task])), *means])
-    head = f"{images} images, {cycles} cycles, {seeds} seeds; picture: {picture.name}"
+    head = f"{images} images, {cycles} cycles, {seeds} seeds; figure: {picture.name}"
     columns = ["task", "candidate", "steps", "loss, first cycle", "loss, last cycle"]
     return f"{head}\n\n{markdown_table(columns, rows)}"
 
@@ -68,7 +68,7 @@ def _draw(root: Path, images: int) -> None:
     command = [sys.executable, str(ROOT / "datasets" / "prepare_synthetic.py"), *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise FXError(f"the films could not be drawn: {done.stderr.strip()}")
+        raise FXError(f"the synthetic images could not be generated: {done.stderr.strip()}")
 
 
 def _train(args: argparse.Namespace, root: Path, opts: tuple[str, ...], cycles: int, seed: int) -> Curves:
@@ -86,7 +86,7 @@ def _train(args: argparse.Namespace, root: Path, opts: tuple[str, ...], cycles: 
 
 
 class _Losses(HookBase):
-    """Notes the loss of every step; the trainer's own history keeps the last ones only."""
+    """Records the loss of every step; the trainer's own history keeps only the latest ones."""
 
     trainer: FXTrainer
 
@@ -99,7 +99,7 @@ class _Losses(HookBase):
 
 
 def _mean(losses: list[float], cycles: int, end: int) -> float:
-    """Of the first (0) or last (1) cycle."""
+    """Mean of the first (0) or last (1) cycle."""
     steps = len(losses) // cycles
     return float(np.mean(losses[-steps:] if end else losses[:steps]))
 

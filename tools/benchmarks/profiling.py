@@ -1,6 +1,6 @@
-"""A trace of a training step, for chrome://tracing or perfetto.dev, and its operators by the time they take.
+"""A trace of a training step, for chrome://tracing or perfetto.dev, and its operators sorted by time.
 
-The trace lies beside the report (without --output: in output/benchmark). Times are of one step after a warm one.
+The trace is written next to the report (without --output: to output/benchmark). Times are of one step after a warm-up.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from benchmarks.step import REFERENCE, SAME
 from benchmarks.world import AS_REFERENCE, Ours, beside, drawn_world, make_cfg, recommended
 from fx_d2.structures import FXError
 
-HELP = "trace and operators of a training step"
+HELP = "profiler trace and operators of a training step"
 ARMS = ("fx_d2", "fx_d2-fp32", "reference")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The section's options."""
     parser.add_argument("--kind", default="loc/release", help="kind of step (default loc/release)")
-    parser.add_argument("--arm", choices=ARMS, default="fx_d2", help="default fx_d2, as recommended")
-    parser.add_argument("--top", type=int, default=20, help="operators shown (default 20)")
+    parser.add_argument("--arm", choices=ARMS, default="fx_d2", help="candidate (default fx_d2, as recommended)")
+    parser.add_argument("--top", type=int, default=20, help="number of operators listed (default 20)")
 
 
 def run(args: argparse.Namespace) -> str:
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> str:
         cfg = make_cfg(args, root, opts)
         ours = Ours(cfg)
         if args.kind not in ours.phases:
-            raise FXError(f"--kind {args.kind}: there are {', '.join(ours.phases)}")
+            raise FXError(f"--kind {args.kind}: choose from {', '.join(ours.phases)}")
         ours.enter(args.kind)
         step = ours.step
         if args.arm == "reference":
@@ -64,5 +64,5 @@ def run(args: argparse.Namespace) -> str:
 
 
 def operators(averages: Iterable[Any]) -> list[Any]:
-    """Without a GPU's kernels, which torch lists as well: their time is that of the operators that started them."""
+    """Without GPU kernels, which torch lists as well: their time is included in the operators that launched them."""
     return [event for event in averages if event.device_type == DeviceType.CPU]

@@ -1,6 +1,6 @@
-"""The set loss as the public code of the paper computes it: layer by layer, image by image, overlaps of all pairs.
+"""The set loss as the paper's public code computes it: layer by layer, image by image, with IoUs of all pairs.
 
-The numbers are `fx_d2.losses.set_losses`'s; a test compares them in float64.
+The values equal those of `fx_d2.losses.set_losses`; a test compares them in float64.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from fx_d2.modeling.detr.encoder import Memory
 from fx_d2.modeling.localization import LocSettings
 
 Pairs = list[tuple[Tensor, Tensor]]
-"""Of each image the queries and the targets that belong together, int64."""
+"""Per image the matched queries and targets, int64."""
 
 
 def set_criterion(
     decoder: LocDecoder, memory: Memory, instances: Sequence[Instances], settings: LocSettings
 ) -> dict[str, Tensor]:
-    """The losses of `modeling.localization.localization_losses`, under the same names; some image has a box."""
+    """`modeling.localization.localization_losses` under the same names; at least one image must have a box."""
     device, weights = memory.tokens.device, settings.weights
     labels = [x.gt_classes.to(device) + settings.first_class for x in instances]
     boxes = [_relative(x).to(device) for x in instances]
@@ -53,7 +53,7 @@ def set_criterion(
 def noise_truth(
     labels: Sequence[Tensor], boxes: Sequence[Tensor], num_queries: int, num_classes: int, settings: LocSettings
 ) -> NoisedQueries:
-    """Denoising queries in fx_d2's layout, (groups, positive or negative, box), drawn image by image."""
+    """Denoising queries in fx_d2's layout, (groups, positive or negative, box), sampled image by image."""
     device, batch, width = labels[0].device, len(labels), max(map(len, labels))
     groups = max(settings.dn_number // width, 1) if settings.dn_number else 0
     classes = torch.zeros(batch, groups, 2, width, dtype=torch.int64, device=device)
@@ -84,7 +84,7 @@ def noise_truth(
 def match(
     logits: Tensor, boxes: Tensor, labels: Sequence[Tensor], truth: Sequence[Tensor], weights: SetLossWeights
 ) -> Pairs:
-    """Hungarian matching of one layer: the costs of all queries of the batch with all of its targets.
+    """Hungarian matching of one layer, from the costs of all of the batch's queries with all of its targets.
 
     Args:
         logits: (B, Q, K).
@@ -116,12 +116,12 @@ def layer_losses(
     normalizer: float,
     weights: SetLossWeights,
 ) -> dict[str, Tensor]:
-    """Weighted focal, L1 and GIoU losses of one layer; arguments as of `match`."""
+    """Weighted focal, L1 and GIoU losses of one layer; arguments as for `match`."""
     image = torch.cat([torch.full_like(query, i) for i, (query, _) in enumerate(pairs)])
     query = torch.cat([query for query, _ in pairs])
     classes = torch.cat([row[target] for row, (_, target) in zip(labels, pairs, strict=True)])
     known = torch.cat([row[target] for row, (_, target) in zip(truth, pairs, strict=True)]).to(boxes.dtype)
-    # One column more than there are classes stands for background, and is then cut off.
+    # One extra column stands for background and is then dropped.
     index = torch.full(logits.shape[:2], logits.shape[-1], dtype=torch.int64, device=logits.device)
     index[image, query] = classes
     onehot = F.one_hot(index, logits.shape[-1] + 1)[..., :-1].to(logits.dtype)
@@ -140,7 +140,7 @@ def layer_losses(
 
 
 def _known_pairs(labels: Sequence[Tensor], groups: int) -> Pairs:
-    """Of each image the positive denoising queries and the targets they came from."""
+    """Per image the positive denoising queries and their source targets."""
     width, pairs = max(map(len, labels)), []
     for label in labels:
         slot = torch.arange(len(label), device=label.device)
@@ -150,7 +150,7 @@ def _known_pairs(labels: Sequence[Tensor], groups: int) -> Pairs:
 
 
 def _relative(truth: Instances) -> Tensor:
-    """Boxes as (cx, cy, w, h) in parts of the image's sides."""
+    """Boxes as (cx, cy, w, h) relative to the image."""
     height, width = truth.image_size
     corners = truth.gt_boxes.tensor
     return box_convert(corners / corners.new_tensor((width, height, width, height)), "xyxy", "cxcywh")

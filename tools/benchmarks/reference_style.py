@@ -1,29 +1,29 @@
-"""A training step that does per step what the public code of the paper does, on our modules and weights.
+"""A training step that works as in the paper's public code, on our modules and weights.
 
-The arm to compare with. Everything that is not listed here is as in fx_d2, so that losses agree (a test compares them
-in float64). Listed is what the public code does, as it was read there and checked by running it:
+The baseline. Everything not listed here is as in fx_d2, so the losses agree (a test compares them in float64). The
+public code, as read and confirmed by running it, does the following:
 
-1. The graph of the teacher is kept: its parameters ask for gradients and no `no_grad` stands around it; the backward
-   pass runs through it, and its gradients pile up. It runs in evaluation mode, so without denoising queries.
-2. Localization compares the teacher with a `copy.deepcopy` of the student, made anew in every step, in evaluation mode
-   and with a graph: decoder states of all layers and the encoder's tokens at the queries. No gradient of it reaches the
-   student; the backward pass runs through the copy all the same.
+1. The teacher's autograd graph is kept: its parameters require grad and it does not run under `no_grad`; the backward
+   pass runs through it, and its gradients accumulate. It runs in evaluation mode, so without denoising queries.
+2. Localization compares the teacher with a `copy.deepcopy` of the student, created in every step, in evaluation mode
+   and with gradients enabled: decoder states of all layers and the encoder's tokens at the queries. None of its
+   gradients reach the student, but the backward pass runs through the copy all the same.
 3. Segmentation compares the last lateral map and the fused map, classification the pooled feature.
-4. A lock is `requires_grad = False` on parameters, nothing else: everything stays in training mode, and so does the
-   teacher's graph. In a locked localization pass the projections in front of the encoder go on learning, so that the
-   graph of the frozen encoder is kept.
-5. The sum of the squared weights of the encoder's layers is added to the loss of localization.
-6. Attention is not fused: the trunk's, the decoder's (`nn.MultiheadAttention` with weights), and deformable attention
-   by `grid_sample`, where the samples of all levels are stacked before they are weighted. Nothing is rectified in
+4. A lock only sets `requires_grad = False` on parameters: everything stays in training mode, and the teacher's graph is
+   kept. In a locked localization pass the input projections of the encoder stay trainable, so the autograd graph of the
+   frozen encoder is kept.
+5. The sum of the squared weights of the encoder's layers is added to the localization loss.
+6. Attention is not fused: in the backbone, in the decoder (`nn.MultiheadAttention` returning weights), and in
+   deformable attention by `grid_sample`, which stacks the samples of all levels before weighting them. ReLU is not in
    place.
 7. The set loss is computed layer by layer and image by image (`reference_losses`).
-8. AdamW and gradient clipping (localization only) are torch's as they are called without further options: on a CPU,
-   AdamW goes parameter by parameter. The teacher's average always does.
+8. AdamW and gradient clipping (localization only) are torch's with default options: on a CPU, AdamW loops over
+   parameters. The teacher's EMA always does.
 9. On a GPU each step ends with `synchronize` and `empty_cache`.
 
-Not done, though the public code does: recomputing the trunk's activations, unless the config asks for it (the memory
-section shows both); a second head for the boxes of each layer; moving the batch to the device and reading it. The
-public code has a CUDA kernel for deformable attention: on a GPU this arm is slower than it in point 6.
+The public code also does the following, which is left out here: recomputing the backbone's activations, unless the
+config enables it (the memory section shows both); a second box head for each layer; loading the batch and moving it to
+the device. It has a CUDA kernel for deformable attention: on a GPU, this baseline is slower than it in point 6.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ from fx_d2.structures import Phase
 _ENCODER_DECAY = 1e-4
 _FROZEN = {"loc": ("backbone.", "cls_heads.", "loc_encoder.layers."), "seg": ("",)}
 _FREE = {"loc": (), "seg": ("seg_heads.",)}
-"""Beginnings of the names that a lock freezes, and of those that it leaves all the same."""
+"""Parameter name prefixes that a lock freezes, and exceptions that stay trainable."""
 
 
 class PlainDeformableAttention(DeformableAttention):
-    """By `grid_sample`; the samples of all levels are stacked before they are weighted."""
+    """Uses `grid_sample` and stacks the samples of all levels before weighting them."""
 
     def forward(
         self,
@@ -67,7 +67,7 @@ class PlainDeformableAttention(DeformableAttention):
         shapes: Sequence[tuple[int, int]],
         padding: Tensor | None = None,
     ) -> Tensor:
-        """See `DeformableAttention.forward`; images are not padded here."""
+        """See `DeformableAttention.forward`; padding is ignored."""
         del padding
         batch, queries, dim = query.shape
         value = self.value_proj(tokens).view(batch, -1, self.heads, dim // self.heads)
@@ -91,14 +91,14 @@ class PlainDeformableAttention(DeformableAttention):
 
 
 class PlainDecoderLayer(DecoderLayer):
-    """Its attention among queries also gives the weights, which nobody reads."""
+    """Self-attention also returns its weights, which are not used."""
 
     def forward(
         self, x: Tensor, positions: Tensor, references: Tensor, tokens: Tensor, memory: Any, blocked: Tensor | None
     ) -> Tensor:
         """See `DecoderLayer.forward`."""
         query = x + positions
-        if blocked is not None and len(blocked) < x.shape[1]:  # rows of denoising queries alone
+        if blocked is not None and len(blocked) < x.shape[1]:  # it has only the denoising queries' rows
             rest = blocked.new_zeros(x.shape[1] - len(blocked), x.shape[1])
             rest[:, : len(blocked)] = True
             blocked = torch.cat((blocked, rest))
@@ -110,7 +110,7 @@ class PlainDecoderLayer(DecoderLayer):
 
 
 class PlainFeedForward(FeedForward):
-    """Keeps what it rectifies until the result is there."""
+    """ReLU is not in place, so its input is kept."""
 
     def forward(self, x: Tensor) -> Tensor:
         """See `FeedForward.forward`."""
@@ -125,10 +125,10 @@ _PLAIN: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def unfuse(model: FoundationX) -> FoundationX:
-    """The same model and weights with the plain forms of everything that is fused; changed in place.
+    """Replace everything that is fused by its plain form, in place; weights are kept.
 
     Raises:
-        TypeError: a module of a kind that has a plain form is of a subclass, whose plain form is not known.
+        TypeError: a module is a subclass of one with a plain form, but has none itself.
     """
     for module in model.modules():
         module.__class__ = _PLAIN.get(type(module), type(module))
@@ -141,11 +141,11 @@ def unfuse(model: FoundationX) -> FoundationX:
 
 
 class ReferenceStyle:
-    """A student, a teacher and an optimizer, stepped as the public code does.
+    """A student, a teacher and an optimizer, stepped as in the public code.
 
     Args:
-        cfg: of `world.make_cfg`, float32.
-        weights: the student's first weights; None = drawn.
+        cfg: from `world.make_cfg`, float32.
+        weights: the student's initial weights; None = random.
     """
 
     def __init__(self, cfg: CfgNode, weights: dict[str, Tensor] | None = None) -> None:
@@ -161,7 +161,7 @@ class ReferenceStyle:
         self._batch: list[dict[str, Any]] = []
 
     def enter(self, phase: Phase, batch: list[dict[str, Any]]) -> None:
-        """Freeze for a phase, and take a batch, samples of a training mapper, for its steps."""
+        """Freeze for a phase, and set the batch of its steps, samples from a training mapper."""
         self._phase, self._batch = phase, batch
         self.model.train()
         for name, parameter in self.model.named_parameters():
@@ -169,7 +169,7 @@ class ReferenceStyle:
             parameter.requires_grad_(phase.mode == "release" or not frozen)
 
     def step(self) -> dict[str, Tensor]:
-        """One step; the losses of the task, unweighted."""
+        """One step; returns the task's unweighted losses."""
         phase, c = self._phase, self.model.consistency
         assert phase is not None, "enter a phase first"
         losses, states = self.losses(self.model, self._batch, phase)
@@ -196,13 +196,13 @@ class ReferenceStyle:
 
     @torch.no_grad()
     def end_pass(self) -> None:
-        """The teacher's average, parameter by parameter; buffers are left."""
+        """Update the teacher's EMA in a loop over parameters; buffers are not updated."""
         for mine, theirs in zip(self.teacher.parameters(), self.model.parameters(), strict=True):
             mine.mul_(self.momentum).add_((1 - self.momentum) * theirs)
 
     @staticmethod
     def losses(model: FoundationX, batch: list[dict[str, Any]], phase: Phase) -> tuple[dict[str, Tensor], list[Tensor]]:
-        """Unweighted losses of the student, and what of it is compared with the teacher (not of localization)."""
+        """Unweighted losses of the student, and its tensors to compare with the teacher (none for localization)."""
         features = _features(model, batch)
         if phase.task == "cls":
             pooled = model.backbone.pooled(features)
@@ -220,7 +220,7 @@ class ReferenceStyle:
 
     @staticmethod
     def states(model: FoundationX, batch: list[dict[str, Any]], phase: Phase) -> list[Tensor]:
-        """What of a model is compared with another one."""
+        """The tensors of a model that are compared with another model's."""
         features = _features(model, batch)
         if phase.task == "cls":
             pooled = model.backbone.pooled(features)
@@ -245,7 +245,7 @@ def _features(model: FoundationX, batch: list[dict[str, Any]]) -> dict[str, Tens
 
 
 def _fused(model: FoundationX, features: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """The segmentation decoder's map, and the two maps that are compared, each position's vector of length 1."""
+    """The segmentation decoder's output, and the two maps that are compared, with unit vectors at each position."""
     with _watched(model.seg_decoder.laterals[-1]) as lateral:
         fused = model.seg_decoder(list(features.values()))
     return fused, [F.normalize(lateral[0], dim=1), F.normalize(fused, dim=1)]
@@ -253,7 +253,7 @@ def _fused(model: FoundationX, features: dict[str, Tensor]) -> tuple[Tensor, lis
 
 @contextmanager
 def _watched(module: nn.Module) -> Iterator[list[Tensor]]:
-    """Collects what a module gives."""
+    """Collects a module's outputs."""
     seen: list[Tensor] = []
     handle = module.register_forward_hook(lambda module, inputs, output: seen.append(output))
     try:

@@ -1,4 +1,4 @@
-"""Reports: Markdown tables, what was measured where, and files of both."""
+"""Reports: Markdown tables, the environment of a measurement, and writing both to files."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": str(2**34),
     "MALLOC_TOP_PAD_": str(2**28),
 }
-"""Settings of the GNU C library with which freed memory stays with the process. By default large tensors go back to the
-kernel at every free, and the page faults of the next allocation cost as much as arithmetic."""
+"""glibc settings that keep freed memory in the process. By default, large tensors are returned to the kernel on every
+free, and the page faults of the next allocation cost as much as the computation."""
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, its cells padded so that it can be read as it stands; first column left, the others right."""
+    """A Markdown table with padded cells; first column left-aligned, the others right-aligned."""
     lines = [list(columns), *map(list, rows)]
     widths = [max(2, *(len(line[i]) for line in lines)) for i in range(len(columns))]
 
@@ -42,7 +42,7 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str
 
 
 def tables_of(markdown: str) -> list[dict[str, Any]]:
-    """The tables of a text as {"columns", "rows"}, cells as strings."""
+    """The tables in a Markdown text as {"columns", "rows"}, cells as strings."""
     tables: list[dict[str, Any]] = []
     inside = False
     for line in markdown.splitlines():
@@ -58,7 +58,7 @@ def tables_of(markdown: str) -> list[dict[str, Any]]:
 
 
 def environment(device: str) -> dict[str, str]:
-    """What the numbers depend on: date, commit, machine, threads, allocator, versions."""
+    """What the results depend on: date, commit, machine, threads, allocator, versions."""
     described = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -69,19 +69,19 @@ def environment(device: str) -> dict[str, str]:
         "commit": described.stdout.strip() or "not a git checkout",
         "machine": f"{_processor()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}",
         **gpu,
-        "threads": f"{torch.get_num_threads()} of torch",
+        "threads": f"{torch.get_num_threads()} (torch)",
         "allocator": _allocator(),
         "versions": ", ".join(f"{name} {named[name]}" for name in ("torch", "timm", "python")),
     }
 
 
 def described(facts: Mapping[str, str]) -> str:
-    """One paragraph of the environment."""
+    """The environment as one paragraph."""
     return "; ".join(f"{name}: {value}" for name, value in facts.items()) + "."
 
 
 def write_report(path: Path, facts: Mapping[str, str], sections: Mapping[str, str]) -> None:
-    """Write <path>: Markdown, or with the ending .json the tables as data."""
+    """Write a report as Markdown, or to a .json file the tables as data."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".json":
         tables = {name: tables_of(text) for name, text in sections.items()}
@@ -92,7 +92,7 @@ def write_report(path: Path, facts: Mapping[str, str], sections: Mapping[str, st
 
 
 def restart_with_allocator() -> None:
-    """Replace this process by the same command with ALLOCATOR in its environment, which is read when it starts."""
+    """Re-execute this command with ALLOCATOR in the environment, which glibc reads at start-up."""
     if platform.libc_ver()[0] == "glibc" and any(os.environ.get(key) != value for key, value in ALLOCATOR.items()):
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | ALLOCATOR)
 
@@ -104,4 +104,4 @@ def _allocator() -> str:
 
 def _processor() -> str:
     name = torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or platform.machine()
-    return f"{name}, {'with' if cpu_has_bfloat16() else 'without'} instructions for bfloat16"
+    return f"{name}, {'with' if cpu_has_bfloat16() else 'without'} bfloat16 instructions"

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""What the recipe costs by arithmetic: operations and bytes of a step, what bounds it, hours of a cycle, communication.
+"""Theoretical cost of the recipe: FLOPs and bytes of a step, its bottleneck, hours of a cycle, communication.
 
 tools/benchmarks/scaling.py            prints the section of docs/performance.md
-tools/benchmarks/scaling.py --write    puts it there
+tools/benchmarks/scaling.py --write    writes it to that file
 
-Nothing is measured, and no weights are made: the model runs on tensors without memory, forward and backward, under
-bfloat16 autocast, and what passes is counted. The criterion (matching and losses) is not among it.
+Nothing is measured and no weights are allocated: the model runs forward and backward on fake tensors under bfloat16
+autocast, and its operators are counted. The criterion (matching and losses) is not included.
 """
 
 from __future__ import annotations
@@ -41,31 +41,31 @@ from fx_d2.structures import DatasetSpec, Phase  # noqa: E402
 DOCUMENT = ROOT / "docs" / "performance.md"
 BEGIN, END = "<!-- begin: tools/benchmarks/scaling.py -->", "<!-- end: tools/benchmarks/scaling.py -->"
 DATASET, BATCH, SIZE, KNOWN = "chestx_det", 24, 224, 198
-"""The heads that are counted; images a step of a GPU; pixels a side; denoising queries (three boxes an image)."""
+"""Dataset whose heads are counted; images per step and GPU; image side; denoising queries (three boxes per image)."""
 
 _COUNTED = ("MODEL.DEVICE", "cpu", "MODEL.LOC.SAMPLER", "torch")
-"""Own operators (C++, Triton) are one operator each, whose arithmetic torch does not know: torch's stand for them."""
+"""torch cannot count the FLOPs of custom operators (C++, Triton), so torch's sampler is counted instead."""
 
 PEAK, REACHED = 990e12, 0.4
-"""Operations a second of an H100 or H200 in bfloat16, and the part of it that such models reach."""
+"""bfloat16 FLOP/s of an H100 or H200, and the fraction that such models reach."""
 BANDWIDTH, MOVED = {"H100": 3.35e12, "H200": 4.8e12}, 0.7
-"""Bytes a second of its memory, and the part that is reached."""
+"""Memory bandwidth in bytes/s, and the fraction that is reached."""
 LAUNCH = 5e-6
-"""Seconds the host needs to start an operator."""
+"""Seconds the host needs to launch an operator."""
 PASSES = 4
-"""Times that a byte kept for the backward pass is moved: written, read by the next operator, read again, and its
+"""Memory transfers per byte kept for the backward pass: written, read by the next operator, read again, and its
 gradient."""
 OPTIMIZER_BYTES, WEIGHT_BYTES = 28, 12
-"""Bytes moved a step for each learning number (AdamW reads four and writes three float32), and for each number in use
-(float32 weights, read and turned into bfloat16 forward and backward)."""
+"""Bytes moved per step for each trainable parameter (AdamW reads four and writes three float32), and for each parameter
+in use (float32 weights, read and cast to bfloat16 in the forward and the backward pass)."""
 LINKS = {1: 0.0, 8: 450e9, 64: 50e9}
-"""GPUs -> bytes a second of a GPU's link: within a machine, and between machines (400 Gbit/s a GPU)."""
+"""Number of GPUs -> bytes/s of a GPU's link: within a machine, and between machines (400 Gbit/s per GPU)."""
 
 
 @dataclass
 class StepCost:
-    """Of one kind of step, for BATCH images: FLOPs, bytes kept for the backward pass, operators; numbers in use and
-    learning."""
+    """Cost of one kind of step for BATCH images: FLOPs, bytes kept for the backward pass, operators; parameters in use,
+    and trainable ones."""
 
     flops: int = 0
     saved: int = 0
@@ -74,7 +74,7 @@ class StepCost:
     learning: int = 0
 
     def seconds(self, gpu: str) -> dict[str, float]:
-        """Seconds of a step if only this bounded it."""
+        """Seconds of a step for each possible bottleneck, if it were the only one."""
         moved = PASSES * self.saved + WEIGHT_BYTES * self.used + OPTIMIZER_BYTES * self.learning
         return {
             "arithmetic": self.flops / (PEAK * REACHED),
@@ -84,7 +84,7 @@ class StepCost:
 
 
 class _Operators(TorchDispatchMode):
-    """Counts operators that compute: those that give new tensors."""
+    """Counts the operators that return new tensors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,14 +98,14 @@ class _Operators(TorchDispatchMode):
 
 
 def config() -> CfgNode:
-    """The recipe as recommended, on operators that can be counted."""
+    """The recipe with the recommended settings and countable operators."""
     cfg = build_cfg(str(CONFIG), [*AS_RECOMMENDED, *_COUNTED, "INPUT.SIZE", str([SIZE, SIZE])])
     cfg.MODEL.TIMM.KWARGS.pop("pretrained", None)
     return cfg
 
 
 def step_costs(cfg: CfgNode, kinds: Collection[str] = ()) -> dict[str, StepCost]:
-    """The costs of each kind of step of DATASET, in the order of the recipe; of some kinds alone if given."""
+    """Cost of each kind of step on DATASET, in the order of the recipe; only of `kinds` if given."""
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with torch.device("meta"):
         model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg, specs=[BY_NAME[DATASET]])
@@ -152,7 +152,7 @@ def _cost(model: FoundationX, phase: Phase) -> StepCost:
 
 
 def _shared(model: FoundationX, task: str, images: torch.Tensor, wanted: list[str]) -> None:
-    """What the teacher computes."""
+    """Run the teacher's part of a step."""
     if wanted:
         features = model.backbone(images)
         if "loc_encoder" in wanted:
@@ -162,7 +162,7 @@ def _shared(model: FoundationX, task: str, images: torch.Tensor, wanted: list[st
 
 
 def _outputs(model: FoundationX, phase: Phase, images: torch.Tensor) -> list[torch.Tensor]:
-    """What the losses read."""
+    """The inputs of the losses."""
     features = model.backbone(images)
     if phase.task == "cls":
         return [model.cls_heads[phase.dataset](model.backbone.pooled(features))]
@@ -178,7 +178,7 @@ def _outputs(model: FoundationX, phase: Phase, images: torch.Tensor) -> list[tor
 
 
 def _count(function: Callable[[], None]) -> tuple[int, int]:
-    """FLOPs and operators of a function."""
+    """FLOPs and number of operators of a function."""
 
     def samples(*shapes: Any, out_shape: Any, **others: Any) -> int:
         return 10 * torch.Size(out_shape).numel()
@@ -194,13 +194,13 @@ def _count(function: Callable[[], None]) -> tuple[int, int]:
 
 
 def cost_row(kind: str, cost: StepCost) -> list[str]:
-    """A row of the section's first table."""
+    """One row of the section's first table."""
     row = [kind, f"{cost.flops / BATCH / 1e9:.1f}", f"{cost.saved / BATCH / 1e6:.0f}", f"{cost.operators:,}"]
     return [*row, f"{cost.used / 1e6:.1f}", f"{cost.learning / 1e6:.2f}", f"{4 * cost.learning / 1e6:.1f}"]
 
 
 def section() -> str:
-    """The Markdown of docs/performance.md between its marks."""
+    """The Markdown between the markers in docs/performance.md."""
     cfg = config()
     costs = step_costs(cfg)
     every = list(passes(PRETRAINING, cfg.SCHEDULE))
@@ -256,9 +256,9 @@ def _hours(costs: dict[str, StepCost], every: list[tuple[Phase, DatasetSpec]], g
 
 
 def main() -> int:
-    """Print the section, or write it; the exit status."""
+    """Print the section, or write it; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="put the section into docs/performance.md")
+    parser.add_argument("--write", action="store_true", help="write the section to docs/performance.md")
     args = parser.parse_args()
     text = section()
     if not args.write:

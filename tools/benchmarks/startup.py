@@ -1,7 +1,7 @@
-"""Seconds from the command `tools/train_net.py` to the end of its first step, in a process of its own.
+"""Seconds from starting `tools/train_net.py` to the end of its first step, in a separate process.
 
-"first" has no byte code of any library, as after an installation; "again" is the same command once more. That files
-of libraries are read from memory, not from the disk, cannot be helped here: this process uses them as well.
+"first" runs without any library's byte code, as after an installation; "again" is the same command run again. Library
+files come from the page cache in both cases, because this process uses them, too.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from benchmarks.timing import spread
 from benchmarks.world import draw_datasets, make_cfg, recommended, repetitions
 from fx_d2.structures import FXError
 
-HELP = "from the training command to the end of its first step"
+HELP = "time from the training command to the end of its first step"
 MARKS = ("imports", "trainer built", "first step done")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The section has no options of its own."""
+    """No options besides the common ones."""
 
 
 def run(args: argparse.Namespace) -> str:
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> str:
 
 
 def _start(args: argparse.Namespace, config: Path, root: Path) -> dict[str, float]:
-    """Seconds until each mark of a training that ends after its first step."""
+    """Seconds until each mark of a training run that ends after its first step."""
     tools = Path(__file__).resolve().parents[1]
     path = os.pathsep.join([str(tools), str(tools.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"PYTHONPATH": path, "PYTHONPYCACHEPREFIX": str(root / "bytecode")}
@@ -61,13 +61,13 @@ def _start(args: argparse.Namespace, config: Path, root: Path) -> dict[str, floa
     ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise FXError(f"the training did not start: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+        raise FXError(f"the training run did not start: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
     marks = json.loads(done.stdout.strip().splitlines()[-1])
     return {mark: moment - started for mark, moment in marks.items()}
 
 
 def _child(argv: list[str]) -> None:
-    """`tools/train_net.py` until its first step is done."""
+    """Run `tools/train_net.py` until its first step is done, and print the times of the marks."""
     train_net = importlib.import_module("train_net")
     from fx_d2.engine import FXTrainer
 

@@ -1,14 +1,13 @@
-"""Seconds of a training step of every kind, and of a cycle, beside a step done as the public code does it.
+"""Seconds of a training step of every kind, and of a cycle, compared with a step of the public code.
 
 Three candidates with the model of all eleven datasets: `reference-style` (see benchmarks/reference_style.py), and
-fx_d2's own trainer with the same precision and queries (float32, 900) and with what we recommend (bfloat16 autocast,
-300; on a processor without instructions for bfloat16 float32, 300). All three are alive in one process and take turns;
-their batches are the same images. What differs between datasets is small: the steps are those of the dataset that has
-all tasks and most masks.
+fx_d2's trainer with the same precision and queries (float32, 900) and with the recommended ones (bfloat16 autocast,
+300; on a CPU without bfloat16 instructions float32, 300). All three live in one process and take turns on the same
+images. Steps differ little between datasets: the measured ones are of the dataset with all tasks and the most masks.
 
-A cycle is the sum over its kinds of steps, weighted in two ways: by the published numbers of training images of the
-eleven datasets (most of them are for classification alone), to which the teacher's update is added once a pass, and
-with equally many images in every dataset.
+A cycle is the weighted sum over its kinds of steps, in two variants: weighted by the published numbers of training
+images of the eleven datasets (most are for classification only), plus one teacher update per pass, and with the same
+number of images in every dataset.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ from benchmarks.timing import ratios, spread, take_turns, wall_clock
 from benchmarks.world import AS_REFERENCE, Ours, drawn_world, make_cfg, recommended, repetitions, verdict
 from fx_d2.structures import FXError, specs_of
 
-HELP = "a training step of every kind and a cycle, beside the public code's way"
+HELP = "a training step of every kind and a cycle, compared with the public code's way"
 
 REFERENCE, SAME = "reference-style", "fx_d2, float32, 900 queries"
 TARGETS = ({"loc/release": 2.2, "loc/lock": 3.0, "cycle": 1.8}, {"loc/release": 6.0, "loc/lock": 6.0, "cycle": 4.0})
-"""How many times as fast as the reference-style step we want to be, with its precision and queries and as recommended,
-on two CPU cores, Swin-B, 224 pixels, batch 2."""
+"""Target speed-ups over the reference-style step, with the same precision and queries, and as recommended; on two CPU
+cores, Swin-B, 224 pixels, batch size 2."""
 
 Times = dict[str, dict[str, list[float]]]
 """Kind of step -> candidate -> seconds."""
@@ -41,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kinds", nargs="+", default=[], help="kinds of step, such as loc/lock (default all)")
     parser.add_argument(
         "--checkpointing", action="store_true",
-        help="the reference-style step recomputes the trunk's activations, as the public code's config does",
+        help="the reference-style step recomputes the backbone's activations, as the public code's config does",
     )  # fmt: skip
 
 
@@ -57,7 +56,7 @@ def run(args: argparse.Namespace) -> str:
         clock, times = wall_clock(args.device), Times()
         count = repetitions(args, 7)
         if strange := [kind for kind in args.kinds if kind not in first.phases]:
-            raise FXError(f"--kinds {strange[0]}: there are {', '.join(first.phases)}")
+            raise FXError(f"--kinds {strange[0]}: choose from {', '.join(first.phases)}")
         for kind in args.kinds or first.phases:
             reference.enter(first.phases[kind].phase, first.samples(kind))
             for candidate in ours.values():
@@ -99,7 +98,7 @@ def _cycle(times: Times, weights: Mapping[str, float], updates: dict[str, list[f
 
 
 def report(times: Times, cycles: Times, images: int) -> str:
-    """Two tables: seconds, and ratios with the targets."""
+    """Two tables: seconds, and ratios with targets."""
     names = list(next(iter(times.values())))
     seconds = [[kind, *(spread(times[kind][name], 3) for name in names)] for kind in times]
     updates = markdown_table(["kind of step, s", *names], seconds)
@@ -111,4 +110,4 @@ def report(times: Times, cycles: Times, images: int) -> str:
             row += [spread(values), verdict(statistics.median(values), targets.get(kind.partition(",")[0]))]
         lines.append(row)
     columns = ["times as fast", *(column for name in names[1:] for column in (name, "target"))]
-    return f"{images} images a step; median (smallest .. largest)\n\n{updates}\n\n{markdown_table(columns, lines)}"
+    return f"{images} images per step; median (minimum .. maximum)\n\n{updates}\n\n{markdown_table(columns, lines)}"

@@ -1,4 +1,4 @@
-"""Fair timing: candidates take turns, and what is reported are ratios with their spread."""
+"""Fair timing: candidates take turns, and ratios are reported with their spread."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Clock = Callable[[], float]
 
 
 def wall_clock(device: str = "cpu") -> Clock:
-    """Seconds by the clock on the wall; on a GPU once everything that was asked of it is done."""
+    """Wall-clock seconds; on a GPU after synchronising with it."""
     if not device.startswith("cuda"):
         return time.perf_counter
 
@@ -28,16 +28,16 @@ def wall_clock(device: str = "cpu") -> Clock:
 def take_turns(
     candidates: Mapping[str, Callable[[int], object]], repetitions: int, clock: Clock = time.process_time
 ) -> dict[str, list[float]]:
-    """Seconds of each call of each candidate, by default CPU seconds of this process, all its threads together.
+    """Seconds of each call of each candidate; by default CPU seconds of this process, summed over its threads.
 
-    Every repetition calls all candidates once, so that a disturbance of the machine meets all of them; the first round
-    warms up and is not counted. CPU seconds, unlike wall seconds, do not count other programs' turns, but neither do
-    they see threads that wait for each other.
+    Every repetition calls all candidates once, so disturbances of the machine affect all of them; the first round is a
+    warm-up and not counted. CPU seconds, unlike wall-clock seconds, exclude other programs, but also the time in which
+    threads wait for each other.
 
     Args:
-        candidates: functions of the number of the repetition, by name.
-        repetitions: rounds that count, at least 1.
-        clock: what is read before and after a call.
+        candidates: name -> function of the repetition's index.
+        repetitions: counted rounds, at least 1.
+        clock: read before and after each call.
     """
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for repetition in range(-1, repetitions):
@@ -50,25 +50,25 @@ def take_turns(
 
 
 def ratios(times: Mapping[str, Sequence[float]], baseline: str, name: str) -> list[float]:
-    """How many times as fast as the baseline a candidate is, in each repetition, in order of size."""
+    """Speed-up of a candidate over the baseline in each repetition, sorted."""
     return sorted(base / own for base, own in zip(times[baseline], times[name], strict=True))
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
-    """The median and, where there are several values, the smallest and the largest: "2.10 (1.95 .. 2.31)"."""
+    """The median and, for several values, minimum and maximum: "2.10 (1.95 .. 2.31)"."""
     middle = f"{statistics.median(values):.{digits}f}"
     return middle if len(values) == 1 else f"{middle} ({min(values):.{digits}f} .. {max(values):.{digits}f})"
 
 
 def ratio_table(times: Mapping[str, Sequence[float]], baseline: str, items: int) -> str:
-    """A Markdown table: items a second of each candidate, and how many times as fast as the baseline it is.
+    """A Markdown table: items per second of each candidate, and its speed-up over the baseline.
 
-    The ratio is the median over the repetitions, taken within each repetition, with the smallest and the largest.
+    Ratios are taken within each repetition; the table has their median, minimum and maximum.
 
     Args:
-        times: seconds by candidate, equally many for each.
+        times: candidate -> seconds, the same number for each.
         baseline: the candidate to compare with.
-        items: work done in a repetition, such as images.
+        items: amount of work per repetition, such as images.
     """
     rows = [
         [name, f"{items / statistics.median(seconds):.1f}", spread(ratios(times, baseline, name))]

@@ -1,8 +1,8 @@
-"""Teacher update, optimizer step and gradient clipping, beside loops over the parameters and beside flat buffers.
+"""Teacher update, optimizer step and gradient clipping, compared with loops over parameters and with flat buffers.
 
-Of the model of all datasets, after a released localization step: the optimizer and the clipping work on the parameters
-that have a gradient then, the teacher follows with all of them. Flat buffers hold the same numbers one after the other
-in one tensor, which the model would have to be made of.
+For the model of all datasets, after a released localization step: the optimizer and the clipping process the parameters
+that have a gradient then, the teacher update all parameters. Flat buffers hold the same values in one contiguous
+tensor; to use them, the model's parameters would have to be views of it.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from benchmarks.report import markdown_table
 from benchmarks.timing import ratios, spread, take_turns, wall_clock
 from benchmarks.world import AS_REFERENCE, Ours, drawn_world, make_cfg, repetitions, verdict
 
-HELP = "teacher update, optimizer step and clipping, beside loops over parameters"
+HELP = "teacher update, optimizer step and clipping, compared with loops over parameters"
 LOOP, FLAT = "loop over parameters", "flat buffers"
 TARGETS = {"teacher update": 2.0}
-"""How many times as fast as the loop we want to be."""
+"""Target speed-up over the loop."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The section has no options of its own."""
+    """No options besides the common ones."""
 
 
 def run(args: argparse.Namespace) -> str:
@@ -86,7 +86,7 @@ def _candidates(ours: Ours) -> dict[str, dict[str, Callable[[int], object]]]:
 
 
 def _adamw(optimizer: torch.optim.Optimizer, *, foreach: bool) -> torch.optim.Optimizer:
-    """AdamW over the same groups, not fused."""
+    """AdamW with the same parameter groups, not fused."""
     groups: list[dict[str, Any]] = [
         {key: group[key] for key in ("params", "lr", "weight_decay")} for group in optimizer.param_groups
     ]

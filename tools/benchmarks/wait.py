@@ -1,8 +1,8 @@
-"""How long a step waits for its images: the trainer's loader, and steps that only take time.
+"""How long a step waits for its images: the trainer's data loader with simulated steps.
 
-PNGs of 1024 pixels, read and augmented by worker processes as in training, all kinds of passes in turn; once as they
-are, once from a cache of 256 pixels. A step is simulated by sleeping, which leaves the processor to the workers, as a
-step on a GPU does. The share is that of the waiting in the whole time, without the first batch.
+PNGs of 1024 pixels, loaded and augmented by worker processes as in training, cycling through all kinds of passes; once
+as they are, once from a cache of 256 pixels. A step is simulated by sleeping, which leaves the CPU to the workers, as a
+step on a GPU does. The share is the waiting time over the total time, without the first batch.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ CACHE_SIZE = 256
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The section's options."""
-    parser.add_argument("--workers", type=int, default=4, help="processes that read images (default 4)")
-    parser.add_argument("--images-per-step", type=int, default=24, help="default 24")
-    parser.add_argument("--steps", type=int, default=0, help="steps of each row (default 20)")
-    parser.add_argument("--step-seconds", type=float, nargs="+", default=[], help="default 0.05 0.2 0.8")
+    parser.add_argument("--workers", type=int, default=4, help="data loader worker processes (default 4)")
+    parser.add_argument("--images-per-step", type=int, default=24, help="batch size (default 24)")
+    parser.add_argument("--steps", type=int, default=0, help="steps per row (default 20)")
+    parser.add_argument(
+        "--step-seconds", type=float, nargs="+", default=[], help="simulated step times (default 0.05 0.2 0.8)"
+    )
 
 
 def run(args: argparse.Namespace) -> str:
@@ -49,7 +51,7 @@ def run(args: argparse.Namespace) -> str:
                 cells = [f"{seconds:g}", f"{waited / (steps - 1):.3f}", f"{100 * waited / total:.1f} %", f"{rate:.0f}"]
                 rows.append([title, *cells])
     columns = ["images", "a step takes, s", "and waits, s", "share of waiting", "images/s"]
-    head = f"{args.images_per_step} images a step, {args.workers} workers, PNGs of {side} pixels"
+    head = f"{args.images_per_step} images per step, {args.workers} workers, PNGs of {side} pixels"
     return f"{head}\n\n{markdown_table(columns, rows)}"
 
 
@@ -60,7 +62,7 @@ def _config(args: argparse.Namespace, root: Path, name: str) -> CfgNode:
 
 
 def _cached(root: Path, name: str, side: int) -> Path:
-    """The same dataset, its images from copies of CACHE_SIZE; gives the root."""
+    """The same dataset with images cached at CACHE_SIZE; returns its root."""
     spec, rng, target = BY_NAME[name], np.random.default_rng(0), root.parent / "cached"
     files = sorted((root / "images").iterdir())
     images = [annotated_image(spec, rng, file.name, side) for file in files]
@@ -70,7 +72,7 @@ def _cached(root: Path, name: str, side: int) -> Path:
 
 
 def _run(cfg: CfgNode, steps: int, seconds: float) -> tuple[float, float]:
-    """Seconds (waited, in all) of the steps after the first."""
+    """Seconds (waiting, total) of the steps after the first."""
     cv2.setNumThreads(0)
     data = build_train_data(cfg)
     schedule = build_schedule(cfg, data.sizes)

@@ -1,16 +1,16 @@
-// The page: sends one film, shows what comes back. Threshold and switches act here; only another film or other heads
-// ask the model again. Names from model and file enter as text, never as markup.
+// The page: sends one image and shows the response. Threshold and checkboxes act locally; only another image or other
+// heads run the model again. Names from the model and the file are inserted as text, never as markup.
 
 const $ = (id) => document.getElementById(id);
 const NOTICE = document.querySelector(".notice").textContent;
 const FILL = 0.18;
 
 let model;            // GET /model
-let file = null;      // what was dropped
+let file = null;      // the dropped file
 let found = null;     // POST /predict
 let film = null;      // its image
-let asking = null;    // AbortController of the request under way
-const off = new Set();  // "dataset/class" that are switched off
+let asking = null;    // AbortController of the pending request
+const off = new Set();  // "dataset/class" that are hidden
 
 const element = (tag, text = "", properties = {}) =>
   Object.assign(document.createElement(tag), { textContent: text }, properties);
@@ -28,20 +28,20 @@ function say(status, error = "") {
 async function ask() {
   if (!file) return;
   if (file.size > model.max_bytes) {
-    say("", `${file.name} has ${megabytes(file.size)}; the server takes at most ${megabytes(model.max_bytes)}.`);
+    say("", `${file.name} has ${megabytes(file.size)}; the server accepts at most ${megabytes(model.max_bytes)}.`);
     return;
   }
   const query = new URLSearchParams({ name: file.name });
   for (const choice of $("choices").querySelectorAll("input:checked")) query.append("dataset", choice.value);
   if (!query.has("dataset")) {
     $("heads").open = true;
-    say("", "No heads are chosen: choose at least one dataset.");
+    say("", "No heads selected: choose at least one dataset.");
     return;
   }
   asking?.abort();
   const mine = (asking = new AbortController());
   document.querySelector("main").setAttribute("aria-busy", "true");
-  say(`Asking the model about ${file.name} …`);
+  say(`Running the model on ${file.name} …`);
   try {
     const headers = { "Content-Type": "application/octet-stream" };
     const answer = await fetch(`/predict?${query}`, { method: "POST", body: file, headers, signal: mine.signal });
@@ -57,7 +57,7 @@ async function ask() {
     if (mine !== asking) return;
     [found, film] = [null, null];
     $("stage").hidden = $("result").hidden = true;
-    say("", error instanceof TypeError ? "The server does not answer, or refused the file: is it still running?" : error.message);
+    say("", error instanceof TypeError ? "No response from the server, or it refused the file: is it still running?" : error.message);
   } finally {
     if (mine === asking) document.querySelector("main").removeAttribute("aria-busy");
   }
@@ -78,10 +78,10 @@ function showDataset() {
   const head = shown();
   const points = head.operating_points ?? {};
   $("labels").hidden = !head.labels;
-  $("kind").textContent = about().softmax ? "(of one class out of these)" : "";
+  $("kind").textContent = about().softmax ? "(exactly one class)" : "";
   $("labels").tBodies[0].replaceChildren(...Object.entries(head.labels ?? {}).map(([name, p]) => labelRow(name, p, points[name])));
   $("points").textContent = Object.keys(points).length
-    ? "White line: operating point chosen on the validation split. ▲: the probability reaches it."
+    ? "White line: operating point, chosen on the validation split. ▲: the probability reaches it."
     : "";
   $("marks").hidden = !head.boxes && !head.masks;
   $("threshold-row").hidden = !head.boxes;
@@ -144,11 +144,11 @@ function redraw() {
   canvas.style.width = `${width}px`;
   paint(canvas.getContext("2d"), canvas.width, canvas.height, sharp);
   const seen = [...new Set(boxes().map((box) => box.class).concat(Object.keys(shapes())))].filter(isOn);
-  const marks = $("overlay").checked && seen.length ? `with ${seen.join(", ")} drawn in` : "without marks";
-  canvas.setAttribute("aria-label", `Film ${found.document.file_name}, ${marks}`);
+  const marks = $("overlay").checked && seen.length ? `with ${seen.join(", ")} marked` : "without marks";
+  canvas.setAttribute("aria-label", `X-ray ${found.document.file_name}, ${marks}`);
 }
 
-// The film, and on it masks, boxes and names; `unit` is a screen pixel in pixels of the canvas.
+// Draw the image with masks, boxes and names; `unit` is one screen pixel in canvas pixels.
 function paint(context, width, height, unit) {
   context.imageSmoothingQuality = "high";
   context.drawImage(film, 0, 0, width, height);
@@ -180,7 +180,7 @@ function paint(context, width, height, unit) {
   }
 }
 
-// A name at its box, inside the film, where no other name is if such a place exists.
+// Draw a name at its box, inside the image, without overlapping other names if possible.
 function placeLabel(context, text, color, [x0, y0, x1, y1], width, height, unit, taken) {
   context.font = `${14 * unit}px system-ui, sans-serif`;
   context.textBaseline = "middle";
@@ -205,7 +205,7 @@ function save(blob, suffix) {
   setTimeout(() => URL.revokeObjectURL(link.href), 60000);
 }
 
-// What is on the screen, larger, over a line that says what it is.
+// Save the current view at a higher resolution, with a caption.
 function savePicture() {
   const longer = Math.max(film.naturalWidth, film.naturalHeight);
   const scale = Math.min(Math.max(longer, 1200), 2400) / longer;
@@ -224,7 +224,7 @@ function savePicture() {
   canvas.toBlob((blob) => save(blob, `${$("dataset").value}.png`), "image/png");
 }
 
-// What of the findings is in the picture: nobody must take what was switched off for not found.
+// Which findings are drawn: hidden ones must not be mistaken for not found.
 function drawnIn() {
   if (!shown().boxes && !shown().masks) return [];
   if (!$("overlay").checked) return ["no boxes, no masks"];
@@ -234,8 +234,9 @@ function drawnIn() {
 }
 
 function take(files) {
-  if (files.length) [file] = files;
-  $("again").disabled = !file;
+  if (!files.length) return;  // dropped text or a link
+  [file] = files;
+  $("again").disabled = false;
   ask();
 }
 
@@ -271,4 +272,4 @@ async function start() {
   window.addEventListener("resize", redraw);
 }
 
-start().catch(() => say("", "The server does not answer: is it still running?"));
+start().catch(() => say("", "No response from the server: is it still running?"));

@@ -1,4 +1,4 @@
-"""Weights from elsewhere, under this package's names."""
+"""Conversion of foreign checkpoints to this package's parameter names."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ __all__ = ["Renamed", "convert_state"]
 
 
 def convert_state(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Renamed:
-    """Recognise a state dict's layout by its names, and rename and reshape it for a model.
+    """Recognise a state dict's layout by its names, then rename and reshape it for a model.
 
     Args:
-        source: of a file, such as the authors' Foundation X or Foundation X+, Ark, POPAR, an ImageNet Swin, any timm
-            model, a Detectron2 model with a Swin, or this package.
-        target: state dict of the model; only names, shapes and types are read, so it may lie on the meta device.
+        source: state dict of a file: the authors' Foundation X or Foundation X+, Ark, POPAR, an ImageNet Swin, any timm
+            model, a Detectron2 model with a Swin, or a model of this package.
+        target: state dict of the model; only names, shapes and dtypes are read, so it may be on the meta device.
 
     Returns:
-        Tensors in the types of `target`. Nothing is thrown away in silence: what found no place is listed.
+        Tensors in the dtypes of `target`. Nothing is dropped silently: unmatched names are listed.
     """
     if target.keys() & source.keys():
         result = Renamed("fx_d2", dict(source))

@@ -1,4 +1,4 @@
-"""Tensors whose shape depends on image size or channels, brought to the shape a model needs."""
+"""Adapt tensors whose shape depends on image size or input channels to a model."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ TABLE = "relative_position_bias_table"
 
 
 def fit(state: dict[str, Tensor], target: Mapping[str, Tensor]) -> list[str]:
-    """Change in place what can be changed without a loss of meaning; returns a sentence for each kind of change.
+    """Adapt a state dict in place, where that preserves its meaning; returns a sentence for each kind of change.
 
-    Position tables of another window size are interpolated as timm does for its own weights; the first convolution
-    is summed over its channels for a one-channel stem, which equals feeding the grey image three times.
+    Relative position bias tables of another window size are interpolated as timm does for its own weights. The first
+    convolution is summed over its input channels for a one-channel stem, which equals repeating the grey image.
     """
     tables: list[str] = []
     stems: list[str] = []
@@ -37,13 +37,13 @@ def fit(state: dict[str, Tensor], target: Mapping[str, Tensor]) -> list[str]:
     notes = []
     if tables:
         kinds = ", ".join(dict.fromkeys(tables))
-        notes.append(f"{len(tables)} position tables were interpolated (window {kinds})")
+        notes.append(f"relative position bias tables interpolated: {len(tables)} (window {kinds})")
     if stems:
-        notes.append(f"{stems[0]} was summed over its three channels for grey images")
+        notes.append(f"{stems[0]} was summed over its three input channels for grey images")
     return notes
 
 
 def _window(table: Tensor) -> int:
-    """Side of the square window of a table of (2 w - 1)^2 rows; 0 when there is none."""
+    """Side w of the square window of a table with (2 w - 1)^2 rows; 0 for any other number of rows."""
     side = math.isqrt(len(table))
     return (side + 1) // 2 if side * side == len(table) and side % 2 else 0

@@ -1,8 +1,8 @@
-"""Names of the authors' public code: Foundation X (one decoder per dataset) and Foundation X+ (one for all).
+"""Checkpoints of the authors' public code: Foundation X (one decoder per dataset) and Foundation X+ (one for all).
 
-Facts about their checkpoints: several names hold one tensor (the heads of every layer, the smoothing convolution);
-logits and label embeddings are indexed by category ids, which start at 1; query and label embeddings are shared by
-the decoders, which have their own here; a `class_embed` and four norms are never used, nor three segmentation heads.
+In these checkpoints several names refer to one tensor (the heads of all layers, the smoothing convolution); logits and
+label embeddings are indexed by category id, starting at 1; decoders share query and label embeddings, which are
+per dataset here; a `class_embed`, four norms and three segmentation heads are unused.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CLS_HEADS = (
     "nih_shenzhen",
     "mimic_cxr",
 )
-"""Datasets in the order of their classification heads; the first six are also the order of the decoders."""
+"""Datasets in the order of the classification heads; the first six also in the order of the decoders."""
 
 LOC_DECODERS = CLS_HEADS[:6]
 
@@ -65,7 +65,7 @@ def _decoder(index: str, name: str) -> list[str]:
 
 
 def _mlp(head: str, layer: str, name: str) -> str:
-    """Torchvision's MLP has an activation and a dropout after each linear layer but the last."""
+    """torchvision's MLP has an activation and a dropout after each linear layer except the last."""
     return f"{head}.{3 * int(layer)}.{name}"
 
 
@@ -158,7 +158,7 @@ _CONSOLIDATED: tuple[Rule, ...] = (
 
 
 def _renamer(rules: tuple[Rule, ...], target: Mapping[str, Tensor]) -> Callable[[str], Names]:
-    """The rule of all rules; heads of datasets that the model was built without have no place."""
+    """One renaming function from all rules; it drops heads of datasets that the model does not have."""
     compiled = [(re.compile(pattern), names) for pattern, names in rules]
     places = {_place(name) for name in target}
 
@@ -167,7 +167,7 @@ def _renamer(rules: tuple[Rule, ...], target: Mapping[str, Tensor]) -> Callable[
         try:
             found = ((names, match) for pattern, names in compiled if (match := pattern.fullmatch(key)))
             ours = next((names(match) for names, match in found), None)
-        except (KeyError, IndexError):  # a part of a layer, or a dataset, that these models do not have
+        except (KeyError, IndexError):  # a part of a layer, or a dataset, that the public code does not have
             return None
         return None if ours is None else [name for name in ours if _place(name) in places]
 
@@ -175,7 +175,7 @@ def _renamer(rules: tuple[Rule, ...], target: Mapping[str, Tensor]) -> Callable[
 
 
 def _share_stack(result: Renamed, target: Mapping[str, Tensor]) -> None:
-    """Where the model has one stack of decoder layers for all, as Foundation X+ has, it stands with the encoder."""
+    """If the model shares one decoder stack as Foundation X+ does, move it to the encoder, which holds it here."""
     shared = "loc_encoder.decoder_stack."
     for key in [key for key in result.state if key not in target]:
         part, _, rest = key.partition(".")
@@ -185,13 +185,13 @@ def _share_stack(result: Renamed, target: Mapping[str, Tensor]) -> None:
 
 
 def _place(name: str) -> str:
-    """The head or decoder a name belongs to, "" for what all datasets share."""
+    """The head or decoder a name belongs to, "" for shared components."""
     part, dataset, *_ = name.split(".")
     return f"{part}.{dataset}" if part in ("cls_heads", "loc_decoders", "seg_heads") else ""
 
 
 def rename_official(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Renamed | None:
-    """Foundation X or Foundation X+, recognised by their names. None: neither."""
+    """Foundation X or Foundation X+, recognised by parameter names; None if it is neither."""
     keys = {key.removeprefix("module.") for key in source}
     if not any(key.startswith("backbone.0.") for key in keys):
         return None
@@ -207,10 +207,10 @@ def rename_official(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) 
 
 
 def _neutral_projection(result: Renamed, target: Mapping[str, Tensor]) -> None:
-    """Foundation X+ reads the memory as it is: our projection of it becomes the identity.
+    """Foundation X+ does not project the memory: our projection becomes the identity.
 
-    Its decoder also proposes from the memory without projection and norm; our norm cannot do nothing, so proposals,
-    and with them the queries' order, differ from the original's. Those two parts stay missing.
+    It also computes proposals without a projection and a norm. Our LayerNorm cannot be an identity, so proposals, and
+    with them the order of the queries, differ from the original's. `proposal_proj` and `proposal_norm` stay missing.
     """
     for dataset in LOC_DECODERS:
         name = f"loc_decoders.{dataset}.memory_proj"
@@ -218,17 +218,17 @@ def _neutral_projection(result: Renamed, target: Mapping[str, Tensor]) -> None:
             size = len(target[f"{name}.weight"])
             result.state |= {f"{name}.weight": torch.eye(size), f"{name}.bias": torch.zeros(size)}
     result.notes.append(
-        "memory projections are the identity; proposal_proj and proposal_norm have no counterpart, so proposals are "
-        "not the original's"
+        "memory projections are the identity; proposal_proj and proposal_norm have no counterpart, so proposals "
+        "differ from the original's"
     )
     if not any(name.startswith("loc_encoder.decoder_stack.") for name in target):
         result.notes.append(
-            "the shared decoder was copied into every dataset's (MODEL.LOC.SHARED_DECODER True keeps it one)"
+            "the shared decoder was copied to every dataset (MODEL.LOC.SHARED_DECODER True keeps it shared)"
         )
 
 
 def _tie_box_heads(result: Renamed, target: Mapping[str, Tensor]) -> None:
-    """Where the model has one box head, it is the refining one: the original's optimizer left the other one out."""
+    """A model with tied box heads gets the refining one: the original's optimizer did not include the other."""
     tied = 0
     for dataset in LOC_DECODERS:
         refine, box = (f"loc_decoders.{dataset}.{head}_head." for head in ("refine", "box"))
@@ -239,13 +239,13 @@ def _tie_box_heads(result: Renamed, target: Mapping[str, Tensor]) -> None:
             tied = 1
     if tied and result.layout == "Foundation X":
         result.notes.append(
-            "box heads are tied: the refining head's weights were taken for both, so boxes are not the original's "
-            "(MODEL.LOC.TIE_BOX_HEADS False keeps them)"
+            "box heads are tied: the refining head's weights were used for both, so boxes differ from the original's "
+            "(MODEL.LOC.TIE_BOX_HEADS False keeps both heads)"
         )
 
 
 def _own_classes(result: Renamed, target: Mapping[str, Tensor]) -> None:
-    """Where the model has only the dataset's classes, take their rows: category ids, so class i stands in row i + 1."""
+    """If the model has only the dataset's classes, take their rows: rows are category ids, so class i is row i + 1."""
     cut = re.compile(r"loc_decoders\.\w+\.(?:class_head|proposal_class|label_embed)\.(?:weight|bias)")
     changed = 0
     for key, tensor in result.state.items():

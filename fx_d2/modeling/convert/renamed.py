@@ -1,4 +1,4 @@
-"""What a layout makes of a source's state dict, and how several names of one tensor become one."""
+"""Result of converting a state dict, and renaming that merges several names of one tensor."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class Renamed:
     """A state dict under this package's names.
 
     Attributes:
-        layout: what the source was taken for.
+        layout: the recognised layout of the source.
         state: our name -> tensor; several names may share one tensor.
-        unknown: names of the source that the layout does not know.
-        unused: names the layout knows to have no place here.
-        notes: one sentence for everything that was done beyond renaming, or that is odd about the source.
+        unknown: names of the source that the layout does not contain.
+        unused: names of the layout without a counterpart in the model.
+        notes: one sentence for each change beyond renaming and each inconsistency of the source.
     """
 
     layout: str
@@ -29,13 +29,13 @@ class Renamed:
 
 
 Rename = Callable[[str], Iterable[str] | None]
-"""Name of the source -> our names; none for a tensor without a place here, None for an unknown name."""
+"""Name in the source -> our names; empty for a tensor without a counterpart, None for an unknown name."""
 
 
 def rename_all(layout: str, source: Mapping[str, Tensor], rename: Rename) -> Renamed:
-    """Apply a rule to every name. Where several names claim one place the first in the source's order holds it.
+    """Rename every tensor. If several names map to one of ours, the first in the source's order is used.
 
-    Names of one tensor that hold different values are noted: the source says one parameter is two.
+    A note is added if such names hold different values.
     """
     result = Renamed(layout)
     holder: dict[str, str] = {}
@@ -56,10 +56,10 @@ def rename_all(layout: str, source: Mapping[str, Tensor], rename: Rename) -> Ren
                 disagreeing.append(f"{key} differs from {first}")
     if disagreeing:
         more = f" and {len(disagreeing) - 1} more" if len(disagreeing) > 1 else ""
-        result.notes.append(f"names of one tensor disagree, the first was taken: {disagreeing[0]}{more}")
+        result.notes.append(f"names of one tensor hold different values, the first was used: {disagreeing[0]}{more}")
     return result
 
 
 def same(a: Tensor, b: Tensor) -> bool:
-    """Equal in shape and value; tensors that share memory, as aliases in a file do, are not read."""
+    """Whether shapes and values are equal; values are not compared if the tensors share memory, as aliases do."""
     return a is b or (a.shape == b.shape and (a.data_ptr() == b.data_ptr() or torch.equal(a, b)))

@@ -1,6 +1,6 @@
-"""Names of trunks: Swin as Microsoft, timm and Detectron2 write it, and any timm model.
+"""Backbone checkpoints: Swin as named by Microsoft, timm and Detectron2, and any timm model.
 
-Ark, POPAR and ImageNet checkpoints are Swin in one of these forms behind a prefix, beside heads that are not wanted.
+Ark, POPAR and ImageNet checkpoints hold a Swin in one of these forms under a prefix, plus heads that are not used.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 from fx_d2.modeling.convert.renamed import Renamed, rename_all
 
 STEM = "patch_embed.proj.weight"
-"""A name every Swin has, which shows the prefix."""
+"""A name that every Swin has; it reveals the prefix."""
 
 _BLOCKS = re.compile(r"layers[._](\d+)\.(blocks\..+)")
 _MERGING = re.compile(r"layers[._](\d+)\.(downsample\..+)")
@@ -27,12 +27,12 @@ def swin_name(key: str, merging_last: bool) -> tuple[str, ...] | None:
     """Our name of a Swin's tensor.
 
     Args:
-        key: name below the trunk's prefix.
-        merging_last: `layers.i.downsample` ends stage i (Microsoft, Detectron2, timm up to 0.6), where it otherwise
-            begins it (timm from 0.9).
+        key: name without the backbone's prefix.
+        merging_last: `layers.i.downsample` ends stage i (Microsoft, Detectron2, timm up to 0.6); False: it begins
+            stage i (timm from 0.9).
 
     Returns:
-        One name; none for an index buffer, which every model computes itself; None for another name.
+        One name; empty for index buffers, which every model computes itself; None for any other name.
     """
     if _BUFFERS.fullmatch(key):
         return ()
@@ -48,10 +48,10 @@ def swin_name(key: str, merging_last: bool) -> tuple[str, ...] | None:
 
 
 def rename_swin(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Renamed | None:
-    """A Swin behind whatever prefix, such as "module.", "module.swin_model." or "backbone.bottom_up.".
+    """A Swin under any prefix, such as "module.", "module.swin_model." or "backbone.bottom_up.".
 
-    Final norm -> the norm of classification; Detectron2's norms of stages 1 to 3 -> those of localization. What lies
-    outside of the trunk (heads, projectors, decoders) is unknown here. None: there is no Swin, here or there.
+    The final norm becomes the classification norm; Detectron2's norms of stages 1 to 3 become the localization norms.
+    Everything outside the backbone (heads, projectors, decoders) is unknown. None: source or target is not a Swin.
     """
     stems = sorted((key for key in source if key.endswith(STEM)), key=len)
     if not stems or f"backbone.trunk.{STEM}" not in target:
@@ -63,12 +63,12 @@ def rename_swin(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> R
         return swin_name(key.removeprefix(prefix), merging_last) if key.startswith(prefix) else None
 
     result = rename_all("Swin", source, rename)
-    result.notes += [f"a second trunk, {stem.removesuffix(STEM)!r}, was left out" for stem in stems[1:]]
+    result.notes += [f"a second backbone, {stem.removesuffix(STEM)!r}, was ignored" for stem in stems[1:]]
     return result
 
 
 def rename_timm(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Renamed | None:
-    """Any timm model: `features_only` models, as trunks are, write "stages_0." for "stages.0.". None: nothing fits."""
+    """Any timm model; `features_only` models have "stages_0." for "stages.0.". None: no name matches."""
 
     def rename(key: str) -> tuple[str, ...] | None:
         plain = key.removeprefix("module.")

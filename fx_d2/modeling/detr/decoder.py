@@ -1,4 +1,4 @@
-"""One dataset's localization decoder: query selection, refinement layer by layer, class and box heads."""
+"""One dataset's localization decoder: query selection, iterative refinement, class and box heads."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PRIOR = -math.log((1 - 0.01) / 0.01)
 
 @dataclass(frozen=True)
 class DecoderOutput:
-    """What a decoder says.
+    """Output of a decoder.
 
     Attributes:
         logits: (layers, B, P + Q, K); the P denoising queries come first.
@@ -43,7 +43,7 @@ class DecoderOutput:
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention among queries, deformable attention to the memory, feed-forward; norms come last."""
+    """Self-attention among queries, deformable cross-attention to the memory, feed-forward; post-norm."""
 
     def __init__(self, *, dim: int, heads: int, levels: int, points: int, ffn_dim: int) -> None:
         super().__init__()
@@ -63,9 +63,9 @@ class DecoderLayer(nn.Module):
 
 
 class DecoderStack(nn.Module):
-    """The part of a decoder that knows no classes and no queries, so that datasets can share it (Foundation X+).
+    """The part of a decoder without class-specific weights or queries, which datasets can share (Foundation X+).
 
-    Args: as of `LocDecoder`.
+    Args: as for `LocDecoder`.
     """
 
     layers: nn.ModuleList
@@ -90,8 +90,8 @@ class LocDecoder(nn.Module):
     """Localization decoder of one dataset.
 
     Args:
-        num_classes: logits per query; there is no background slot.
-        num_queries: queries selected from the tokens (all tokens, if there are fewer).
+        num_classes: logits per query; there is no background class.
+        num_queries: queries selected from the tokens (all tokens if there are fewer).
         dim: token size.
         heads: attention heads.
         levels: levels of the memory.
@@ -99,12 +99,12 @@ class LocDecoder(nn.Module):
         ffn_dim: hidden size of the feed-forward blocks.
         layers: number of decoder layers.
         box_temperature: of the sine encoding of query boxes.
-        tie_box_heads: one head refines the references and gives the output boxes (DINO);
-            False: two heads with separate weights, the refining one before the norm (the reference's layout).
-        label_rows: label embeddings of denoising queries; None = `num_classes`.
-        rank_all_tokens: padding and border tokens compete for queries, too (the reference);
-            False: they are taken only when nothing else is left.
-        shared_stack: the layers come with the memory (`Memory.stack`); only queries and heads are the dataset's own.
+        tie_box_heads: one head refines the references and predicts the output boxes (DINO);
+            False: two heads with separate weights, the refining one before the norm (the reference).
+        label_rows: number of label embeddings for denoising queries; None = `num_classes`.
+        rank_all_tokens: padding and border tokens can be selected as queries, too (the reference);
+            False: they are selected only when no other tokens are left.
+        shared_stack: the layers come with the memory (`Memory.stack`); the dataset has only its own queries and heads.
         grad_checkpointing: recompute the layers in the backward pass.
     """
 
@@ -138,18 +138,18 @@ class LocDecoder(nn.Module):
         self.query_embed = nn.Embedding(num_queries, dim)
         for part in (self.memory_proj, self.proposal_proj):
             init_linear(part)
-        # DINO's: small, so that a query begins as where it is rather than as what it is.
+        # As in DINO: small values, so a query initially carries position rather than content.
         nn.init.xavier_uniform_(self.query_embed.weight)
         self.label_embed = nn.Embedding(num_classes if label_rows is None else label_rows, dim)
         if not shared_stack:
             _add_stack(self, dim=dim, heads=heads, levels=levels, points=points, ffn_dim=ffn_dim, layers=layers)
         self.class_head = _class_head(dim, num_classes)
         self.box_head = _box_head(dim)
-        # What refines only matters to a next layer.
+        # Refined boxes are used only by the next layer.
         self.refine_head = None if tie_box_heads or layers == 1 else _box_head(dim)
 
     def forward(self, memory: Memory, noised: NoisedQueries | None = None) -> DecoderOutput:
-        """Select queries from the memory and refine them; `noised` adds denoising queries in front."""
+        """Select queries from the memory and refine them; denoising queries from `noised` are prepended."""
         tokens = self.memory_proj(memory.tokens)
         logits, boxes, selected = self._propose(tokens, memory)
         starts = boxes.detach()
@@ -159,12 +159,12 @@ class LocDecoder(nn.Module):
             known = self.label_embed(noised.labels) * noised.real[..., None]
             content = torch.cat((known, content), dim=1)
             starts = torch.cat((noised.references, starts), dim=1)
-            blocked = noised.blocked[: noised.labels.shape[1]]  # the learned queries' rows say what is known
+            blocked = noised.blocked[: noised.labels.shape[1]]  # QueryAttention implies the learned queries' rows
         stack = self._refine(content, starts.sigmoid(), tokens, memory, blocked)
         return DecoderOutput(*stack, logits, boxes.sigmoid(), selected)
 
     def _propose(self, tokens: Tensor, memory: Memory) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores every token as a box; logits, boxes before the sigmoid, and indices of the best."""
+        """Score every token as a box proposal; logits, boxes before the sigmoid, and indices of the best."""
         anchors, usable = _anchors(memory)
         x = self.proposal_norm(self.proposal_proj(tokens * usable[..., None]))
         scores = self.proposal_class(x)
@@ -181,7 +181,7 @@ class LocDecoder(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         stack: Any = self if memory.stack is None else memory.stack
         logits, boxes = [], []
-        # The references' logits with their graph: each layer's box also trains the layer before it.
+        # Logits of the references, not detached: each box loss also trains the layer before ("look forward twice").
         trail = inverse_sigmoid(references)
         for number, layer in enumerate(stack.layers, start=1):
             scaled = _on_levels(references, memory)
@@ -199,7 +199,7 @@ class LocDecoder(nn.Module):
 
 
 def _on_levels(references: Tensor, memory: Memory) -> Tensor:
-    """(B, Q, 4) boxes in parts of the images as (B, Q, levels, 4) in parts of each level's canvas."""
+    """(B, Q, 4) boxes relative to the images -> (B, Q, levels, 4) relative to each padded level."""
     boxes = references[:, :, None].expand(-1, -1, len(memory.shapes), -1)
     return boxes if memory.padding is None else boxes * memory.valid_ratios.repeat(1, 1, 2)[:, None]
 
@@ -211,7 +211,7 @@ def _class_head(dim: int, num_classes: int) -> nn.Linear:
 
 
 def _box_head(dim: int) -> MLP:
-    """Three layers; starts at "no change"."""
+    """Three layers; initialised to predict no change."""
     head = MLP(dim, [dim, dim, 4])
     last = [m for m in head if isinstance(m, nn.Linear)][-1]
     nn.init.zeros_(last.weight)
@@ -220,10 +220,10 @@ def _box_head(dim: int) -> MLP:
 
 
 def _anchors(memory: Memory) -> tuple[Tensor, Tensor]:
-    """Initial box of every token before the sigmoid, (B, N, 4), and (B, N) bool which tokens may propose.
+    """Initial box of every token before the sigmoid, (B, N, 4), and which tokens may propose, (B, N) bool.
 
-    Sides are 0.05 * 2^level of the image; centres outside (0.01, 0.99) and padding cannot propose. Without padding both
-    are one image's, for all of the batch.
+    Sides are 0.05 * 2^level of the image. Padding tokens, and boxes with a value outside (0.01, 0.99), cannot propose.
+    Without padding, one image's anchors serve the whole batch, and the mask is (1, N).
     """
     if memory.padding is None:
         anchors, usable = _whole_anchors(memory.shapes, memory.valid_ratios.dtype, memory.valid_ratios.device)
@@ -235,7 +235,7 @@ def _anchors(memory: Memory) -> tuple[Tensor, Tensor]:
 def _whole_anchors(
     shapes: tuple[tuple[int, int], ...], dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """`_anchors_at` of one image without padding."""
+    """`_anchors_at` for one image without padding."""
     whole = torch.ones(1, sum(h * w for h, w in shapes), dtype=torch.bool, device=device)
     return _anchors_at(shapes, torch.ones(1, len(shapes), 2, dtype=dtype, device=device), whole)
 

@@ -1,8 +1,8 @@
-"""Contrastive denoising (DINO): noised truth as extra queries, built without a loop over images.
+"""Contrastive denoising (DINO): noised ground truth as extra queries, built without a loop over images.
 
-Queries are laid out as (groups, 2, T): in each group T positives, then T negatives, T being the largest
-number of boxes in the batch. A batch without boxes still gets one dummy group, so that on every rank the
-same parameters take part in the backward pass.
+Queries are laid out as (groups, 2, T): in each group T positives, then T negatives, where T is the largest number of
+boxes of any image on any rank. A batch without boxes still gets padding queries, so the same parameters take part in
+the backward pass on every rank.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from fx_d2.losses.set_prediction import Match, Targets
 
 @dataclass(frozen=True)
 class NoisedQueries:
-    """Extra queries in front of the learned ones.
+    """Denoising queries, placed before the learned ones.
 
     Attributes:
         labels: (B, P) int64 noised class of each query.
         references: (B, P, 4) float32 noised boxes before the sigmoid.
         real: (B, P) bool, False on padding.
-        blocked: (P + Q, P + Q) bool attention mask, True = may not look.
-        groups: number of groups; the losses' normalizer grows by it.
+        blocked: (P + Q, P + Q) bool attention mask, True = may not attend.
+        groups: number of groups; multiplies the normalizer of the losses.
     """
 
     labels: Tensor
@@ -39,16 +39,16 @@ class NoisedQueries:
 def noise_targets(
     targets: Targets, *, num_queries: int, num_classes: int, pairs: int, label_noise: float, box_noise: float
 ) -> NoisedQueries:
-    """Draw noised copies of the truth.
+    """Sample noised copies of the ground truth.
 
     Args:
         targets: the batch's boxes.
         num_queries: learned queries that follow, for the attention mask.
         num_classes: flipped labels are uniform over these.
-        pairs: about how many positive + negative pairs an image gets; groups = pairs // T, at least 1.
-            0 = no denoising: no group and no query, but the label embedding still takes part in the backward pass.
-        label_noise: half of it is the probability that a label is redrawn.
-        box_noise: positives move each side by up to this part of half the box, negatives by one to two parts.
+        pairs: approximate number of positive-negative pairs per image; groups = pairs // T, at least 1.
+            0 = no denoising: no groups and no queries, but the label embedding still takes part in the backward pass.
+        label_noise: half of it is the probability that a label is resampled.
+        box_noise: positives move each side by up to this fraction of half the box, negatives by one to two times it.
     """
     device, width = targets.labels.device, targets.width
     batch, image, slot = len(targets.counts), targets.image, targets.slot
@@ -56,7 +56,7 @@ def noise_targets(
     layout = (groups, 2, targets.total)
     redraw, other, sign, reach = _draw(layout, num_classes, label_noise * 0.5, device)
     labels = torch.where(redraw, other, targets.labels)
-    boxes = targets.boxes.float()  # as the draws: a float64 model must get the reference's numbers
+    boxes = targets.boxes.float()  # like the noise: a float64 model must get the reference's values
     half = (boxes[:, 2:] / 2).repeat(1, 2)
     reach[:, 1] += 1
     corners = (to_corners(boxes) + sign * reach * half * box_noise).clamp(0, 1)
@@ -74,13 +74,13 @@ def noise_targets(
 def _draw(
     layout: tuple[int, int, int], num_classes: int, flip: float, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """All random numbers of the queries of N boxes, for a layout of (groups, 2, N).
+    """Sample all noise for N boxes, for a layout of (groups, 2, N).
 
-    Of fixed shapes, so that nothing waits for the device: every query gets a new label, whether it is used or not.
+    Shapes are fixed, which avoids a device sync: every query gets a new label, used or not.
 
     Returns:
-        which labels are redrawn (*layout) bool, the new labels (*layout) int64, and of each side of the box the
-        direction (*layout, 4), -1 or 1, and the part of its reach (*layout, 4) in [0, 1).
+        which labels to resample (*layout) bool, the new labels (*layout) int64, and for each box side the direction
+        (*layout, 4), -1 or 1, and the relative size (*layout, 4) in [0, 1) of its displacement.
     """
     redraw = torch.rand(layout, device=device) < flip
     other = torch.randint(0, num_classes, layout, device=device)
@@ -89,7 +89,7 @@ def _draw(
 
 
 def denoising_match(targets: Targets, noised: NoisedQueries, layers: int) -> Match:
-    """The known assignment: each positive answers for the box it came from, in every group and layer."""
+    """The known assignment: each positive is matched to its source box, in every group and layer."""
     batch, queries = noised.labels.shape
     device = targets.labels.device
     layer = torch.arange(layers, device=device)[:, None, None] * (batch * queries)
@@ -101,7 +101,7 @@ def denoising_match(targets: Targets, noised: NoisedQueries, layers: int) -> Mat
 
 @constant
 def _attention_mask(groups: int, size: int, num_queries: int, device: torch.device) -> tuple[Tensor]:
-    """Groups see themselves and the learned queries; learned queries see no group."""
+    """Groups attend to themselves and the learned queries; learned queries attend to no group."""
     owner = torch.arange(groups * size, device=device) // size
     owner = torch.cat((owner, owner.new_full((num_queries,), -1)))
     return ((owner[:, None] != owner[None, :]) & (owner[None, :] >= 0),)

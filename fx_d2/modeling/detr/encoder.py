@@ -1,4 +1,4 @@
-"""The shared localization encoder: pyramid levels as tokens that attend to each other."""
+"""The shared localization encoder: deformable self-attention over the tokens of all pyramid levels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fx_d2.layers.position_encoding import encode_positions
 from fx_d2.structures import FXError
 
 _GROUPS = 32
-"""Of the group norms, as in DINO."""
+"""Groups of GroupNorm, as in DINO."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,11 @@ class Memory:
     """The encoder's output.
 
     Attributes:
-        tokens: (B, N, C), all levels one after the other, each row by row.
+        tokens: (B, N, C), all levels concatenated, each in row-major order.
         shapes: (H, W) of each level; N = sum of H * W.
-        padding: (B, N) bool, True on padding, or None when no image of the batch is padded.
-        valid_ratios: (B, levels, 2) float32: share of (width, height) of each level that is image.
-        stack: the decoder layers that all datasets share, or None where each decoder has its own.
+        padding: (B, N) bool, True on padding, or None if no image of the batch is padded.
+        valid_ratios: (B, levels, 2) float32: fraction of (width, height) of each level that is image.
+        stack: the decoder layers that all datasets share, or None if each decoder has its own.
     """
 
     tokens: Tensor
@@ -40,14 +40,14 @@ class Memory:
 
 
 def init_linear(module: nn.Module) -> None:
-    """Xavier's uniform weights for all linear layers of a module, as in DETR and DINO; biases as torch draws them."""
+    """Xavier uniform weights for all linear layers of a module, as in DETR and DINO; biases keep torch's default."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.xavier_uniform_(part.weight)
 
 
 class FeedForward(nn.Module):
-    """Linear, ReLU, Linear, with the residual and the norm after it."""
+    """Linear, ReLU, Linear, residual connection, LayerNorm."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class FeedForward(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Deformable self-attention over all levels, then a feed-forward block; norms come last."""
+    """Deformable self-attention over all levels, then a feed-forward block; post-norm."""
 
     def __init__(self, *, dim: int, heads: int, levels: int, points: int, ffn_dim: int) -> None:
         super().__init__()
@@ -76,17 +76,17 @@ class EncoderLayer(nn.Module):
 
 
 class LocEncoder(nn.Module):
-    """Projects the trunk's levels to one width, adds a coarser level, and encodes all tokens.
+    """Projects the backbone's levels to one width, adds a coarser level, and encodes all tokens.
 
     Args:
-        in_channels: channels of the trunk's levels, fine to coarse.
+        in_channels: channels of the backbone's levels, fine to coarse.
         dim: token size.
         heads: attention heads.
         points: sampling points per head and level.
         ffn_dim: hidden size of the feed-forward blocks.
         layers: number of encoder layers.
-        temperature: of the sine positions.
-        decoder_stack: decoder layers that datasets share; they are handed on with the memory, not run.
+        temperature: of the sine position encoding.
+        decoder_stack: decoder layers that datasets share; passed on with the memory, not run here.
         grad_checkpointing: recompute the layers in the backward pass.
     """
 
@@ -105,7 +105,7 @@ class LocEncoder(nn.Module):
     ) -> None:
         super().__init__()
         if dim % _GROUPS:
-            raise FXError(f"MODEL.LOC.HIDDEN_DIM {dim} must be a multiple of {_GROUPS}, the groups of its norms")
+            raise FXError(f"MODEL.LOC.HIDDEN_DIM {dim} must be a multiple of {_GROUPS}, the groups of its GroupNorms")
         self.dim, self.temperature, self.grad_checkpointing = dim, temperature, grad_checkpointing
         self.num_levels = len(in_channels) + 1
         projections = [nn.Conv2d(c, dim, 1) for c in in_channels]
@@ -119,14 +119,13 @@ class LocEncoder(nn.Module):
             EncoderLayer(dim=dim, heads=heads, levels=self.num_levels, points=points, ffn_dim=ffn_dim)
             for _ in range(layers)
         )
-
         self.decoder_stack = decoder_stack
 
     def forward(self, features: Sequence[Tensor], padding: Tensor | None) -> Memory:
         """Encode.
 
         Args:
-            features: the trunk's levels, (B, C_i, H_i, W_i), fine to coarse.
+            features: the backbone's levels, (B, C_i, H_i, W_i), fine to coarse.
             padding: (B, H, W) bool at image size, True on padding, or None.
         """
         levels = [proj(x) for proj, x in zip(self.input_proj, features, strict=False)]
@@ -136,12 +135,13 @@ class LocEncoder(nn.Module):
         settings = (self.dim, self.temperature, self.level_embed.dtype)
         if padding is None:
             sines, ratios, references = (
-                x.expand(tokens.shape[0], *x.shape[1:]) for x in _whole_places(shapes, *settings, tokens.device)
+                x.expand(tokens.shape[0], *x.shape[1:])
+                for x in _unpadded_position_inputs(shapes, *settings, tokens.device)
             )
             flat = None
         else:
             valid = [~F.interpolate(padding[:, None].float(), size=size)[:, 0].bool() for size in shapes]
-            sines, ratios, references = _places(valid, *settings)
+            sines, ratios, references = _position_inputs(valid, *settings)
             flat = torch.cat([~mask.flatten(1) for mask in valid], dim=1)
         marks = [mark.expand(h * w, -1) for mark, (h, w) in zip(self.level_embed, shapes, strict=True)]
         positions = sines + torch.cat(marks)
@@ -151,12 +151,14 @@ class LocEncoder(nn.Module):
         return Memory(tokens, shapes, flat, ratios, self.decoder_stack)
 
 
-def _places(valid: Sequence[Tensor], dim: int, temperature: float, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """What the encoder knows of places, from (B, H, W) bool of each level, False on padding.
+def _position_inputs(
+    valid: Sequence[Tensor], dim: int, temperature: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Positional inputs of the encoder from each level's (B, H, W) bool mask, False on padding.
 
     Returns:
-        sines (B, N, dim) of the tokens' positions; ratios (B, levels, 2) as `Memory.valid_ratios`; references
-        (B, N, levels, 2), where each token is on each level.
+        position encodings (B, N, dim); ratios (B, levels, 2) as `Memory.valid_ratios`; reference points
+        (B, N, levels, 2), the location of each token on each level.
     """
     sines = torch.cat([encode_positions(mask, dim, temperature, dtype).flatten(1, 2) for mask in valid], dim=1)
     ratios = torch.stack([_valid_ratio(mask) for mask in valid], dim=1)
@@ -165,19 +167,18 @@ def _places(valid: Sequence[Tensor], dim: int, temperature: float, dtype: torch.
 
 
 @constant
-def _whole_places(
+def _unpadded_position_inputs(
     shapes: tuple[tuple[int, int], ...], dim: int, temperature: float, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`_places` of one image without padding."""
+    """`_position_inputs` for one image without padding."""
     valid = [torch.ones(1, *shape, dtype=torch.bool, device=device) for shape in shapes]
-    return _places(valid, dim, temperature, dtype)
+    return _position_inputs(valid, dim, temperature, dtype)
 
 
 def _valid_ratio(valid: Tensor) -> Tensor:
-    """(B, H, W) bool -> (B, 2): share of columns and of rows that hold image.
+    """(B, H, W) bool -> (B, 2): fraction of columns and of rows that are image.
 
-    In float32 whatever the model's type is: bfloat16's 8 bits are too few, and a float64 model must get the
-    reference's numbers.
+    Always float32: bfloat16's 8 bits are too few, and a float64 model must get the reference's values.
     """
     height = valid[:, :, 0].sum(1).float() / valid.shape[1]
     width = valid[:, 0, :].sum(1).float() / valid.shape[2]
@@ -185,7 +186,7 @@ def _valid_ratio(valid: Tensor) -> Tensor:
 
 
 def token_centres(shapes: Sequence[tuple[int, int]], valid_ratios: Tensor) -> Tensor:
-    """Centre (x, y) of every token relative to the image's valid part: (B, N, 2)."""
+    """Centre (x, y) of every token relative to the image without padding: (B, N, 2)."""
     centres = []
     for level, (h, w) in enumerate(shapes):
         y = torch.arange(h, dtype=valid_ratios.dtype, device=valid_ratios.device) + 0.5

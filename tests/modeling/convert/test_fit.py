@@ -23,7 +23,7 @@ def table(window: int, heads: int = 2) -> torch.Tensor:
 def test_tables_of_another_window(old: int, new: int) -> None:
     state = {KEY: table(old)}
     notes = fit(state, {KEY: table(new)})
-    assert notes == [f"1 position tables were interpolated (window {old} to {new})"]
+    assert notes == [f"relative position bias tables interpolated: 1 (window {old} to {new})"]
     assert state[KEY].shape == table(new).shape and state[KEY].dtype == torch.float32
     # Offset (0, 0) is a sampling point of every window: its value stays.
     centre = [(len(t) - 1) // 2 for t in (table(old), table(new))]
@@ -64,7 +64,9 @@ def test_stems_are_summed_for_grey() -> None:
     key = "backbone.trunk.patch_embed.proj.weight"
     weight, grey = torch.randn(8, 3, 4, 4), torch.randn(1, 1, 8, 8)
     state = {key: weight}
-    assert fit(state, {key: torch.zeros(8, 1, 4, 4)}) == [f"{key} was summed over its three channels for grey images"]
+    assert fit(state, {key: torch.zeros(8, 1, 4, 4)}) == [
+        f"{key} was summed over its three input channels for grey images"
+    ]
     conv = torch.nn.functional.conv2d
     assert torch.allclose(conv(grey, state[key]), conv(grey.expand(-1, 3, -1, -1), weight), atol=1e-4)
 

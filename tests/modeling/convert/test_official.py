@@ -99,7 +99,7 @@ def test_aliases_that_disagree_are_named(target: Target) -> None:
     result = rename_official(state, target("reference.yaml"))
     assert result is not None
     (note,) = result.notes
-    assert "disagree" in note and note.endswith(" and 1 more")
+    assert "different values" in note and note.endswith(" and 1 more")
 
 
 def test_strangers_are_unknown(target: Target) -> None:
@@ -152,6 +152,7 @@ def test_the_consolidated_decoder_goes_to_every_dataset(target: Target) -> None:
     assert first is second
     assert torch.equal(result.state["loc_decoders.node21.memory_proj.weight"], torch.eye(256))
     assert any("proposal_norm have no counterpart" in note for note in result.notes)
+    assert any("copied to every dataset" in note for note in result.notes)
     tied = target("reference.yaml", "MODEL.LOC.TIE_BOX_HEADS", "True")
     result = rename_official(consolidated(), tied)
     assert result is not None and not any(".refine_head." in key for key in result.state)
@@ -167,4 +168,4 @@ def test_the_consolidated_decoder_stays_one_where_the_model_has_one(target: Targ
     assert stack and stack <= set(result.state)
     ours = result.state["loc_encoder.decoder_stack.layers.3.cross_attention.value_proj.weight"]
     assert ours is source["transformer.decoder.layers.3.cross_attn.value_proj.weight"]
-    assert not any("copied into every dataset" in note for note in result.notes)
+    assert not any("copied to every dataset" in note for note in result.notes)

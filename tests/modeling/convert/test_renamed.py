@@ -24,7 +24,7 @@ def test_names_of_one_tensor_agree_in_silence_and_disagree_aloud() -> None:
     for other in (first + 1, torch.arange(4.0)):
         result = rename_all("form", {"a": first, "b": other}, rename)
         assert result.state["x"] is first
-        assert result.notes == ["names of one tensor disagree, the first was taken: b differs from a"]
+        assert result.notes == ["names of one tensor hold different values, the first was used: b differs from a"]
 
 
 def test_same() -> None:

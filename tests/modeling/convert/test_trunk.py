@@ -138,7 +138,7 @@ def test_a_second_trunk_is_named(backbone: TimmBackbone, original: nn.Module) ->
     state = dict(original.state_dict())
     both = prefixed("student.", state) | prefixed("teacher.net.", state)
     result = convert_state(both, target(backbone))
-    assert result.notes == ["a second trunk, 'teacher.net.', was left out"]
+    assert result.notes == ["a second backbone, 'teacher.net.', was ignored"]
     assert "teacher.net.norm.weight" in result.unknown
 
 
