@@ -57,7 +57,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def run_files(args: argparse.Namespace) -> int:
     """Predict the input files; returns the exit code."""
     check_output(args.output)
-    found = find_films(args.input, without=Path(args.output))
+    found = find_films(args.input)
     _say_unused(found.missing, found.others)
     if not found.paths:
         raise FXError("no image found in --input")

@@ -36,7 +36,7 @@ class FoundFilms:
     others: Mapping[str, int]
 
 
-def find_films(inputs: Sequence[str], without: Path | None = None) -> FoundFilms:
+def find_films(inputs: Sequence[str]) -> FoundFilms:
     """Find images from files, folders and patterns.
 
     Folders are searched recursively for names with one of SUFFIXES and for DICOM files of any name; hidden files and
@@ -45,7 +45,6 @@ def find_films(inputs: Sequence[str], without: Path | None = None) -> FoundFilms
 
     Args:
         inputs: paths and patterns.
-        without: a folder to skip: the output, which may be inside an input folder.
     """
     paths: dict[Path, Path] = {}
     missing: dict[str, str] = {}
@@ -56,7 +55,7 @@ def find_films(inputs: Sequence[str], without: Path | None = None) -> FoundFilms
         if not matches:
             missing[text] = "no such file or folder, and no match as a pattern"
         for match in matches:
-            for file in _files_below(match, without) if match.is_dir() else [match]:
+            for file in _files_below(match) if match.is_dir() else [match]:
                 if match.is_dir() and not _is_film(file):
                     others[file.suffix.lower()] += 1
                 else:
@@ -85,11 +84,10 @@ def _outcome(path: Path, future: Future[Film]) -> tuple[Path, Film | FXError]:
         return path, error
 
 
-def _files_below(folder: Path, without: Path | None) -> Iterator[Path]:
+def _files_below(folder: Path) -> Iterator[Path]:
     """Files of a folder and its subfolders, sorted; symlinks to folders are not followed, as they may form cycles."""
     for root, folders, files in os.walk(folder):
-        below = sorted(name for name in folders if not name.startswith("."))
-        folders[:] = [name for name in below if without is None or Path(root, name).resolve() != without.resolve()]
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(root, name) for name in sorted(files) if not name.startswith("."))
 
 

@@ -40,11 +40,6 @@ def test_names_that_look_like_patterns_are_names(tmp_path: Path) -> None:
     assert find_films([str(tmp_path / "a[1].png")]).paths == (tmp_path / "a[1].png",)
 
 
-def test_the_output_is_no_input(film_folder: Path) -> None:
-    found = find_films([str(film_folder)], without=film_folder / "sub")
-    assert names(found.paths, film_folder) == ["a.png", "b.jpg", "c.dcm"]
-
-
 @pytest.mark.parametrize("ahead", [1, 3, 10])
 def test_films_come_in_order_and_only_so_many_wait(ahead: int) -> None:
     started: list[Path] = []
