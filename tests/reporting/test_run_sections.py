@@ -45,7 +45,7 @@ def test_what_is_said_about_a_run(make_run: MakeRun) -> None:
         ["films", "test", "student", "a", "70.00", "10.00"],
         ["films", "test", "student", "b", "", "20.00"],
     ]
-    assert table.notes[-1] == "films_test, student: undefined (labels of both values are needed), in no mean: b"
+    assert table.notes[-1] == "films_test, student: undefined (needs positive and negative labels), in no mean: b"
     curves = curves_section(run, run.results).parts
     assert [len(part.plots) for part in curves] == [1, 1] and curves[0].text == ()
     assert "films, test" in curves[0].plots[0].alt and "films, test" in curves[1].plots[0].alt
