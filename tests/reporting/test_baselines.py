@@ -97,7 +97,7 @@ def test_baselines_of_two_configs_are_not_mixed(make_run: MakeRun, joint: Path) 
     singles = [make_run(f"s{lr}", ("siim_acr",), ("cls",), metrics, lr=lr) for lr in (1e-4, 1e-3)]
     (table,) = tables_of(joint, *singles)
     assert row_of(table, "SIIM-ACR", "AUROC")["baseline"] == "95.00"
-    assert table.notes[-1] == "baselines left out, of another config or of weights that are there already: s0.001"
+    assert table.notes[-1] == "baselines left out (another config, or weights that are already counted): s0.001"
 
 
 def test_a_baseline_began_where_the_joint_run_did(make_run: MakeRun) -> None:
@@ -115,7 +115,7 @@ def test_a_baseline_began_where_the_joint_run_did(make_run: MakeRun) -> None:
         assert not any("other initial weights" in note for note in table.notes)
     (alone,) = tables_of(folders[0], folders[3])
     assert row_of(alone, "SIIM-ACR", "AUROC")["baseline"] == "90.00"
-    assert alone.notes[-1] == "baselines from other initial weights: b_random"
+    assert alone.notes[-1] == "baselines with other initial weights: b_random"
 
 
 def test_organs_have_a_row_a_class(make_run: MakeRun) -> None:
@@ -204,7 +204,7 @@ def test_what_has_no_pairs_has_no_interval(make_run: MakeRun, caplog: pytest.Log
     (table,) = tables_of(*folders, paper=())
     cell = table.rows[0][table.columns.index("difference")]
     assert cell.value == 0 and cell.interval is None
-    assert "a difference without interval" in caplog.text and "image_id differ" in caplog.text
+    assert "no interval for the difference" in caplog.text and "image_id differ" in caplog.text
 
 
 def test_a_baseline_on_another_split_is_not_compared(make_run: MakeRun, joint: Path) -> None:

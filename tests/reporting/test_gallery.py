@@ -51,8 +51,8 @@ def test_boxes() -> None:
     assert [choice.place for choice in found["false"]] == [2, 1]  # by score
     assert [choice.place for choice in found["missed"]] == [1, 3]  # two missed, one missed
     assert found["worst"][2].error == pytest.approx(1 - 2 / 5)
-    assert found["false"][1].reason == "1 of 3 truth boxes found, 1 false; nodule with score 0.80"
-    assert found["missed"][0].reason == "1 of 3 truth boxes found, 1 false, 2 missed"
+    assert found["false"][1].reason == "1 of 3 ground-truth boxes detected, 1 FP; nodule with score 0.80"
+    assert found["missed"][0].reason == "1 of 3 ground-truth boxes detected, 1 FP, 2 missed"
 
 
 def test_masks() -> None:
@@ -65,4 +65,5 @@ def test_masks() -> None:
     assert places("seg", arrays, areas=areas) == {"worst": [2, 1, 4, 0], "false": [4, 2], "missed": [1, 0]}
     assert places("seg", arrays)["false"] == [2, 4]
     found = choose_images("seg", arrays, 9, threshold=0.3, areas=areas)
-    assert found["false"][0].reason == "lung: truth empty, 70 pixels" and found["missed"][0].reason == "lung: Dice 0.00"
+    assert found["false"][0].reason == "lung: ground truth empty, 70 pixels predicted"
+    assert found["missed"][0].reason == "lung: Dice 0.00"
