@@ -11,7 +11,7 @@ import torch
 
 from fx_d2.evaluation.bootstrap import mean_over_classes
 from fx_d2.evaluation.calibration import calibration_error, reliability
-from fx_d2.evaluation.common import Drawn, TaskEvaluator, log_undefined, nan_mean
+from fx_d2.evaluation.common import Drawn, TaskEvaluator, nan_mean
 from fx_d2.evaluation.options import MetricOptions
 from fx_d2.evaluation.ranking import RankedClass, operating_point, rates
 from fx_d2.structures import DatasetSpec, FXError
@@ -29,7 +29,7 @@ class ClassificationEvaluator(TaskEvaluator[Row]):
     (float32 (C,) probabilities).
     """
 
-    task = "cls"
+    task, headline, undefined = "cls", "auroc", "needs positive and negative labels"
 
     def __init__(
         self,
@@ -141,8 +141,6 @@ class ClassificationEvaluator(TaskEvaluator[Row]):
         result = super().evaluate()
         if result is not None:
             found = result["cls"]
-            undefined = [name for name in self.spec.cls_classes if np.isnan(found[f"auroc/{name}"])]
-            log_undefined(logger, self.spec.name, "AUROC", undefined, "needs positive and negative labels")
             counts = int(found["auroc_defined"]), len(self.reporting), int(found["images"])
             logger.info("%s: mean AUROC over %d of %d classes, %d images", self.spec.name, *counts)
         return result

@@ -21,6 +21,8 @@ from fx_d2.evaluation.bootstrap import intervals
 from fx_d2.evaluation.options import MetricOptions
 from fx_d2.structures import DatasetSpec
 
+logger = logging.getLogger(__name__)
+
 Row = TypeVar("Row")
 
 Drawn = Callable[[np.ndarray], Mapping[str, np.ndarray]]
@@ -34,10 +36,15 @@ class TaskEvaluator(DatasetEvaluator, Generic[Row]):
     subgroup, a bootstrap resample) is evaluated in the same way as the whole split.
 
     Attributes:
+        task: the task, one of TASKS.
+        headline: metric by which a class counts as undefined.
+        undefined: what such a class lacks, for messages.
         rows: image id -> row over all ranks, sorted by id; set by `evaluate` on the main process.
     """
 
     task: ClassVar[str]
+    headline: ClassVar[str]
+    undefined: ClassVar[str]
 
     def __init__(self, spec: DatasetSpec, options: MetricOptions | None = None) -> None:
         """spec: dataset row (`DatasetSpec`) with the classes. options: None = defaults."""
@@ -63,8 +70,12 @@ class TaskEvaluator(DatasetEvaluator, Generic[Row]):
         rows = gather_by_image(self._seen)
         if rows is None:
             return None
-        self.rows = rows
-        return {self.task: self.metrics(rows)}
+        self.rows, found = rows, self.metrics(rows)
+        names = [name for name in self.spec.classes(self.task) if np.isnan(found[f"{self.headline}/{name}"])]
+        if names:
+            facts = self.spec.name, self.headline, ", ".join(names), self.undefined
+            logger.warning("%s: %s undefined for %s (%s); left out of the mean", *facts)
+        return {self.task: found}
 
     @abstractmethod
     def read(self, sample: dict[str, Any], output: dict[str, Any]) -> Row | None:
@@ -118,14 +129,6 @@ def nan_mean(values: Iterable[float]) -> float:
     """Mean of the values that are not NaN; NaN, without a warning, if there are none."""
     kept = [v for v in values if not np.isnan(v)]
     return float(np.mean(kept)) if kept else float("nan")
-
-
-def log_undefined(logger: logging.Logger, dataset: str, metric: str, undefined: Sequence[str], reason: str) -> None:
-    """Warn about the classes for which a metric is undefined, if there are any."""
-    if undefined:
-        logger.warning(
-            "%s: %s undefined for %s (%s); left out of the mean", dataset, metric, ", ".join(undefined), reason
-        )
 
 
 def weights_hash(model: nn.Module) -> str:

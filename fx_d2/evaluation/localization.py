@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 from detectron2.structures import BoxMode
 
 from fx_d2.evaluation.bootstrap import mean_over_classes
-from fx_d2.evaluation.common import Drawn, TaskEvaluator, log_undefined, nan_mean
+from fx_d2.evaluation.common import Drawn, TaskEvaluator, nan_mean
 from fx_d2.evaluation.matching import (
     FALSE_POSITIVES,
     HIT,
@@ -22,8 +21,6 @@ from fx_d2.evaluation.matching import (
     sensitivities,
 )
 from fx_d2.structures import FXError
-
-logger = logging.getLogger(__name__)
 
 IOU_THRESHOLDS = np.linspace(0.40, 0.95, 12)
 """The paper reports AP at the first of these; COCO AP is the mean from 0.50 (index 2) up."""
@@ -76,7 +73,7 @@ class LocalizationEvaluator(TaskEvaluator[BoxRow]):
     coordinates are kept.
     """
 
-    task = "loc"
+    task, headline, undefined = "loc", "AP40", "no ground-truth box"
 
     def read(self, sample: dict[str, Any], output: dict[str, Any]) -> BoxRow:
         """Match the boxes of one image; raises FXError for boxes or scores that are not finite."""
@@ -204,14 +201,6 @@ class LocalizationEvaluator(TaskEvaluator[BoxRow]):
                 rank = rank_in_class(classes).astype(np.int16)
                 rows[image] = BoxRow(scores=scores, classes=classes, rank=rank, hits=hits, truth=truth)
         return rows
-
-    def evaluate(self) -> dict[str, dict[str, float]] | None:
-        """Metrics over all ranks, {"loc": `metrics`}, on the main process; None on the others."""
-        result = super().evaluate()
-        if result is not None:
-            undefined = [name for name in self.spec.loc_classes if np.isnan(result["loc"][f"AP40/{name}"])]
-            log_undefined(logger, self.spec.name, "AP", undefined, "no ground-truth box in the split")
-        return result
 
     def _stack(self, rows: Mapping[int, BoxRow]) -> _Boxes:
         parts = list(rows.values())

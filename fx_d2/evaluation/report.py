@@ -11,8 +11,11 @@ from typing import Any
 
 from tabulate import tabulate  # type: ignore[import-untyped]
 
+from fx_d2.evaluation.classification import ClassificationEvaluator
 from fx_d2.evaluation.common import plain, write_atomic
 from fx_d2.evaluation.evaluator import Evaluation
+from fx_d2.evaluation.localization import LocalizationEvaluator
+from fx_d2.evaluation.segmentation import SegmentationEvaluator
 from fx_d2.structures import SPLITS, TASKS, DatasetSpec
 
 FORMAT = "fx_d2_results"
@@ -48,10 +51,9 @@ LABELS = {
 WHICH = ("student", "teacher")
 
 REASONS = {
-    "cls": "needs positive and negative labels",
-    "loc": "no ground-truth box",
-    "seg": "no annotated image",
+    each.task: each.undefined for each in (ClassificationEvaluator, LocalizationEvaluator, SegmentationEvaluator)
 }
+"""What a class lacks whose headline metric is undefined."""
 
 NOTICE = "Research use only; not for clinical decisions."
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,10 +11,8 @@ from scipy import ndimage
 
 from fx_d2.data.augmentation import ResizeTransform
 from fx_d2.evaluation.bootstrap import mean_over_classes, weighted_means
-from fx_d2.evaluation.common import Drawn, TaskEvaluator, log_undefined, nan_mean
+from fx_d2.evaluation.common import Drawn, TaskEvaluator, nan_mean
 from fx_d2.structures import FXError
-
-logger = logging.getLogger(__name__)
 
 FIELDS = ("dice", "iou", "positive", "network_dice", "network_iou", "network_positive", "hd95")
 """Values kept per image and class. `positive` is 1 if the ground truth is not empty; `network_*` are at the network's
@@ -73,7 +70,7 @@ class SegmentationEvaluator(TaskEvaluator[np.ndarray]):
     nearest neighbour at pixel centres.
     """
 
-    task = "seg"
+    task, headline, undefined = "seg", "dice", "no annotated image"
 
     def read(self, sample: dict[str, Any], output: dict[str, Any]) -> np.ndarray | None:
         """Score the masks of an image, or None if none is known.
@@ -162,14 +159,6 @@ class SegmentationEvaluator(TaskEvaluator[np.ndarray]):
         table = np.stack([arrays[f"seg_{field}"] for field in FIELDS], axis=1)
         known = ~np.isnan(arrays["seg_dice"]).all(axis=1)
         return {image: table[i] for i, image in enumerate(arrays["image_id"].tolist()) if known[i]}
-
-    def evaluate(self) -> dict[str, dict[str, float]] | None:
-        """Metrics over all ranks, {"seg": `metrics`}, on the main process; None on the others."""
-        result = super().evaluate()
-        if result is not None:
-            undefined = [name for name in self.spec.seg_classes if np.isnan(result["seg"][f"dice/{name}"])]
-            log_undefined(logger, self.spec.name, "Dice", undefined, "no annotated image in the split")
-        return result
 
     def _table(self, rows: Mapping[int, np.ndarray]) -> np.ndarray:
         return np.array(list(rows.values()), np.float64).reshape(-1, len(FIELDS), len(self.spec.seg_classes))
