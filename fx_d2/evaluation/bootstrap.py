@@ -59,14 +59,17 @@ def intervals(
     if not draws or not len(patients):
         return {}
     parts = [metrics(weights) for weights in patient_weights(patients, draws, seed)]
+    return {name: percentiles(np.concatenate([part[name] for part in parts])) for name in parts[0]}
+
+
+def percentiles(values: np.ndarray) -> tuple[float, float]:
+    """Interval of the values (D,) of a metric over D resamples; NaN if too few are defined, see `intervals`."""
+    defined = values[~np.isnan(values)]
+    if not len(defined) or len(defined) < ENOUGH * len(values):
+        return float("nan"), float("nan")
     tail = (1 - LEVEL) / 2
-    found = {}
-    for name in parts[0]:
-        values = np.concatenate([part[name] for part in parts])
-        values = values[~np.isnan(values)]
-        low, high = np.quantile(values, (tail, 1 - tail)) if len(values) >= ENOUGH * draws else (np.nan, np.nan)
-        found[name] = (float(low), float(high))
-    return found
+    low, high = np.quantile(defined, (tail, 1 - tail))
+    return float(low), float(high)
 
 
 def weighted_means(values: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fx_d2.evaluation.bootstrap import ENOUGH, LEVEL, patient_weights
+from fx_d2.evaluation.bootstrap import patient_weights, percentiles
 from fx_d2.evaluation.evaluator import build_evaluators
 from fx_d2.evaluation.image_scores import scores_spec
+from fx_d2.evaluation.options import MetricOptions
 from fx_d2.structures import TASKS, FXError
 
 
@@ -49,12 +50,12 @@ def paired_differences(
     Args:
         first: content of a scores file (`read_scores`).
         second: content of the other model's.
-        draws: number of resamples.
+        draws: number of resamples; 0 = differences without intervals.
         seed: seed of the resamples; with the evaluation's seed they are the ones behind its intervals.
 
     Returns:
         {"<task>/<metric>" or "<task>/<metric>/<class>": Paired} for the metrics that have intervals, in the tasks that
-        both files contain.
+        both files contain; "seg/hd95" if both do.
 
     Raises:
         FXError: the images differ, or the classes or the ground truth of a task that both contain.
@@ -63,7 +64,10 @@ def paired_differences(
     spec = scores_spec(first)
     patients = dict(zip(first["image_id"].tolist(), first["patient_id"].tolist(), strict=True))
     found = {}
-    for evaluator in build_evaluators(spec, tasks):
+    options = MetricOptions(
+        hausdorff="seg" in tasks and not any(np.isnan(a["seg_hd95"]).all() for a in (first, second))
+    )
+    for evaluator in build_evaluators(spec, tasks, options):
         rows = [evaluator.restored(arrays) for arrays in (first, second)]
         if not rows[0]:
             continue
@@ -75,23 +79,15 @@ def paired_differences(
         ]
         for name in values[0]:
             pair = (float(values[0][name][0]), float(values[1][name][0]))
-            gains = np.concatenate([part[1][name] - part[0][name] for part in parts])
-            found[f"{evaluator.task}/{name}"] = Paired(*pair, *_interval(gains))
+            gains = np.concatenate([part[1][name] - part[0][name] for part in parts] or [np.zeros(0)])
+            low, high = percentiles(gains)
+            better = float("nan") if np.isnan(low) else float((gains[~np.isnan(gains)] > 0).mean())
+            found[f"{evaluator.task}/{name}"] = Paired(*pair, low, high, better)
     return found
 
 
 _TRUTH = {"cls": "cls_labels", "loc": "loc_truth", "seg": "seg_positive"}
 """Ground-truth array of each task in a scores file; present if the task was evaluated."""
-
-
-def _interval(gains: np.ndarray) -> tuple[float, float, float]:
-    """Interval, and fraction above 0; NaN if too few resamples define the difference (see `bootstrap.intervals`)."""
-    defined = gains[~np.isnan(gains)]
-    if len(defined) < ENOUGH * len(gains) or not len(defined):
-        return (float("nan"),) * 3
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(defined, (tail, 1 - tail))
-    return float(low), float(high), float((defined > 0).mean())
 
 
 def _shared_tasks(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> list[str]:
