@@ -158,9 +158,20 @@ def froc_plot(curves: Mapping[str, Mapping[str, Sequence[float]]], split: str, k
         axes.set_xticks(FALSE_POSITIVES, [f"{rate:g}" for rate in FALSE_POSITIVES])
         axes.set_ylim(-0.02, 1.02)
         fig.legend(loc="outside lower center", ncols=_legend_columns(curves), fontsize=6)
-        ends = "; ".join(f"{name} up to {max(curve['sensitivity']):.2f}" for name, curve in curves.items())
+        last = FALSE_POSITIVES[-1]
+        reached = {
+            name: max(s for s, f in zip(curve["sensitivity"], curve["false_positives"], strict=True) if f <= last)
+            for name, curve in curves.items()
+        }
+        ends = ", ".join(f"{name} {value:.2f}" for name, value in reached.items())
         points = sum(len(curve["sensitivity"]) for curve in curves.values())
-        return _embed(fig, key, f"FROC curves of {split}: sensitivity of {ends}.", (), points)
+        return _embed(
+            fig,
+            key,
+            f"FROC curves of {split}. Sensitivity at up to {last:g} false positives per image: {ends}.",
+            (),
+            points,
+        )
 
 
 def reliability_plot(diagrams: Mapping[str, Mapping[str, Sequence[float | None]]], split: str, key: str) -> Figure:
