@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -47,7 +48,8 @@ def read_scores(path: str | Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as stored:
             content = {key: stored[key] for key in stored.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    # TypeError: a .npy file, which is no context manager.
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise FXError(f"scores file {path} cannot be read ({error}); TEST.SAVE_SCORES True writes it") from None
     if int(content.get("version", 0)) != VERSION:
         raise FXError(f"scores file {path} does not have version {VERSION}: evaluate again to write it")
