@@ -76,6 +76,7 @@ def baseline_tables(runs: Sequence[Run], paper: Sequence[PaperTable], comparer: 
     baselines, _ = split_single(runs, paper)
     published = [table for table in paper if table.kind == "baselines"]
     tables: list[Table] = []
+    numbers: Counter[str] = Counter()
     shown: set[tuple[str, str]] = set()
     for group in [*joint, []]:
         order = dict.fromkeys(slot for run in group or baselines for slot in run.recipe.slots)
@@ -87,14 +88,10 @@ def baseline_tables(runs: Sequence[Run], paper: Sequence[PaperTable], comparer: 
             rows = tuple(row_of(*slot) for slot in sorted(order, key=_by_task) if slot in trained)
             used.append(PaperTable(key="joint", title="Several datasets and tasks", kind="baselines", rows=rows))
         for table in used:
-            tables.append(_table(table, group, baselines, comparer, _like(table, tables)))
+            tables.append(_table(table, group, baselines, comparer, numbers[table.key]))
+            numbers[table.key] += 1
             shown |= {(row.dataset, row.task) for row in table.rows}
     return tables
-
-
-def _like(paper: PaperTable, tables: Sequence[Table]) -> int:
-    """Number of tables so far that are made from this published table."""
-    return sum(table.title.startswith(f"{paper.title}: ") for table in tables)
 
 
 def _by_task(slot: tuple[str, str]) -> int:

@@ -158,6 +158,17 @@ def test_a_task_that_the_paper_lacks_is_in_the_other_table(make_run: MakeRun) ->
     assert [[row[1] for row in table.rows] for table in tables] == [["AUROC"], ["Dice"]]
 
 
+def test_tables_of_one_published_table_are_numbered_by_its_key(make_run: MakeRun) -> None:
+    row = PaperRow(dataset="films", task="cls", metric="auroc")
+    paper = tuple(
+        PaperTable(key=key, title=title, kind="baselines", rows=(row,)) for key, title in ("pP", ("q", "P: q"))
+    )
+    metrics = {"student/films/cls/auroc": 0.6, "student/films/seg/dice": 0.7}
+    folders = [make_run(f"r{lr}", ("films",), ("cls", "seg"), metrics, lr=lr) for lr in (1e-3, 1e-4)]
+    keys = [table.key for table in tables_of(*folders, paper=paper)]
+    assert keys == ["p", "q", "joint", "p_2", "q_2", "joint_2"]
+
+
 def test_a_mean_over_seeds_is_explained_where_there_is_one(make_run: MakeRun, joint: Path) -> None:
     (alone,) = tables_of(joint)
     assert MEANS not in alone.notes
