@@ -195,10 +195,10 @@ def _classes(metrics: Mapping[str, float], dataset: str, task: str) -> list[str]
 
 def _footnotes(metrics: Mapping[str, float], specs: tuple[DatasetSpec, ...]) -> list[str]:
     """One note per dataset and task that has undefined classes."""
-    notes = []
+    which, notes = _models(metrics), []
     for dataset, task in _slots(metrics, specs):
         name = HEADLINES[task][0]
-        keys = {c: [f"{w}/{dataset}/{task}/{name}/{c}" for w in WHICH] for c in _classes(metrics, dataset, task)}
+        keys = {c: [f"{w}/{dataset}/{task}/{name}/{c}" for w in which] for c in _classes(metrics, dataset, task)}
         undefined = [c for c, ks in keys.items() if any(math.isnan(metrics.get(k, 0.0)) for k in ks)]
         if undefined:
             listed = ", ".join(undefined)
