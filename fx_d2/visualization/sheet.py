@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 
 from fx_d2.structures import DatasetSpec, FXError
-from fx_d2.visualization.findings import Findings, class_colors
-from fx_d2.visualization.page import DIM, SMALL, Box, Page, fill_masks
+from fx_d2.visualization.findings import Color, Findings, class_colors
+from fx_d2.visualization.page import DIM, SMALL, WHITE, Box, Page, fill_masks
 
 CELL, GAP, HEADER, ROW = 300, 10, 34, 20
 """Pixels: longer side of an image on the sheet, gap between images, height of the header and of a text line."""
@@ -77,14 +77,14 @@ def draw_sheet(cells: Sequence[Cell], spec: DatasetSpec, *, title: str, columns:
     return page.render()
 
 
-def _lines(cell: Cell, spec: DatasetSpec) -> list[tuple[str, tuple[float, float, float]]]:
+def _lines(cell: Cell, spec: DatasetSpec) -> list[tuple[str, Color]]:
     """Caption, present labels (with their value if it is not 1), number of unknown ones, and masks by name."""
-    white, colors = (1.0, 1.0, 1.0), class_colors(spec)
+    colors = class_colors(spec)
     lines = [(_cut(cell.caption), DIM)]
     labels, masks = cell.findings.labels, cell.findings.masks
     if labels is not None:
         present = [(name, value) for name, value in zip(spec.cls_classes, labels, strict=True) if value]
-        lines += [(_cut(name if value == 1 else f"{name} {value:.2f}"), white) for name, value in present]
+        lines += [(_cut(name if value == 1 else f"{name} {value:.2f}"), WHITE) for name, value in present]
         unknown = sum(value is None for value in labels)
         lines += [(f"{unknown} of {len(labels)} labels unknown", DIM)] if unknown else []
         lines += [] if present or unknown else [("no label present", DIM)]
