@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +46,14 @@ class Results:
     subgroups: dict[str, Any]
     scores: dict[str, str]
 
-    @property
+    @cached_property
     def splits(self) -> dict[str, str]:
         """Registered split -> name in the keys of its metrics: the dataset, if only one of its splits was evaluated."""
         splits = self.meta["splits"]
         count = Counter(dataset_of(split) for split in splits)
         return {split: dataset_of(split) if count[dataset_of(split)] == 1 else split for split in splits}
 
-    @property
+    @cached_property
     def settings(self) -> dict[str, Any]:
         """Config of the evaluation as plain data."""
         return yaml.safe_load(self.meta["config"]) or {}
@@ -225,13 +226,11 @@ def _read_results(folder: Path) -> Results | None:
 
 def _read_settings(folder: Path, results: Results | None) -> dict[str, Any]:
     path = folder / CONFIG
-    if path.is_file():
-        text, where = path.read_text(encoding="utf-8"), str(path)
-    else:
-        text, where = (str(results.meta["config"]), "meta.config") if results else ("", str(path))
+    stored = results.meta.get("config", "") if results else ""
+    where = str(path) if path.is_file() or not results else f"meta.config of {results.folder / RESULTS}"
     try:
-        settings = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8") if path.is_file() else str(stored))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise FXError(f"{where} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(settings, dict):
         raise FXError(f"{folder}: no config found ({where} is missing or empty)")

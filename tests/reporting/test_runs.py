@@ -105,6 +105,9 @@ def test_what_is_no_run_and_what_cannot_stand_together(make_run: MakeRun, tmp_pa
         read_runs([str(first), str(other)])
     with pytest.raises(FXError, match="two runs are named 'x'"):
         read_runs([f"x={first}", f"x={other}"])
+    (other / "config.yaml").write_bytes(b"\xff\xfe")
+    with pytest.raises(FXError, match="other/config.yaml is not YAML"):
+        read_runs([str(other)])
     (first / "results.json").write_text("{")
     with pytest.raises(FXError, match="is not JSON"):
         read_runs([str(first)])
