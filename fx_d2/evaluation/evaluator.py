@@ -254,8 +254,8 @@ def _run_over(split: str, loader: Iterable[Batch], runs: dict[str, _Run]) -> Non
     if not images and comm.get_world_size() == 1:
         raise FXError(f"dataset split {split!r} has no images: nothing to evaluate")
     seconds = time.perf_counter() - start
-    names = " and ".join(runs)
-    logger.info("evaluated %s: %d images with %s in %s", split, images, names, timedelta(seconds=round(seconds)))
+    facts = images, " on this rank" * (comm.get_world_size() > 1), " and ".join(runs), timedelta(seconds=round(seconds))
+    logger.info("evaluated %s: %d images%s with %s in %s", split, *facts)
 
 
 @contextmanager
