@@ -96,7 +96,7 @@ def _spread(dicts: list[dict[str, Any]], number: int) -> list[dict[str, Any]]:
     if number < 1:
         raise FXError(f"--num {number}: must be at least 1")
     if not dicts:
-        raise FXError("the predictions file has no image of this split: evaluate again to write it")
+        raise FXError("no image of this split to draw: if the predictions file has none, evaluate again")
     indices = np.linspace(0, len(dicts) - 1, min(number, len(dicts))).round().astype(int)
     return [dicts[i] for i in indices]
 

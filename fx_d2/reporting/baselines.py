@@ -32,7 +32,7 @@ def row_title(row: PaperRow) -> str:
 
 
 def methods(runs: Sequence[Run]) -> list[list[Run]]:
-    """Runs grouped by method. Runs that differ in their seeds are repetitions; another run of equal weights is not."""
+    """Runs grouped by method, with repetitions that differ in seeds only; equal weights evaluated again are separate."""
     found: dict[tuple[str, int], list[Run]] = {}
     seen: Counter[tuple[str, str]] = Counter()
     for run in runs:
@@ -168,7 +168,8 @@ def _images(results: Sequence[Results], split: str, task: str) -> Cell:
 
 def _notes(group: Sequence[Run], baselines: Sequence[Run], published: Sequence[str]) -> list[str]:
     notes = [
-        "in percent, [95 % interval by patient]; blank: not trained, not evaluated, or undefined",
+        "in percent, [95 % interval by patient, if at least 90 % of the bootstrap resamples define the metric]; "
+        "blank: not trained, not evaluated, or undefined",
         "difference: first model column minus baseline",
     ]
     if len(group) == 1 and baselines:

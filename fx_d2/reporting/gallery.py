@@ -92,7 +92,9 @@ def _label_errors(arrays: Arrays, threshold: float, areas: np.ndarray | None) ->
             continue
         distance = np.abs(scores - labels)
         mean = float(distance[known].mean())
-        found["worst"].append(Choice(place=place, error=mean, reason=f"mean error of {known.sum()} labels {mean:.2f}"))
+        found["worst"].append(
+            Choice(place=place, error=mean, reason=f"mean error {mean:.2f}, known labels: {known.sum()}")
+        )
         for kind, label, word in (("false", 0, "absent"), ("missed", 1, "present")):
             if (labels == label).any():
                 worst = int(np.where(labels == label, distance, -1).argmax())

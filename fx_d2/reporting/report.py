@@ -48,11 +48,10 @@ class ReportOptions:
 
 
 def build_report(runs: Sequence[Run], options: ReportOptions) -> Document:
-    """The report of some runs.
+    """Build the report of one or more runs.
 
     Raises:
-        FXError: runs that cannot be compared, runs or tables whose names would be one in file names, or files that
-            cannot be read.
+        FXError: runs cannot be compared, the names of runs or tables give the same file name, or a file cannot be read.
     """
     names = [slug(run.name) for run in runs]
     if twice := {name for name in names if names.count(name) > 1}:

@@ -169,7 +169,7 @@ def groups_section(run: Run, results: Results) -> Section:
             *(LABELS[metric] for _, metric in metrics),
         ),
         rows=tuple(rows),
-        notes=("small subgroups: check the number of images and of defined classes before comparing means",),
+        notes=("small subgroups: before comparing means, check image counts, and in results.json the defined classes",),
     )
     key = slug(f"section-groups-{run.name}")
     return Section(key=key, title="Subgroups", tables=(table,) if rows else (), folded=True)

@@ -28,7 +28,7 @@ def test_labels() -> None:
     assert [choice.place for choice in found["missed"]] == [1, 0]  # present with .2, .9
     assert found["false"][0].reason == "b: probability 0.80, absent"
     assert found["missed"][0].reason == "a: probability 0.20, present"
-    assert found["worst"][0].reason == "mean error of 2 labels 0.80"
+    assert found["worst"][0].reason == "mean error 0.80, known labels: 2"
     assert [choice.place for choice in choose_images("cls", LABELS, 1, threshold=0.3)["worst"]] == [1]
 
 

@@ -88,7 +88,7 @@ def test_pictures_from_a_checkpoint(tool: ModuleType, world: Path, monkeypatch: 
         (range(1, 11), ("--dataset", "nowhere_test"), "nowhere_test: not a split of the config"),
         (range(1, 11), ("--num", "0"), "--num 0"),
         (range(1, 11), ("--score-thresh", "0.01"), "but 0.01 was requested"),
-        (range(50, 52), (), "has no image of this split"),
+        (range(50, 52), (), "no image of this split to draw"),
         (range(2, 3), ("--predictions", "absent.json"), "absent.json"),
     ],
 )
