@@ -27,7 +27,7 @@ def patient_weights(patients: Sequence[str], draws: int, seed: int) -> Iterator[
         seed: seed of the random generator.
 
     Yields:
-        (D, N) int64 counts, `draws` rows over all chunks. A resample samples as many patients as there are, with
+        (D, N) int64 counts, `draws` rows over all chunks. Each resample takes as many patients as there are, with
         replacement.
     """
     names, codes = np.unique(np.asarray(patients), return_inverse=True)

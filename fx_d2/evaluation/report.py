@@ -136,7 +136,7 @@ def _markdown(evaluation: Evaluation, meta: Mapping[str, Any], specs: tuple[Data
         results_table(metrics, specs, evaluation.intervals),
         "## Per class",
         per_class_table(metrics, specs),
-        "## Origin",
+        "## Provenance",
         _render(origin, ["", "value"], 0),
         "## Config",
         "\n".join(f"    {line}" for line in str(meta.get("config", "")).splitlines()),

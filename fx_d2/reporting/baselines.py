@@ -32,7 +32,7 @@ def row_title(row: PaperRow) -> str:
 
 
 def methods(runs: Sequence[Run]) -> list[list[Run]]:
-    """Runs grouped by method, with repetitions that differ in seeds only; equal weights evaluated again are separate."""
+    """Runs grouped by method: those that differ only in seeds together, equal weights evaluated again apart."""
     found: dict[tuple[str, int], list[Run]] = {}
     seen: Counter[tuple[str, str]] = Counter()
     for run in runs:
