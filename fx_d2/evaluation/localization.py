@@ -176,14 +176,14 @@ class LocalizationEvaluator(TaskEvaluator[BoxRow]):
     def arrays(self, rows: Mapping[int, BoxRow], images: Sequence[int]) -> dict[str, np.ndarray]:
         """Arrays "loc_truth", int32 (N, C), ground-truth boxes of each image, -1 = not annotated; and for every box
         that counts "loc_image" (index of its image), "loc_class", "loc_score", "loc_hits" (D, 13) as in `BoxRow`."""
-        place = {image: i for i, image in enumerate(images)}
+        index = {image: i for i, image in enumerate(images)}
         truth = np.full((len(images), len(self.spec.loc_classes)), -1, np.int32)
         boxes = self._stack(rows)
-        places = np.array([place[image] for image in rows], np.int32)
-        truth[places] = boxes.truth
+        indices = np.array([index[image] for image in rows], np.int32)
+        truth[indices] = boxes.truth
         return {
             "loc_truth": truth,
-            "loc_image": places[boxes.image] if len(rows) else np.zeros(0, np.int32),
+            "loc_image": indices[boxes.image] if len(rows) else np.zeros(0, np.int32),
             "loc_class": boxes.classes,
             "loc_score": boxes.scores,
             "loc_hits": boxes.hits,

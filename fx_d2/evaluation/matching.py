@@ -85,8 +85,8 @@ def match_boxes(
     iou[classes[kept][:, None] != truth_classes[None, :]] = -1.0
     singles, levels = iou[:, ~crowd], np.arange(len(limits))
     near = singles >= limits.min()
-    torn = near.sum(axis=1) > 1
-    contested = near[torn].any(axis=0)
+    competing = near.sum(axis=1) > 1
+    contested = near[competing].any(axis=0)
     # Boxes near the other ground-truth boxes are near only one: the first that passes a threshold matches it.
     passes = singles[:, ~contested, None] >= limits
     truths, at = np.nonzero(passes.any(axis=0))
@@ -130,20 +130,20 @@ def average_precisions(hits: np.ndarray, image: np.ndarray, weights: np.ndarray,
         (W,) float64, NaN without ground-truth boxes.
     """
     # Precision rises only at hits, which therefore determine its envelope and the recalls.
-    places, counted = np.flatnonzero(hits == HIT), np.flatnonzero(hits != IGNORED)
-    ends = np.searchsorted(counted, places, side="right")
+    at_hits, counted = np.flatnonzero(hits == HIT), np.flatnonzero(hits != IGNORED)
+    ends = np.searchsorted(counted, at_hits, side="right")
     # One row per hit: for each image, the number of boxes since the previous hit.
     passing = image[counted[: ends[-1]]] if len(ends) else counted[:0]
     entries = np.ones(len(passing), np.int64), passing, np.append(0, ends)
-    since = sparse.csr_array(entries, (len(places), weights.shape[1]))
+    since = sparse.csr_array(entries, (len(at_hits), weights.shape[1]))
     passed = np.cumsum(since @ weights.T, axis=0, dtype=np.int64).T
-    ours = weights[:, image[places]]
+    ours = weights[:, image[at_hits]]
     found = np.cumsum(ours, axis=1, dtype=np.float64)
     result = np.full(len(weights), np.nan)
     for draw in np.flatnonzero(positives > 0):
-        drawn = ours[draw] > 0
-        recall = found[draw, drawn] / positives[draw]
-        precision = found[draw, drawn] / passed[draw, drawn]
+        present = ours[draw] > 0
+        recall = found[draw, present] / positives[draw]
+        precision = found[draw, present] / passed[draw, present]
         envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
         result[draw] = envelope[np.searchsorted(recall, RECALLS, side="left")].mean()
     return result

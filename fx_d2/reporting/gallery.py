@@ -48,12 +48,12 @@ class Choice:
     """An image selected for a gallery.
 
     Attributes:
-        place: index among the images of the scores file.
+        index: position among the images of the scores file.
         error: the error it was selected by, larger = worse.
         reason: description of the error for the caption.
     """
 
-    place: int
+    index: int
     error: float
     reason: str
 
@@ -78,7 +78,7 @@ def choose_images(
     errors = {"cls": _label_errors, "loc": _box_errors, "seg": _mask_errors}[task](arrays, threshold, areas)
     found = {}
     for kind, rows in errors.items():
-        ranked = sorted((row for row in rows if row.error > 0), key=lambda row: (-row.error, row.place))
+        ranked = sorted((row for row in rows if row.error > 0), key=lambda row: (-row.error, row.index))
         found[kind] = ranked[:number]
     return found
 
@@ -86,20 +86,20 @@ def choose_images(
 def _label_errors(arrays: Arrays, threshold: float, areas: np.ndarray | None) -> dict[str, list[Choice]]:
     names = arrays["cls_classes"].tolist()
     found: dict[str, list[Choice]] = {kind: [] for kind in KINDS}
-    for place, (scores, labels) in enumerate(zip(arrays["cls_scores"], arrays["cls_labels"], strict=True)):
+    for index, (scores, labels) in enumerate(zip(arrays["cls_scores"], arrays["cls_labels"], strict=True)):
         known = ~np.isnan(labels)
         if not known.any():
             continue
         distance = np.abs(scores - labels)
         mean = float(distance[known].mean())
         found["worst"].append(
-            Choice(place=place, error=mean, reason=f"mean error {mean:.2f}, known labels: {known.sum()}")
+            Choice(index=index, error=mean, reason=f"mean error {mean:.2f}, known labels: {known.sum()}")
         )
         for kind, label, word in (("false", 0, "absent"), ("missed", 1, "present")):
             if (labels == label).any():
                 worst = int(np.where(labels == label, distance, -1).argmax())
                 reason = f"{names[worst]}: probability {scores[worst]:.2f}, {word}"
-                found[kind].append(Choice(place=place, error=float(distance[worst]), reason=reason))
+                found[kind].append(Choice(index=index, error=float(distance[worst]), reason=reason))
     return found
 
 
@@ -108,43 +108,43 @@ def _box_errors(arrays: Arrays, threshold: float, areas: np.ndarray | None) -> d
     found: dict[str, list[Choice]] = {kind: [] for kind in KINDS}
     counted = np.flatnonzero(arrays["loc_score"] >= threshold)  # a few of up to 100 per image
     images = arrays["loc_image"][counted]
-    for place, truth in enumerate(arrays["loc_truth"]):
+    for index, truth in enumerate(arrays["loc_truth"]):
         if (truth < 0).any():
             continue
-        mine = counted[images == place]
+        mine = counted[images == index]
         hits, scores, classes = arrays["loc_hits"][mine, 0], arrays["loc_score"][mine], arrays["loc_class"][mine]
         total, right, wrong = int(truth.sum()), int((hits == HIT).sum()), int((hits == MISS).sum())
         missed = total - right
         shown = f"{right} of {total} ground-truth boxes detected, {wrong} FP"
         f1 = 2 * right / (2 * right + wrong + missed) if total or wrong else 1.0
-        found["worst"].append(Choice(place=place, error=1 - f1, reason=f"{shown}, F1 {f1:.2f}"))
-        found["missed"].append(Choice(place=place, error=float(missed), reason=f"{shown}, {missed} missed"))
+        found["worst"].append(Choice(index=index, error=1 - f1, reason=f"{shown}, F1 {f1:.2f}"))
+        found["missed"].append(Choice(index=index, error=float(missed), reason=f"{shown}, {missed} missed"))
         if wrong:
             best = int(np.where(hits == MISS, scores, -1).argmax())
             reason = f"{shown}; {names[classes[best]]} with score {scores[best]:.2f}"
-            found["false"].append(Choice(place=place, error=float(scores[best]), reason=reason))
+            found["false"].append(Choice(index=index, error=float(scores[best]), reason=reason))
     return found
 
 
 def _mask_errors(arrays: Arrays, threshold: float, areas: np.ndarray | None) -> dict[str, list[Choice]]:
     names = arrays["seg_classes"].tolist()
     found: dict[str, list[Choice]] = {kind: [] for kind in KINDS}
-    for place, (dice, positive) in enumerate(zip(arrays["seg_dice"], arrays["seg_positive"], strict=True)):
+    for index, (dice, positive) in enumerate(zip(arrays["seg_dice"], arrays["seg_positive"], strict=True)):
         if np.isnan(dice).all():
             continue
         mean = float(np.nanmean(dice))
-        found["worst"].append(Choice(place=place, error=1 - mean, reason=f"mean Dice {mean:.2f}"))
+        found["worst"].append(Choice(index=index, error=1 - mean, reason=f"mean Dice {mean:.2f}"))
         # With empty ground truth Dice is 1, or 0 if anything is predicted.
-        alarm = np.where((positive == 0) & (dice == 0), 1.0 if areas is None else areas[place], 0.0)
+        alarm = np.where((positive == 0) & (dice == 0), 1.0 if areas is None else areas[index], 0.0)
         worst = int(alarm.argmax())
         size = "" if areas is None else f", {alarm[worst]:.0f} pixels predicted"
         found["false"].append(
-            Choice(place=place, error=float(alarm[worst]), reason=f"{names[worst]}: ground truth empty{size}")
+            Choice(index=index, error=float(alarm[worst]), reason=f"{names[worst]}: ground truth empty{size}")
         )
         lost = np.where(positive == 1, 1 - dice, 0.0)
         worst = int(lost.argmax())
         reason = f"{names[worst]}: Dice {dice[worst]:.2f}"
-        found["missed"].append(Choice(place=place, error=float(lost[worst]), reason=reason))
+        found["missed"].append(Choice(index=index, error=float(lost[worst]), reason=reason))
     return found
 
 
@@ -229,13 +229,13 @@ class _Gallery:
 
     def _draw(self, choice: Choice, key: str) -> Figure:
         """The figure of an image, captioned with the reason for showing it."""
-        image = int(self._arrays["image_id"][choice.place])
+        image = int(self._arrays["image_id"][choice.index])
         if image not in self._drawn:
             self._drawn[image] = self._embed(image)
         uri, (width, height) = self._drawn[image]
-        name = Path(str(self._arrays["file_name"][choice.place])).name
+        name = Path(str(self._arrays["file_name"][choice.index])).name
         known = [
-            f"{k} {self._arrays[k][choice.place]}" for k in ("sex", "age", "view") if self._arrays[k][choice.place]
+            f"{k} {self._arrays[k][choice.index]}" for k in ("sex", "age", "view") if self._arrays[k][choice.index]
         ]
         caption = (choice.reason, ", ".join((f"image {image}: {name}", *known)))
         alt = f"X-ray {name} of {self._split}, annotation next to prediction; {choice.reason}"

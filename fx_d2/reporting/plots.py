@@ -82,8 +82,8 @@ def _metric_plot(
             axes.plot(x, y, color=color, alpha=0.55, label=which)
             for kind, face in ((True, color), (False, "white")):
                 points = [(a, b) for a, b, f in zip(x, y, focused, strict=True) if f is kind]
-                places, values = zip(*points, strict=True) if points else ((), ())
-                axes.plot(places, values, MARKERS[which], color=color, markerfacecolor=face, markersize=3.2)
+                at, values = zip(*points, strict=True) if points else ((), ())
+                axes.plot(at, values, MARKERS[which], color=color, markerfacecolor=face, markersize=3.2)
             best = max(range(len(y)), key=lambda i: -math.inf if math.isnan(y[i]) else y[i])
             axes.plot(x[best], y[best], "*", color=color, markersize=9, markeredgecolor="black", markeredgewidth=0.4)
             last = max(i for i, value in enumerate(y) if not math.isnan(value))

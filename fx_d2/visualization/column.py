@@ -68,8 +68,8 @@ def paint_rows(canvas: np.ndarray, rows: Sequence[Row], corner: tuple[int, int],
             canvas[y + 3 : y + 17, start : start + _BAR_LENGTH] = 40
             canvas[y + 3 : y + 17, start : start + length] = np.round(255 * np.array(BAR))
         if row.tick is not None:
-            place = start + round((_BAR_LENGTH - 2) * min(max(row.tick, 0.0), 1.0))
-            canvas[y : y + 20, place : place + 2] = 255
+            left = start + round((_BAR_LENGTH - 2) * min(max(row.tick, 0.0), 1.0))
+            canvas[y : y + 20, left : left + 2] = 255
 
 
 def write_rows(page: Page, rows: Sequence[Row], corner: tuple[int, int], right: int) -> None:

@@ -75,17 +75,17 @@ class Page:
         artist = self._viz.output.ax.texts[-1]
         extent = artist.get_window_extent(self._viz.output.canvas.get_renderer())
         width, height = extent.width + 4, extent.height + 4
-        places = [(x, y) for y in (box.y0 - height, box.y1 + 2) for x in (box.x0, box.x1 - width)]
-        places += [(box.x0 + 2, box.y0 + 2 + i * height) for i in range(12)]
+        corners = [(x, y) for y in (box.y0 - height, box.y1 + 2) for x in (box.x0, box.x1 - width)]
+        corners += [(box.x0 + 2, box.y0 + 2 + i * height) for i in range(12)]
         inside = [
             Box(x, y, x + width, y + height)
-            for x, y in ((min(max(x, panel.x0), panel.x1 - width), y) for x, y in places)
+            for x, y in ((min(max(x, panel.x0), panel.x1 - width), y) for x, y in corners)
             if panel.y0 <= y <= panel.y1 - height
         ]
         free = [p for p in inside if not any(p.overlaps(other) for other in self._labels)]
-        place = (free or inside or [Box(box.x0, box.y0, box.x0 + width, box.y0 + height)])[0]
-        self._labels.append(place)
-        artist.set_position((place.x0 + 2, place.y0 + 2))
+        chosen = (free or inside or [Box(box.x0, box.y0, box.x0 + width, box.y0 + height)])[0]
+        self._labels.append(chosen)
+        artist.set_position((chosen.x0 + 2, chosen.y0 + 2))
 
     def render(self) -> np.ndarray:
         """The figure, uint8 RGB, in the size of the canvas."""
