@@ -67,7 +67,7 @@ def read_points(path: str | Path, weights: Mapping[str, str]) -> dict[str, dict[
         if row is None:
             continue
         if row["weights"] != digest:
-            logger.warning("%s belongs to other weights of the %s: not applied", path, which)
+            logger.warning("%s was made with other weights of the %s: not applied", path, which)
             continue
         found[which] = {
             dataset: {

@@ -165,13 +165,8 @@ def froc_plot(curves: Mapping[str, Mapping[str, Sequence[float]]], split: str, k
         }
         ends = ", ".join(f"{name} {value:.2f}" for name, value in reached.items())
         points = sum(len(curve["sensitivity"]) for curve in curves.values())
-        return _embed(
-            fig,
-            key,
-            f"FROC curves of {split}. Sensitivity at up to {last:g} false positives per image: {ends}.",
-            (),
-            points,
-        )
+        alt = f"FROC curves of {split}. Sensitivity at up to {last:g} false positives per image: {ends}."
+        return _embed(fig, key, alt, (), points)
 
 
 def reliability_plot(diagrams: Mapping[str, Mapping[str, Sequence[float | None]]], split: str, key: str) -> Figure:
