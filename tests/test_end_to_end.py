@@ -118,7 +118,7 @@ def test_a_report_is_made(trained: Path) -> None:
     rows = tables["pretraining"]["rows"]
     student = tables["pretraining"]["columns"].index("student")
     assert len(rows) == 20 and any(isinstance(row[student], dict) for row in rows)
-    assert tables["compared_1"]["title"] == "fx (teacher) against fx (student)"
+    assert tables["compared_1"]["title"] == "fx (teacher) vs. fx (student)"
     page = (trained / "report" / "report.html").read_text(encoding="utf-8")
     # The training was found by its weights.
     assert "Research use only" in page and "learning rate over iterations" in page

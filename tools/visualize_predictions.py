@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw truth beside prediction for some images of a split, from a predictions file or from a checkpoint.
+"""Draw ground truth next to predictions for some images of a split, from a predictions file or from a checkpoint.
 
 tools/visualize_predictions.py --config-file X --dataset jsrt_test --output DIR \
     --predictions <OUTPUT_DIR>/inference/predictions_student.json
@@ -29,27 +29,27 @@ Records = dict[int, dict[str, Any]]
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line; see --help."""
-    parser = argparse.ArgumentParser(description="Draw truth beside prediction for some images of a split.")
-    parser.add_argument("--config-file", required=True, help="config of the run")
-    parser.add_argument("--dataset", required=True, help="split of the config's datasets, such as jsrt_test")
-    parser.add_argument("--output", required=True, help="folder for the PNG files")
-    parser.add_argument("--predictions", help="predictions_<which>.json of an evaluation; else MODEL.WEIGHTS runs")
-    parser.add_argument("--which", choices=("student", "teacher"), help="default: the file's, else student")
-    parser.add_argument("--num", type=int, default=8, help="number of images, spread evenly over the split (default 8)")
-    parser.add_argument("--score-thresh", type=float, default=0.3, help="draw boxes from this score up (default 0.3)")
+    parser = argparse.ArgumentParser(description="Draw ground truth next to predictions for some images of a split.")
+    parser.add_argument("--config-file", required=True, help="config file of the run")
+    parser.add_argument("--dataset", required=True, help="registered split of the config, such as jsrt_test")
+    parser.add_argument("--output", required=True, help="output folder for the PNG files")
+    parser.add_argument("--predictions", help="predictions_<which>.json of an evaluation (default: run MODEL.WEIGHTS)")
+    parser.add_argument("--which", choices=("student", "teacher"), help="model (default: the file's, else student)")
+    parser.add_argument("--num", type=int, default=8, help="number of images, evenly spaced over the split (default 8)")
+    parser.add_argument("--score-thresh", type=float, default=0.3, help="minimum score of drawn boxes (default 0.3)")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config keys as KEY VALUE pairs")
     return parser.parse_args(argv)
 
 
 def draw_split(args: argparse.Namespace) -> list[Path]:
-    """Draw the images asked for; returns the files written. Raises FXError for wrong input."""
+    """Draw the requested images; returns the files written. Raises FXError for invalid input."""
     cfg = _setup(args)
     dicts = _dicts(cfg, args.dataset)
     spec = spec_of(args.dataset)
     if args.predictions:
         which, records = read_predictions(args.predictions, args.dataset, args.score_thresh)
         if args.which not in (None, which):
-            raise FXError(f"{args.predictions} holds the {which}'s predictions, --which asks for the {args.which}'s")
+            raise FXError(f"{args.predictions} has predictions of the {which}, but --which is {args.which}")
         chosen = _spread([d for d in dicts if d["image_id"] in records], args.num)
         _check_same_images(chosen, records, args)
     else:
@@ -75,7 +75,7 @@ def draw_split(args: argparse.Namespace) -> list[Path]:
 
 
 def _setup(args: argparse.Namespace) -> CfgNode:
-    """The frozen config; drawing a file needs no GPU, running a checkpoint only the model asked for."""
+    """The frozen config: drawing a predictions file needs no GPU, running a checkpoint only the requested model."""
     from fx_d2.engine.setup import setup_cfg
 
     extra = ["MODEL.DEVICE", "cpu"] if args.predictions else ["TEST.MODELS", [args.which or "student"]]
@@ -87,33 +87,33 @@ def _dicts(cfg: CfgNode, name: str) -> list[dict[str, Any]]:
         spec_of(name)
     except FXError:
         known = sorted({*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST})
-        raise FXError(f"--dataset {name}: no split of the config's datasets {known}; add it to DATASETS.TEST") from None
+        raise FXError(f"--dataset {name}: not a split of the config ({known}); add it to DATASETS.TEST") from None
     return get_dicts(name, cfg.DATASETS.LIMIT)
 
 
 def _spread(dicts: list[dict[str, Any]], number: int) -> list[dict[str, Any]]:
-    """`number` images, or all if there are fewer, evenly spread over the list."""
+    """`number` images, or all if there are fewer, evenly spaced over the list."""
     if number < 1:
         raise FXError(f"--num {number}: must be at least 1")
     if not dicts:
-        raise FXError("the predictions file holds no image of this split: evaluate again to write it")
+        raise FXError("no image of this split to draw: if the predictions file has none, evaluate again")
     indices = np.linspace(0, len(dicts) - 1, min(number, len(dicts))).round().astype(int)
     return [dicts[i] for i in indices]
 
 
 def _check_same_images(chosen: list[dict[str, Any]], records: Records, args: argparse.Namespace) -> None:
-    """FXError when image ids of the file stand for other images than those of the dataset."""
+    """Raise FXError if an image id of the file belongs to another image in the dataset."""
     for sample in chosen:
         stored = Path(records[sample["image_id"]]["file_name"]).name
         if stored != Path(sample["file_name"]).name:
             raise FXError(
-                f"{args.predictions}: image {sample['image_id']} of {args.dataset} is {stored} there and "
-                f"{Path(sample['file_name']).name} in the dataset: it was prepared anew, evaluate again"
+                f"{args.predictions}: image {sample['image_id']} of {args.dataset} is {stored} in the file and "
+                f"{Path(sample['file_name']).name} in the dataset, which was prepared again since: evaluate again"
             )
 
 
 def _predict(cfg: CfgNode, dicts: list[dict[str, Any]], which: str, args: argparse.Namespace) -> Records:
-    """Records of the checkpoint's model on some images, by image id."""
+    """Records of the checkpoint's predictions on the given images, by image id."""
     import torch
 
     from fx_d2.data import EvalMapper
@@ -132,14 +132,14 @@ def _predict(cfg: CfgNode, dicts: list[dict[str, Any]], which: str, args: argpar
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0, or 1 after one line about wrong input on standard error."""
+    """Exit code: 0, or 1 after a one-line error on stderr for invalid input."""
     args = parse_args(argv)
     try:
         written = draw_split(args)
     except (FXError, OSError) as error:  # the latter names what cannot be written
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"pictures in {args.output}: {len(written)}")
+    print(f"wrote {len(written)} images to {args.output}")
     return 0
 
 

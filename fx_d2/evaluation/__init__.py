@@ -1,4 +1,4 @@
-"""Metrics of the three tasks, the evaluation loop, saved predictions and scores, and the report."""
+"""Metrics for the three tasks, the evaluation loop, saved predictions and scores, and result tables."""
 
 from fx_d2.evaluation.classification import ClassificationEvaluator
 from fx_d2.evaluation.common import weights_hash

@@ -1,4 +1,4 @@
-"""Bootstrap intervals by patient: patients are drawn, and all images of a patient come with them."""
+"""Bootstrap confidence intervals by patient: patients are resampled, each with all of their images."""
 
 from __future__ import annotations
 
@@ -7,27 +7,28 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 LEVEL = 0.95
-"""Share of the draws that an interval holds."""
+"""Confidence level of the intervals."""
 
 ENOUGH = 0.9
-"""Share of the draws that must define a metric for it to have an interval."""
+"""A metric gets an interval only if it is defined in at least this share of the resamples."""
 
 _CHUNK_NUMBERS = 2_000_000
-"""Weights held at once: larger chunks leave the processor's cache and are slower."""
+"""Weights held at once: larger chunks do not fit the CPU cache and are slower."""
 
 
 def patient_weights(patients: Sequence[str], draws: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each image occurs in each draw, a few draws at a time.
+    """How often each image occurs in each bootstrap resample, a chunk of resamples at a time.
 
-    The draws depend on nothing but the arguments, so that two models on the same images are drawn alike (paired).
+    The resamples depend only on the arguments, so two models on the same images get the same ones (paired).
 
     Args:
-        patients: (N,) patient of each image.
-        draws: number of draws.
-        seed: of the draws.
+        patients: (N,) patient id of each image.
+        draws: number of resamples.
+        seed: seed of the random generator.
 
     Yields:
-        (D, N) int64, the draws together; each draws as many patients as there are, with replacement.
+        (D, N) int64 counts, `draws` rows over all chunks. Each resample takes as many patients as there are, with
+        replacement.
     """
     names, codes = np.unique(np.asarray(patients), return_inverse=True)
     generator = np.random.default_rng(seed)
@@ -43,33 +44,36 @@ def patient_weights(patients: Sequence[str], draws: int, seed: int) -> Iterator[
 def intervals(
     patients: Sequence[str], draws: int, seed: int, metrics: Callable[[np.ndarray], Mapping[str, np.ndarray]]
 ) -> dict[str, tuple[float, float]]:
-    """Percentile intervals of several metrics.
+    """Percentile bootstrap intervals of several metrics.
 
     Args:
-        patients: (N,) patient of each image.
-        draws: number of draws; 0 gives {}.
-        seed: of the draws.
-        metrics: weights (D, N) -> {name: values (D,)}, NaN where a draw leaves the metric undefined.
+        patients: (N,) patient id of each image.
+        draws: number of resamples; 0 returns {}.
+        seed: seed of the random generator.
+        metrics: maps weights (D, N) to {name: values (D,)}, NaN where a resample leaves the metric undefined.
 
     Returns:
-        {name: (low, high)} from the draws in which the metric is defined; NaN where these are fewer than ENOUGH, since
-        draws that happen to hold every rare class say too little about the others.
+        {name: (low, high)} over the resamples that define the metric. NaN if their share is below ENOUGH: resamples
+        that happen to contain every rare class do not represent the others.
     """
     if not draws or not len(patients):
         return {}
     parts = [metrics(weights) for weights in patient_weights(patients, draws, seed)]
+    return {name: percentiles(np.concatenate([part[name] for part in parts])) for name in parts[0]}
+
+
+def percentiles(values: np.ndarray) -> tuple[float, float]:
+    """Interval of the values (D,) of a metric over D resamples; NaN if too few are defined, see `intervals`."""
+    defined = values[~np.isnan(values)]
+    if not len(defined) or len(defined) < ENOUGH * len(values):
+        return float("nan"), float("nan")
     tail = (1 - LEVEL) / 2
-    found = {}
-    for name in parts[0]:
-        values = np.concatenate([part[name] for part in parts])
-        values = values[~np.isnan(values)]
-        low, high = np.quantile(values, (tail, 1 - tail)) if len(values) >= ENOUGH * draws else (np.nan, np.nan)
-        found[name] = (float(low), float(high))
-    return found
+    low, high = np.quantile(defined, (tail, 1 - tail))
+    return float(low), float(high)
 
 
 def weighted_means(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Means (D, C) of the columns of values (N, C) under weights (D, N), NaN entries left out; NaN where none is."""
+    """Column means (D, C) of values (N, C) under weights (D, N), ignoring NaN; NaN where no known value has weight."""
     known = ~np.isnan(values)
     total = weights @ np.where(known, values, 0.0)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -77,8 +81,9 @@ def weighted_means(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def mean_over_classes(columns: Sequence[np.ndarray], draws: int) -> np.ndarray:
-    """Per draw the mean over classes, (D,); NaN where a draw leaves one undefined, and without a class.
+    """Mean over classes in each resample, (D,); NaN if the resample leaves a class undefined or there is no class.
 
-    To leave that class out would compare other sets. Classes that the images themselves do not define are not given.
+    Leaving that class out would average a different set of classes in each resample. `columns` holds only classes that
+    are defined on the full set of images.
     """
     return np.mean(columns, axis=0) if columns else np.full(draws, np.nan)

@@ -1,4 +1,4 @@
-"""Image-level classes: AUROC, average precision, sensitivity, calibration; unknown labels left out."""
+"""Image-level classification: AUROC, average precision, sensitivity, calibration. Unknown labels are ignored."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from fx_d2.evaluation.bootstrap import mean_over_classes
 from fx_d2.evaluation.calibration import calibration_error, reliability
-from fx_d2.evaluation.common import Drawn, TaskEvaluator, log_undefined, nan_mean
+from fx_d2.evaluation.common import Drawn, TaskEvaluator, nan_mean
 from fx_d2.evaluation.options import MetricOptions
 from fx_d2.evaluation.ranking import RankedClass, operating_point, rates
 from fx_d2.structures import DatasetSpec, FXError
@@ -23,13 +23,13 @@ Row = tuple[np.ndarray, np.ndarray]
 
 
 class ClassificationEvaluator(TaskEvaluator[Row]):
-    """Metrics of every image-level class of a dataset; for softmax datasets the same, one class against the rest.
+    """Metrics of every image-level class of a dataset; softmax datasets are evaluated one-vs-rest.
 
     Reads `sample["labels"]` (float32 (C,), NaN = unknown) of images with `annotated["cls"]`, and `output["cls"]`
     (float32 (C,) probabilities).
     """
 
-    task = "cls"
+    task, headline, undefined = "cls", "auroc", "needs positive and negative labels"
 
     def __init__(
         self,
@@ -40,15 +40,19 @@ class ClassificationEvaluator(TaskEvaluator[Row]):
         """See the class.
 
         Args:
-            spec: gives the classes and those whose mean is the headline.
-            options: see there.
-            thresholds: operating points by class, chosen on a validation split.
+            spec: dataset row (`DatasetSpec`): the classes, and the subsets over which means are taken.
+            options: see `MetricOptions`.
+            thresholds: class -> operating point, chosen on a validation split.
         """
         super().__init__(spec, options)
         self._thresholds = thresholds or {}
 
     def read(self, sample: dict[str, Any], output: dict[str, Any]) -> Row | None:
-        """Scores and labels, None where no label is known; raises FXError for scores not finite and strange labels."""
+        """Scores and labels of an image, or None if no label is known.
+
+        Raises:
+            FXError: wrong shapes, scores that are not finite, or labels other than 0, 1 and NaN.
+        """
         if sample.get("labels") is None:
             return None
         scores = output["cls"].detach().float().cpu().numpy()
@@ -56,20 +60,21 @@ class ClassificationEvaluator(TaskEvaluator[Row]):
         where = f"{self.spec.name}: {sample['file_name']}"
         expected = (len(self.spec.cls_classes),)
         if scores.shape != expected or labels.shape != expected:
-            raise FXError(f"{where}: {scores.shape} scores and {labels.shape} labels for {expected[0]} cls_classes")
+            raise FXError(f"{where}: scores {scores.shape} and labels {labels.shape} for {expected[0]} cls_classes")
         if not np.isfinite(scores).all():
             raise FXError(f"{where}: the model's class probabilities are not finite: training has diverged")
         if not np.isin(labels[~np.isnan(labels)], (0.0, 1.0)).all():
-            raise FXError(f"{where}: labels in evaluation must be 0, 1 or unknown, not {labels.tolist()}")
+            raise FXError(f"{where}: evaluation labels must be 0, 1 or NaN (unknown), not {labels.tolist()}")
         return None if np.isnan(labels).all() else (scores, labels)
 
     def metrics(self, rows: Mapping[int, Row]) -> dict[str, float]:
-        """Metrics of some images.
+        """Metrics over a set of images.
 
         Returns:
-            Means over the defined reporting classes ("auroc", "ap", "sensitivity", "ece", with operating points also
-            "op_sensitivity" and "op_specificity"), "auroc_published" where the row has such classes, each also per
-            class ("auroc/<class>"), "auroc_defined": number of reporting classes that have an AUROC, "images".
+            Means over the reporting classes for which they are defined: "auroc", "ap", "sensitivity", "ece", and with
+            operating points "op_sensitivity" and "op_specificity"; each also per class ("auroc/<class>").
+            "auroc_published" if the dataset row has published classes. "auroc_defined": number of reporting classes
+            with a defined AUROC. "images": number of images.
         """
         names, (scores, labels) = self.spec.cls_classes, self._arrays(rows)
         found: dict[str, dict[str, float]] = {}
@@ -92,7 +97,7 @@ class ClassificationEvaluator(TaskEvaluator[Row]):
         return result | {"auroc_defined": float(defined), "images": float(len(rows))}
 
     def drawn(self, rows: Mapping[int, Row]) -> Drawn:
-        """ "auroc", "ap" and "auroc_published", mean and per class."""
+        """Means of "auroc", "ap" and "auroc_published"; the first two also per class."""
         scores, labels = self._arrays(rows)
         ranked = {c: RankedClass(scores[:, i], labels[:, i]) for i, c in enumerate(self.spec.cls_classes)}
         means = {"auroc": (0, self.reporting), "ap": (1, self.reporting)}
@@ -111,7 +116,7 @@ class ClassificationEvaluator(TaskEvaluator[Row]):
         return values
 
     def details(self, rows: Mapping[int, Row]) -> dict[str, Any]:
-        """Per class: its reliability diagram, and its operating point on these images with what it gives here."""
+        """Reliability diagram and operating point of each class, the latter with its rates on these images."""
         scores, labels = self._arrays(rows)
         points, diagrams = {}, {}
         for i, name in enumerate(self.spec.cls_classes):
@@ -121,30 +126,28 @@ class ClassificationEvaluator(TaskEvaluator[Row]):
         return {"reliability": diagrams, "operating_points": points}
 
     def arrays(self, rows: Mapping[int, Row], images: Sequence[int]) -> dict[str, np.ndarray]:
-        """ "cls_scores" and "cls_labels", float32 (N, C) over all `images`, NaN where an image has no row."""
+        """Arrays "cls_scores" and "cls_labels", float32 (N, C) over all `images`; NaN where an image has no row."""
         unknown = np.full(len(self.spec.cls_classes), np.nan, np.float32)
         scores, labels = self._arrays({i: rows.get(i, (unknown, unknown)) for i in images})
         return {"cls_scores": scores, "cls_labels": labels}
 
     def restored(self, arrays: Mapping[str, np.ndarray]) -> dict[int, Row]:
-        """The inverse of `arrays`."""
+        """Inverse of `arrays`."""
         rows = zip(arrays["image_id"].tolist(), arrays["cls_scores"], arrays["cls_labels"], strict=True)
         return {image: (scores, labels) for image, scores, labels in rows if not np.isnan(labels).all()}
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
-        """Metrics over all processes, {"cls": `metrics`}, on the main process; None on the others."""
+        """Metrics over all ranks, {"cls": `metrics`}, on the main process; None on the others."""
         result = super().evaluate()
         if result is not None:
             found = result["cls"]
-            undefined = [name for name in self.spec.cls_classes if np.isnan(found[f"auroc/{name}"])]
-            log_undefined(logger, self.spec.name, "AUROC", undefined, "labels of both values are needed")
             counts = int(found["auroc_defined"]), len(self.reporting), int(found["images"])
-            logger.info("%s: AUROC over %d of %d classes, %d images", self.spec.name, *counts)
+            logger.info("%s: mean AUROC over %d of %d classes, %d images", self.spec.name, *counts)
         return result
 
     @property
     def reporting(self) -> tuple[str, ...]:
-        """The classes of the headline."""
+        """Classes over which the headline metrics are averaged."""
         return self.spec.reporting or self.spec.cls_classes
 
     def _arrays(self, rows: Mapping[int, Row]) -> tuple[np.ndarray, np.ndarray]:

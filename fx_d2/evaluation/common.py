@@ -1,4 +1,4 @@
-"""What the evaluators share: gathering per-image results over processes, means, safe file writing."""
+"""Shared by the evaluators: gathering per-image results from all ranks, means, atomic file writes."""
 
 from __future__ import annotations
 
@@ -21,36 +21,43 @@ from fx_d2.evaluation.bootstrap import intervals
 from fx_d2.evaluation.options import MetricOptions
 from fx_d2.structures import DatasetSpec
 
+logger = logging.getLogger(__name__)
+
 Row = TypeVar("Row")
 
 Drawn = Callable[[np.ndarray], Mapping[str, np.ndarray]]
-"""Weights (D, N) of N images in D draws -> values (D,) of each metric, NaN where a draw leaves it undefined."""
+"""Weights (D, N) of N images in D resamples -> values (D,) of each metric, NaN where a resample leaves it undefined."""
 
 
 class TaskEvaluator(DatasetEvaluator, Generic[Row]):
-    """One task of one dataset: a small row for each image, gathered over the processes, then numbers from rows.
+    """Evaluator of one task of one dataset: keeps a small row per image and computes metrics from the rows.
 
-    Everything after the gathering is a function of the rows, so that any subset of the images (a subgroup, a draw)
-    is evaluated like the whole.
+    The rows of all ranks are gathered. All that follows is a function of the rows, so any subset of the images (a
+    subgroup, a bootstrap resample) is evaluated in the same way as the whole split.
 
     Attributes:
-        rows: by image id, sorted, of all processes: after `evaluate`, on the main process.
+        task: the task, one of TASKS.
+        headline: metric by which a class counts as undefined.
+        undefined: what such a class lacks, for messages.
+        rows: image id -> row over all ranks, sorted by id; set by `evaluate` on the main process.
     """
 
     task: ClassVar[str]
+    headline: ClassVar[str]
+    undefined: ClassVar[str]
 
     def __init__(self, spec: DatasetSpec, options: MetricOptions | None = None) -> None:
-        """spec: the row of the table of datasets, which gives the classes. options: the defaults if None."""
+        """spec: dataset row (`DatasetSpec`) with the classes. options: None = defaults."""
         self.spec, self.options = spec, options or MetricOptions()
         self._seen: dict[int, Row] = {}
         self.rows: dict[int, Row] = {}
 
     def reset(self) -> None:
-        """Forget all images."""
+        """Drop all images."""
         self._seen, self.rows = {}, {}
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Take in a batch; an image that was seen before, or is not annotated for the task, does not count."""
+        """Add a batch; images already seen and images not annotated for the task are skipped."""
         for sample, output in zip(inputs, outputs, strict=True):
             image_id = int(sample["image_id"])
             if image_id not in self._seen and sample["annotated"][self.task]:
@@ -59,30 +66,34 @@ class TaskEvaluator(DatasetEvaluator, Generic[Row]):
                     self._seen[image_id] = row
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
-        """Metrics over all processes, {task: `metrics`}, on the main process; None on the others. Collective."""
+        """Metrics over all ranks, {task: `metrics`}, on the main process; None on the others. Collective."""
         rows = gather_by_image(self._seen)
         if rows is None:
             return None
-        self.rows = rows
-        return {self.task: self.metrics(rows)}
+        self.rows, found = rows, self.metrics(rows)
+        names = [name for name in self.spec.classes(self.task) if np.isnan(found[f"{self.headline}/{name}"])]
+        if names:
+            facts = self.spec.name, self.headline, ", ".join(names), self.undefined
+            logger.warning("%s: %s undefined for %s (%s); left out of the mean", *facts)
+        return {self.task: found}
 
     @abstractmethod
     def read(self, sample: dict[str, Any], output: dict[str, Any]) -> Row | None:
-        """An image's row, or None when it cannot count; raises FXError for an output that makes no sense."""
+        """Row of an image, or None if the image does not count; raises FXError for an invalid output."""
 
     @abstractmethod
     def metrics(self, rows: Mapping[int, Row]) -> dict[str, float]:
-        """Numbers of some images, headline first; "<metric>/<class>" per class, NaN = undefined."""
+        """Metrics over a set of images, headline first; "<metric>/<class>" per class, NaN = undefined."""
 
     @abstractmethod
     def drawn(self, rows: Mapping[int, Row]) -> Drawn:
-        """The metrics that have intervals, as a function of how often each image counts; images in order of the rows.
+        """The metrics that get intervals, as a function of image weights; images in the order of the rows.
 
-        With weights of one it gives the values of `metrics`.
+        With all weights 1 it returns the values of `metrics`.
         """
 
     def intervals(self, rows: Mapping[int, Row], patients: Sequence[str]) -> dict[str, tuple[float, float]]:
-        """Bootstrap intervals of the metrics of `drawn`; patients in the order of the rows."""
+        """Bootstrap intervals of the metrics of `drawn`; `patients` in the order of the rows."""
         return intervals(patients, self.options.bootstrap, self.options.seed, self.drawn(rows))
 
     @abstractmethod
@@ -91,18 +102,18 @@ class TaskEvaluator(DatasetEvaluator, Generic[Row]):
 
     @abstractmethod
     def arrays(self, rows: Mapping[int, Row], images: Sequence[int]) -> dict[str, np.ndarray]:
-        """The rows as arrays over the images of the split, for the file of scores."""
+        """The rows as arrays over the images of the split, for the scores file."""
 
     @abstractmethod
     def restored(self, arrays: Mapping[str, np.ndarray]) -> dict[int, Row]:
-        """The rows, by image id, behind the arrays of a file of scores; images that do not count have none."""
+        """The rows by image id, rebuilt from the arrays of a scores file; images that do not count have none."""
 
 
 def gather_by_image(rows: dict[int, Row]) -> dict[int, Row] | None:
-    """Per-image results of all processes, keyed and sorted by image id, every image once.
+    """Per-image results of all ranks, sorted by image id, each image once.
 
-    Distributed samplers may repeat an image to fill the last batch: the first result of an image counts.
-    A collective call: every process must make it. Returns None on all processes but the main one.
+    Distributed samplers may repeat an image to fill the last batch: the first result of an image is kept.
+    Collective: every rank must call it. Returns None on all ranks except the main process.
     """
     gathered = comm.gather(rows, dst=0)
     if not comm.is_main_process():
@@ -115,21 +126,13 @@ def gather_by_image(rows: dict[int, Row]) -> dict[int, Row] | None:
 
 
 def nan_mean(values: Iterable[float]) -> float:
-    """Mean of the values that are not NaN; NaN, without a warning, when there is none."""
+    """Mean of the values that are not NaN; NaN, without a warning, if there are none."""
     kept = [v for v in values if not np.isnan(v)]
     return float(np.mean(kept)) if kept else float("nan")
 
 
-def log_undefined(logger: logging.Logger, dataset: str, metric: str, undefined: Sequence[str], reason: str) -> None:
-    """Say which classes have no value of a metric; silent when all have one."""
-    if undefined:
-        logger.warning(
-            "%s: %s undefined for %s (%s); left out of the mean", dataset, metric, ", ".join(undefined), reason
-        )
-
-
 def weights_hash(model: nn.Module) -> str:
-    """ "sha256:..." of a model's parameters and buffers: names, types, shapes and bytes, wherever they lie."""
+    """Hash "sha256:..." of a model's parameters and buffers: names, dtypes, shapes and bytes, on any device."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -138,7 +141,7 @@ def weights_hash(model: nn.Module) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Data for json: NaN becomes None, tuples become lists, in dicts and lists of any depth."""
+    """Data for JSON: NaN becomes None, tuples become lists, at any depth of dicts and lists."""
     if isinstance(value, Mapping):
         return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -147,7 +150,7 @@ def plain(value: Any) -> Any:
 
 
 def write_atomic(path: str | Path, content: str | bytes) -> None:
-    """Write a file so that a reader sees the old or the new content, never a part; makes the folder."""
+    """Write a file so that readers see the old or the new content, never a part of it; creates the folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

@@ -1,4 +1,4 @@
-"""From a row of the table of datasets to its evaluators, and from models and loaders to everything known of them."""
+"""Building the evaluators of a dataset, and running models over evaluation splits."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from fx_d2.structures import SPLITS, TASKS, DatasetSpec, FXError
 logger = logging.getLogger(__name__)
 
 LOG_SECONDS = 15.0
-"""Time between two progress lines."""
+"""Seconds between progress lines."""
 
 Batch = list[dict[str, Any]]
 LoaderFactory = Callable[[], Iterable[Batch]]
@@ -40,17 +40,17 @@ Thresholds = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 @dataclass
 class Evaluation:
-    """What an evaluation found; all empty on processes other than the main one.
+    """Results of an evaluation; empty on all ranks except the main process.
 
-    Below, <name> is the dataset, or the split where a dataset is evaluated on more than one.
+    Below, <name> is the dataset, or the split if the dataset is evaluated on more than one.
 
     Attributes:
         metrics: {"student/<name>/<task>/<metric>": value}, NaN = undefined.
         intervals: 95 % bootstrap intervals (low, high) by the key of their metric.
-        details: {"student/<name>/<task>": `TaskEvaluator.details`}, and "student/<name>/heads" where asked for.
+        details: {"student/<name>/<task>": `TaskEvaluator.details`}, and "student/<name>/heads" if requested.
         subgroups: {"student/<name>": {"sex=F": {"images", "patients", "metrics": {"<task>/<metric>": value}}}}.
-        operating_points: `operating_points.Points`, of validation splits.
-        scores: {"student/<name>": file of `write_scores`, relative to OUTPUT_DIR}.
+        operating_points: `operating_points.Points`, for validation splits.
+        scores: {"student/<name>": scores file (`write_scores`), relative to OUTPUT_DIR}.
     """
 
     metrics: dict[str, float] = field(default_factory=dict)
@@ -67,7 +67,7 @@ def build_evaluators(
     options: MetricOptions | None = None,
     thresholds: Mapping[str, float] | None = None,
 ) -> list[TaskEvaluator[Any]]:
-    """One evaluator per task that the dataset has and that is asked for; `thresholds` as in ClassificationEvaluator."""
+    """One evaluator per requested task that the dataset has; `thresholds` as in `ClassificationEvaluator`."""
     built: list[TaskEvaluator[Any]] = []
     for task in (task for task in spec.tasks if task in tasks):
         if task == "cls":
@@ -89,19 +89,19 @@ def evaluate_model(
     full: bool = True,
     thresholds: Thresholds | None = None,
 ) -> Evaluation:
-    """Evaluate all models on all splits, in float32; every image is read once and shown to every model.
+    """Evaluate all models on all splits in float32; every image is loaded once and passed to every model.
 
-    A collective call when several processes run. The models' training flags are restored, module by module.
+    Collective. The training flag of every module is restored afterwards.
 
     Args:
-        cfg: TEST and OUTPUT_DIR are read. Predictions go to <OUTPUT_DIR>/inference/predictions_<which>.json, scores of
-            images to inference/scores_<which>_<split>.npz.
-        models: {"student": ..., "teacher": ...}; called with a batch, each returns one dict an image.
+        cfg: TEST and OUTPUT_DIR are read. Predictions go to <OUTPUT_DIR>/inference/predictions_<which>.json, per-image
+            scores to inference/scores_<which>_<split>.npz.
+        models: {"student": ..., "teacher": ...}; each maps a batch to one dict per image.
         loaders: registered split such as "jsrt_test" -> function that builds its loader of evaluation batches.
-        specs: the rows behind the splits; with TEST.CROSS_HEADS also those of the other heads.
-        tasks: only these are computed; a split whose dataset has none of them is skipped.
-        full: False leaves everything but the metrics out: intervals, subgroups, curves, files.
-        thresholds: operating points; a validation split is not measured by them, they were chosen on it.
+        specs: dataset rows (`DatasetSpec`) of the splits; with TEST.CROSS_HEADS also those of the other heads.
+        tasks: tasks to evaluate; a split whose dataset has none of them is skipped.
+        full: False computes the metrics only, without intervals, subgroups, curves and files.
+        thresholds: operating points; not applied to validation splits, on which they were chosen.
     """
     specs = tuple(specs)
     rows = {split: spec for split, spec in _rows_of(loaders, specs).items() if set(spec.tasks) & set(tasks)}
@@ -119,12 +119,12 @@ def evaluate_model(
         for which, splits in saved.items():
             path = Path(cfg.OUTPUT_DIR) / "inference" / f"predictions_{which}.json"
             write_predictions(path, which, splits, plan.predictions)
-            logger.info("predictions of the %s written to %s", which, path)
+            logger.info("wrote the predictions of the %s to %s", which, path)
     return result
 
 
 def metric_names(which: Iterable[str], splits: Iterable[str], specs: Iterable[DatasetSpec]) -> list[str]:
-    """Keys of the metrics that `evaluate_model` will find of models called `which`, without running any."""
+    """Keys of the metrics that `evaluate_model` returns for models named `which`, without running them."""
     rows = _rows_of(splits, tuple(specs))
     return [
         f"{model}/{_metric_name(split, rows)}/{evaluator.task}/{name}"
@@ -136,7 +136,7 @@ def metric_names(which: Iterable[str], splits: Iterable[str], specs: Iterable[Da
 
 
 class _Plan:
-    """What is asked for beside the metrics."""
+    """What to compute and save in addition to the metrics."""
 
     def __init__(self, cfg: CfgNode, specs: tuple[DatasetSpec, ...], thresholds: Thresholds, full: bool) -> None:
         node = cfg.TEST
@@ -147,7 +147,7 @@ class _Plan:
 
 
 class _Run:
-    """One model on one split: its evaluators and whatever else the plan asks for."""
+    """One model on one split: its evaluators, and what else the plan requests."""
 
     def __init__(
         self, which: str, model: nn.Module, split: str, spec: DatasetSpec, tasks: list[str], plan: _Plan
@@ -163,7 +163,7 @@ class _Run:
         self._heads = HeadComparison(spec, plan.specs, points) if plan.heads and "cls" in tasks else None
 
     def step(self, batch: Batch) -> None:
-        """Run the model on a batch and take its results in."""
+        """Run the model on a batch and collect the results."""
         batch = [sample | {"tasks": self._tasks} for sample in batch]
         outputs = self._model(batch)
         if len(outputs) != len(batch):
@@ -180,7 +180,7 @@ class _Run:
             self._heads.process(self._model, batch)
 
     def finish(self, name: str, result: Evaluation) -> list[dict[str, Any]]:
-        """Put what was found into `result` under `name`; returns the predictions. Collective."""
+        """Add the metrics to `result` under `name`; returns the predictions. Collective."""
         records = gather_by_image(self._records) or {}
         images = gather_by_image(self._images)
         found = {evaluator.task: evaluator.evaluate() for evaluator in self._evaluators}
@@ -201,7 +201,7 @@ class _Run:
         return next(e.rows for e in self._evaluators if e.task == "cls")
 
     def _finish_full(self, prefix: str, images: dict[int, ImageInfo], result: Evaluation) -> None:
-        """Intervals, curves, operating points, subgroups and the file of scores, on the main process."""
+        """Intervals, curves, operating points, subgroups and the scores file, on the main process."""
         arrays: dict[str, Any] = {}
         for evaluator in self._evaluators:
             rows, key = evaluator.rows, f"{prefix}/{evaluator.task}"
@@ -231,13 +231,13 @@ class _Run:
 
 def _info(sample: Mapping[str, Any]) -> ImageInfo:
     meta = sample.get("meta") or {}
-    # An age of 0 is known.
+    # An age of 0 is a known age.
     known = ("" if meta.get(key) is None else str(meta[key]) for key in ("sex", "age", "view"))
     return ImageInfo(str(sample["file_name"]), str(sample["patient_id"]), *known)
 
 
 def _run_over(split: str, loader: Iterable[Batch], runs: dict[str, _Run]) -> None:
-    """Show every batch to every model, with a progress line from time to time; FXError for an empty loader."""
+    """Pass every batch to every model and log the progress; raises FXError for an empty loader."""
     total = len(loader) if isinstance(loader, Sized) else None
     start = last = time.perf_counter()
     images = 0
@@ -250,17 +250,17 @@ def _run_over(split: str, loader: Iterable[Batch], runs: dict[str, _Run]) -> Non
             last = now
             left = timedelta(seconds=round((now - start) / count * (total - count)))
             logger.info("evaluating %s: batch %d of %d, time left %s", split, count, total, left)
-    # A process of a distributed run may have no image of a tiny split.
+    # In a distributed run a rank may get no image of a tiny split.
     if not images and comm.get_world_size() == 1:
         raise FXError(f"dataset split {split!r} has no images: nothing to evaluate")
     seconds = time.perf_counter() - start
-    names = " and ".join(runs)
-    logger.info("evaluated %s: %d images with %s in %s", split, images, names, timedelta(seconds=round(seconds)))
+    facts = images, " on this rank" * (comm.get_world_size() > 1), " and ".join(runs), timedelta(seconds=round(seconds))
+    logger.info("evaluated %s: %d images%s with %s in %s", split, *facts)
 
 
 @contextmanager
 def _all_in_eval_mode(models: Iterable[nn.Module]) -> Iterator[None]:
-    """Evaluation mode inside; afterwards every module has exactly the training flag that it had."""
+    """Put the models into eval mode; on exit every module gets its own training flag back."""
     models = list(models)
     flags = {module: module.training for model in models for module in model.modules()}
     try:
@@ -273,12 +273,12 @@ def _all_in_eval_mode(models: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def _rows_of(splits: Iterable[str], specs: Iterable[DatasetSpec]) -> dict[str, DatasetSpec]:
-    """The row of each registered split; raises FXError for a split without one."""
+    """Dataset row of each registered split; raises FXError for a split without one."""
     names = {f"{spec.name}_{split}": spec for spec in specs for split in SPLITS}
     rows = {}
     for split in splits:
         if split not in names:
-            raise FXError(f"split {split!r} is not <dataset>_<{'|'.join(SPLITS)}> of one of the datasets given")
+            raise FXError(f"split {split!r} is not <dataset>_<{'|'.join(SPLITS)}> of one of the given datasets")
         rows[split] = names[split]
     return rows
 

@@ -1,4 +1,4 @@
-"""What the classification heads of other datasets say about a dataset's images, on the findings they share."""
+"""Classification heads of other datasets applied to a dataset's images, on the findings that both have."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from fx_d2.evaluation.ranking import auroc
 from fx_d2.structures import DatasetSpec
 
 CUT = 0.5
-"""Probability from which a head says yes, where its dataset has no operating point."""
+"""Probability from which a prediction counts as positive if the dataset has no operating point."""
 
 
 def shared_findings(spec: DatasetSpec, other: DatasetSpec) -> list[tuple[int, int]]:
-    """Pairs (class of spec, class of other) of equal names, whatever their case and punctuation."""
+    """Pairs (class index in spec, class index in other) of equal names, ignoring case and punctuation."""
     names = {_key(name): i for i, name in enumerate(other.cls_classes)}
     return [(i, names[_key(name)]) for i, name in enumerate(spec.cls_classes) if _key(name) in names]
 
@@ -28,11 +28,11 @@ def _key(name: str) -> str:
 
 
 class HeadComparison:
-    """Shows each batch to every other head that shares a finding; costs one pass of the model a head.
+    """Runs each batch through every other head that shares a finding; one forward pass of the model per head.
 
     Args:
-        spec: row of the images.
-        others: rows whose heads are compared; those without a shared finding are left out.
+        spec: dataset row (`DatasetSpec`) of the images.
+        others: dataset rows whose heads are compared; those without a shared finding are left out.
         thresholds: dataset -> class -> operating point.
     """
 
@@ -44,7 +44,7 @@ class HeadComparison:
         self._rows: dict[int, dict[str, np.ndarray]] = {}
 
     def process(self, model: nn.Module, batch: list[dict[str, Any]]) -> None:
-        """Keep what each other head says about a batch, all its classes."""
+        """Store the probabilities of each other head on a batch, for all of its classes."""
         for name in self._others:
             outputs = model([sample | {"dataset": name, "tasks": ["cls"]} for sample in batch])
             for sample, output in zip(batch, outputs, strict=True):
@@ -52,14 +52,14 @@ class HeadComparison:
                 row.setdefault(name, output["cls"].detach().float().cpu().numpy())
 
     def result(self, own: Mapping[int, tuple[np.ndarray, np.ndarray]]) -> dict[str, Any] | None:
-        """The comparison over all processes, on the main process; None on the others. Collective.
+        """The comparison over all ranks, on the main process; None on the others. Collective.
 
         Args:
-            own: image id -> scores and labels of the images' own head, on the main process.
+            own: image id -> scores of the images' own head, and labels; needed on the main process.
 
         Returns:
             {finding: {"images", "own_auroc", "heads": {dataset: {"auroc" (against the images' own labels), "own_cut",
-            "other_cut", "both", "own_only", "other_only", "neither" (numbers of images)}}}}; NaN = undefined.
+            "other_cut", "both", "own_only", "other_only", "neither" (image counts)}}}}; NaN = undefined.
         """
         rows = gather_by_image(self._rows)
         if rows is None:

@@ -1,9 +1,10 @@
-"""Scores of single images: one compressed file of arrays for each model and split."""
+"""Per-image scores: one compressed .npz file per model and split."""
 
 from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from fx_d2.evaluation.subgroups import ImageInfo
 from fx_d2.structures import TASKS, DatasetSpec, FXError
 
 VERSION = 2
-"""1: without the classes of the headline."""
+"""Version 1 lacked the classes of the headline metrics (`reporting`, `published`)."""
 
 _HEADLINE = ("reporting", "published")
 
@@ -22,13 +23,13 @@ _HEADLINE = ("reporting", "published")
 def write_scores(
     path: str | Path, spec: DatasetSpec, images: Mapping[int, ImageInfo], arrays: Mapping[str, np.ndarray]
 ) -> None:
-    """Write one .npz file atomically, without pickles.
+    """Write a .npz file atomically, without pickled objects.
 
     Args:
         path: the file.
-        spec: its name ("dataset") and class lists are stored, as "cls_classes" and so on.
+        spec: dataset row (`DatasetSpec`), stored as its name ("dataset") and class lists ("cls_classes", ...).
         images: all images of the split, by sorted id; stored as "image_id" and the fields of ImageInfo, (N,) each.
-        arrays: what the tasks' evaluators give (`TaskEvaluator.arrays`).
+        arrays: arrays of the evaluators (`TaskEvaluator.arrays`).
     """
     content: dict[str, np.ndarray] = {"version": np.array(VERSION), "image_id": np.array(list(images), np.int64)}
     for position, field in enumerate(ImageInfo._fields):
@@ -37,25 +38,26 @@ def write_scores(
     content |= {key: np.array(getattr(spec, key), dtype=str) for key in _HEADLINE}
     content["dataset"] = np.array(spec.name)
     stream = io.BytesIO()
-    # The stub takes every keyword for an option.
+    # The type stub takes keywords for options of the function.
     np.savez_compressed(stream, **(content | dict(arrays)))  # type: ignore[arg-type]
     write_atomic(path, stream.getvalue())
 
 
 def read_scores(path: str | Path) -> dict[str, np.ndarray]:
-    """The arrays of a file of `write_scores`; FXError when it is missing or something else."""
+    """The arrays of a file of `write_scores`; raises FXError if it is missing or not such a file."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             content = {key: stored[key] for key in stored.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    # TypeError: a .npy file, which is no context manager.
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise FXError(f"scores file {path} cannot be read ({error}); TEST.SAVE_SCORES True writes it") from None
     if int(content.get("version", 0)) != VERSION:
-        raise FXError(f"scores file {path} is not of version {VERSION}: evaluate again to write it")
+        raise FXError(f"scores file {path} does not have version {VERSION}: evaluate again to write it")
     return content
 
 
 def scores_spec(arrays: Mapping[str, np.ndarray]) -> DatasetSpec:
-    """The row of the table of datasets, as far as metrics need it, behind the content of a file of scores."""
+    """The dataset row (`DatasetSpec`) of a scores file, restored as far as metrics need it."""
     names = (*(f"{task}_classes" for task in TASKS), *_HEADLINE)
     row = {key: arrays[key].tolist() for key in names}
     return DatasetSpec.from_dict(row | {"name": str(arrays["dataset"])}, "scores")

@@ -1,8 +1,7 @@
-"""Boxes: COCO's average precision from IoU 0.40 on, recall, and FROC, in original pixels."""
+"""Box detection: COCO average precision from IoU 0.40 up, recall and FROC, in original pixels."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 from detectron2.structures import BoxMode
 
 from fx_d2.evaluation.bootstrap import mean_over_classes
-from fx_d2.evaluation.common import Drawn, TaskEvaluator, log_undefined, nan_mean
+from fx_d2.evaluation.common import Drawn, TaskEvaluator, nan_mean
 from fx_d2.evaluation.matching import (
     FALSE_POSITIVES,
     HIT,
@@ -23,27 +22,25 @@ from fx_d2.evaluation.matching import (
 )
 from fx_d2.structures import FXError
 
-logger = logging.getLogger(__name__)
-
 IOU_THRESHOLDS = np.linspace(0.40, 0.95, 12)
-"""The paper's headline is AP at the first of these; COCO's AP is the mean from 0.50 (index 2) on."""
+"""The paper reports AP at the first of these; COCO AP is the mean from 0.50 (index 2) up."""
 
 MAX_DETECTIONS = (1, 10, 100)
-"""Boxes of a class and image that count: the last for precision, each for its recall."""
+"""Boxes kept per class and image: AR<n> for each of them; AP uses the last."""
 
 _CURVE_POINTS = 200
 
 
 @dataclass(frozen=True)
 class BoxRow:
-    """What one image adds to the curves.
+    """Matched boxes of one image.
 
     Attributes:
-        scores: (D,) float32, best first.
+        scores: (D,) float32, highest first.
         classes: (D,) int16, 0-based.
-        rank: (D,) int16, 0 = best box of its class.
-        hits: (D, 13) int8: IOU_THRESHOLDS, then TEST.FROC_IOU; see `matching.Matches`.
-        truth: (C,) int32, truth boxes per class.
+        rank: (D,) int16, 0 = highest-scoring box of its class.
+        hits: (D, 13) int8 per threshold: IOU_THRESHOLDS, then TEST.FROC_IOU; see `matching.Matches`.
+        truth: (C,) int32, ground-truth boxes per class.
     """
 
     scores: np.ndarray
@@ -55,9 +52,9 @@ class BoxRow:
 
 @dataclass(frozen=True)
 class _Boxes:
-    """All images' boxes, best score first, equal ones in order of the images.
+    """Boxes of all images, highest score first, ties in the order of the images.
 
-    `image` says which row, in order, a box belongs to; `truth` is by row.
+    `image` is the index of the row that a box belongs to; `truth` has one entry per row.
     """
 
     image: np.ndarray
@@ -69,17 +66,17 @@ class _Boxes:
 
 
 class LocalizationEvaluator(TaskEvaluator[BoxRow]):
-    """Average precision, recall and FROC of a dataset's boxes, at most 100 boxes of a class and image.
+    """Average precision, recall and FROC of a dataset's boxes, with at most 100 boxes per class and image.
 
     Reads `sample["annotations"]` of images with `annotated["loc"]`, and `output["instances"]`. An annotated image
-    without boxes is a true negative: what the model finds there counts against it. Boxes are matched as they come, so
-    that no coordinate is kept.
+    without boxes is a negative: every detection on it is a false positive. Boxes are matched batch by batch, so no
+    coordinates are kept.
     """
 
-    task = "loc"
+    task, headline, undefined = "loc", "AP40", "no ground-truth box"
 
     def read(self, sample: dict[str, Any], output: dict[str, Any]) -> BoxRow:
-        """Match one image's boxes; raises FXError for boxes or scores that are not finite."""
+        """Match the boxes of one image; raises FXError for boxes or scores that are not finite."""
         instances = output["instances"]
         boxes = instances.pred_boxes.tensor.detach().cpu().double().numpy().reshape(-1, 4)
         scores = instances.scores.detach().cpu().float().numpy()
@@ -111,14 +108,14 @@ class LocalizationEvaluator(TaskEvaluator[BoxRow]):
         )
 
     def metrics(self, rows: Mapping[int, BoxRow]) -> dict[str, float]:
-        """Metrics of some images.
+        """Metrics over a set of images.
 
         Returns:
-            Means over the classes that have a truth box: "AP40", "AP50", "AP75", "AP" (mean of IoU .50:.95), "AR1",
-            "AR10", "AR100" (recall of IoU .50:.95 with so many boxes of a class), "froc" (mean sensitivity at
-            FALSE_POSITIVES false positives per image) and each of the seven, "froc@0.125" to "froc@8"; "AP40", "AP50",
-            "AP", "AR100" and "froc" also per class ("AP40/<class>"); "loc_defined": number of classes with a truth box;
-            "images".
+            Means over the classes that have a ground-truth box: "AP40", "AP50", "AP75", "AP" (mean over IoU .50:.95),
+            "AR1", "AR10", "AR100" (recall, mean over IoU .50:.95, with that many boxes per class and image), "froc"
+            (mean sensitivity at FALSE_POSITIVES false positives per image) and its seven terms, "froc@0.125" to
+            "froc@8". "AP40", "AP50", "AP", "AR100" and "froc" also per class ("AP40/<class>"). "loc_defined": number
+            of classes with a ground-truth box. "images": number of images.
         """
         boxes = self._stack(rows)
         columns = [self._class_metrics(boxes, i) for i in range(len(self.spec.loc_classes))]
@@ -131,7 +128,7 @@ class LocalizationEvaluator(TaskEvaluator[BoxRow]):
         return result | {"loc_defined": float(defined), "images": float(len(rows))}
 
     def _class_metrics(self, boxes: _Boxes, index: int) -> dict[str, float]:
-        """The metrics of one class; all NaN without a truth box."""
+        """Metrics of one class; all NaN without a ground-truth box."""
         keys = ["AP40", "AP50", "AP75", "AP", *(f"AR{k}" for k in MAX_DETECTIONS), "froc"]
         keys += [f"froc@{rate:g}" for rate in FALSE_POSITIVES]
         positives = int(boxes.truth[:, index].sum())
@@ -147,7 +144,7 @@ class LocalizationEvaluator(TaskEvaluator[BoxRow]):
         return {key: float(value) for key, value in zip(keys, values, strict=True)}
 
     def drawn(self, rows: Mapping[int, BoxRow]) -> Drawn:
-        """ "AP40", mean and per class."""
+        """Mean and per-class "AP40"."""
         boxes = self._stack(rows)
         defined = boxes.truth.sum(axis=0) > 0
 
@@ -163,7 +160,7 @@ class LocalizationEvaluator(TaskEvaluator[BoxRow]):
         return values
 
     def details(self, rows: Mapping[int, BoxRow]) -> dict[str, Any]:
-        """Per class with a truth box its FROC curve, {"false_positives" per image, "sensitivity"}, thinned out."""
+        """FROC curve {"false_positives" per image, "sensitivity"} of each class with a ground-truth box, subsampled."""
         boxes, curves = self._stack(rows), {}
         for i, name in enumerate(self.spec.loc_classes):
             positives, mine = int(boxes.truth[:, i].sum()), boxes.classes == i
@@ -177,24 +174,24 @@ class LocalizationEvaluator(TaskEvaluator[BoxRow]):
         return {"froc": curves}
 
     def arrays(self, rows: Mapping[int, BoxRow], images: Sequence[int]) -> dict[str, np.ndarray]:
-        """ "loc_truth" int32 (N, C), truth boxes of each image, -1 = not annotated; and for every box that counts
-        "loc_image" (its image's place), "loc_class", "loc_score", "loc_hits" (D, 13) as `BoxRow`."""
-        place = {image: i for i, image in enumerate(images)}
+        """Arrays "loc_truth", int32 (N, C), ground-truth boxes of each image, -1 = not annotated; and for every box
+        that counts "loc_image" (index of its image), "loc_class", "loc_score", "loc_hits" (D, 13) as in `BoxRow`."""
+        index = {image: i for i, image in enumerate(images)}
         truth = np.full((len(images), len(self.spec.loc_classes)), -1, np.int32)
         boxes = self._stack(rows)
-        places = np.array([place[image] for image in rows], np.int32)
-        truth[places] = boxes.truth
+        indices = np.array([index[image] for image in rows], np.int32)
+        truth[indices] = boxes.truth
         return {
             "loc_truth": truth,
-            "loc_image": places[boxes.image] if len(rows) else np.zeros(0, np.int32),
+            "loc_image": indices[boxes.image] if len(rows) else np.zeros(0, np.int32),
             "loc_class": boxes.classes,
             "loc_score": boxes.scores,
             "loc_hits": boxes.hits,
         }
 
     def restored(self, arrays: Mapping[str, np.ndarray]) -> dict[int, BoxRow]:
-        """The inverse of `arrays`."""
-        order = np.argsort(arrays["loc_image"], kind="stable")  # best first within each image
+        """Inverse of `arrays`."""
+        order = np.argsort(arrays["loc_image"], kind="stable")  # highest score first within each image
         ends = np.searchsorted(arrays["loc_image"][order], np.arange(len(arrays["image_id"]) + 1))
         rows = {}
         for i, (image, truth) in enumerate(zip(arrays["image_id"].tolist(), arrays["loc_truth"], strict=True)):
@@ -204,14 +201,6 @@ class LocalizationEvaluator(TaskEvaluator[BoxRow]):
                 rank = rank_in_class(classes).astype(np.int16)
                 rows[image] = BoxRow(scores=scores, classes=classes, rank=rank, hits=hits, truth=truth)
         return rows
-
-    def evaluate(self) -> dict[str, dict[str, float]] | None:
-        """Metrics over all processes, {"loc": `metrics`}, on the main process; None on the others."""
-        result = super().evaluate()
-        if result is not None:
-            undefined = [name for name in self.spec.loc_classes if np.isnan(result["loc"][f"AP40/{name}"])]
-            log_undefined(logger, self.spec.name, "AP", undefined, "no truth box in the split")
-        return result
 
     def _stack(self, rows: Mapping[int, BoxRow]) -> _Boxes:
         parts = list(rows.values())
@@ -234,7 +223,7 @@ class LocalizationEvaluator(TaskEvaluator[BoxRow]):
 
 
 def _as_xywh(annotations: Sequence[dict[str, Any]]) -> np.ndarray:
-    """(G, 4) float64."""
+    """Boxes of annotations as (G, 4) float64 xywh."""
     boxes = np.array([row["bbox"] for row in annotations], np.float64).reshape(-1, 4)
     modes = np.array([row["bbox_mode"] for row in annotations])
     for mode in set(modes.tolist()):

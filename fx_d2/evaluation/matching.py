@@ -1,7 +1,7 @@
-"""Which boxes hit a truth box, by COCO's rules, and what follows: average precision, recall, FROC.
+"""Matching of predicted to ground-truth boxes by COCO's rules, average precision and FROC.
 
-The rules and the numbers are those of pycocotools (differences below 1e-12 in the tests). It loops in Python over
-images, thresholds and boxes; here only boxes that compete for more than one truth box are looked at one by one.
+Rules and results are those of pycocotools (differences below 1e-12 in the tests). pycocotools loops in Python over
+images, thresholds and boxes; here the only loop is over boxes that compete for several ground-truth boxes.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ import numpy as np
 from scipy import sparse
 
 RECALLS = np.linspace(0.0, 1.0, 101)
-"""Recall levels at which COCO reads the precision."""
+"""Recall levels at which COCO samples the precision."""
 
 FALSE_POSITIVES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-"""False positives per image at which FROC reads the sensitivity, as in LUNA16."""
+"""False positives per image at which FROC samples the sensitivity, as in LUNA16."""
 
 HIT, MISS, IGNORED = 1, 0, -1
 
 
 class Matches(NamedTuple):
-    """The boxes of one image that count, best first, and whether they hit.
+    """The predicted boxes of one image that count, highest score first, and whether they hit.
 
     Attributes:
-        kept: (D,) their places among the boxes given.
-        rank: (D,) int32, 0 = best box of its class in the image.
-        hits: (D, T) int8 per IoU threshold, HIT, MISS or IGNORED.
+        kept: (D,) their indices among the boxes passed in.
+        rank: (D,) int32, 0 = highest-scoring box of its class in the image.
+        hits: (D, T) int8 per IoU threshold: HIT, MISS or IGNORED.
     """
 
     kept: np.ndarray
@@ -36,7 +36,7 @@ class Matches(NamedTuple):
 
 
 def box_iou(boxes: np.ndarray, truth: np.ndarray, crowd: np.ndarray) -> np.ndarray:
-    """IoU (D, G) of xywh boxes in float64; against a crowd region the part of the box that lies inside it."""
+    """IoU (D, G) of xywh boxes in float64; for crowd regions, the fraction of the box inside the region."""
     corner = np.maximum(boxes[:, None, :2], truth[None, :, :2])
     far = np.minimum(boxes[:, None, :2] + boxes[:, None, 2:], truth[None, :, :2] + truth[None, :, 2:])
     sides = far - corner
@@ -56,26 +56,28 @@ def match_boxes(
     max_boxes: int,
     crowd: np.ndarray | None = None,
 ) -> Matches:
-    """Match the boxes of one image, best score first, each to the free truth box of its class that it overlaps most.
+    """Match the boxes of one image, highest score first, each to the unmatched ground-truth box with the largest IoU.
+
+    Only boxes of the same class match.
 
     Args:
-        boxes: (D, 4) float64 xywh.
-        scores: (D,) finite; among equals the order given counts.
+        boxes: (D, 4) float64 xywh, predicted.
+        scores: (D,) finite; ties keep the input order.
         classes: (D,) int.
-        truth: (G, 4) float64 xywh.
+        truth: (G, 4) float64 xywh, ground truth.
         truth_classes: (G,) int.
-        thresholds: T IoU thresholds, each matched for itself.
-        max_boxes: boxes of a class that count.
-        crowd: (G,) bool: regions in which a box that hits nothing else is ignored. None = there are none.
+        thresholds: T IoU thresholds, matched independently.
+        max_boxes: number of boxes kept per class.
+        crowd: (G,) bool: regions in which a box that hits nothing else is ignored. None = no such regions.
     """
     kept = np.argsort(-scores, kind="stable")
     rank = rank_in_class(classes[kept])
     kept, rank = kept[rank < max_boxes], rank[rank < max_boxes]
     crowd = np.zeros(len(truth), bool) if crowd is None else crowd
-    # COCO lets a box that fits exactly pass a threshold of 1 in spite of rounding.
+    # As in COCO, a perfect overlap passes a threshold of 1 despite rounding.
     limits = np.minimum(np.asarray(thresholds, np.float64), 1 - 1e-10)
     hits = np.zeros((len(kept), len(limits)), np.int8)
-    # COCO's range of areas begins at 0: it ignores a box with one side below 0, which no truth box can meet.
+    # COCO's area range starts at 0: a box with one negative side, which cannot match anything, is ignored.
     hits[boxes[kept, 2] * boxes[kept, 3] < 0] = IGNORED
     if not len(truth) or not len(kept):
         return Matches(kept, rank, hits)
@@ -83,16 +85,16 @@ def match_boxes(
     iou[classes[kept][:, None] != truth_classes[None, :]] = -1.0
     singles, levels = iou[:, ~crowd], np.arange(len(limits))
     near = singles >= limits.min()
-    torn = near.sum(axis=1) > 1
-    contested = near[torn].any(axis=0)
-    # The boxes near any other truth box are near no second one: the first that passes a threshold has it.
+    competing = near.sum(axis=1) > 1
+    contested = near[competing].any(axis=0)
+    # Boxes near the other ground-truth boxes are near only one: the first that passes a threshold matches it.
     passes = singles[:, ~contested, None] >= limits
     truths, at = np.nonzero(passes.any(axis=0))
     hits[passes.argmax(axis=0)[truths, at], at] = HIT
     free = np.ones((len(limits), singles.shape[1]), bool)
     for i in np.flatnonzero(near[:, contested].any(axis=1)):
         candidates = np.where(free & (singles[i] >= limits[:, None]), singles[i], -1.0)
-        # Of two equal overlaps COCO takes the later truth box.
+        # Of two equal overlaps COCO takes the later ground-truth box.
         best = candidates.shape[1] - 1 - candidates[:, ::-1].argmax(axis=1)
         found = candidates[levels, best] >= 0
         hits[i, found] = HIT
@@ -104,7 +106,7 @@ def match_boxes(
 
 
 def rank_in_class(classes: np.ndarray) -> np.ndarray:
-    """For each entry how many of the entries before it have its class."""
+    """For each entry, the number of earlier entries of the same class."""
     order = np.argsort(classes, kind="stable")
     ordered = classes[order]
     first = np.searchsorted(ordered, ordered, side="left")
@@ -114,58 +116,58 @@ def rank_in_class(classes: np.ndarray) -> np.ndarray:
 
 
 def average_precisions(hits: np.ndarray, image: np.ndarray, weights: np.ndarray, positives: np.ndarray) -> np.ndarray:
-    """COCO's average precision of one class at one threshold, under several weightings of the images at once.
+    """COCO average precision of one class at one threshold, for several weightings of the images at once.
 
-    Memory grows with draws x hits, of which there are no more than truth boxes, not with draws x boxes.
+    Memory grows with resamples x hits (at most the number of ground-truth boxes), not with resamples x boxes.
 
     Args:
-        hits: (D,) HIT, MISS or IGNORED: the boxes of all images, best score first, equal ones in order of the images.
-        image: (D,) int, the image of each box.
-        weights: (W, N) integers >= 0: how often each of N images occurs in each of W draws.
-        positives: (W,) truth boxes in each draw.
+        hits: (D,) HIT, MISS or IGNORED: boxes of all images, highest score first, ties in the order of the images.
+        image: (D,) int, image index of each box.
+        weights: (W, N) integers >= 0: how often each of N images occurs in each of W resamples.
+        positives: (W,) ground-truth boxes in each resample.
 
     Returns:
-        (W,) float64, NaN where there is no truth box.
+        (W,) float64, NaN without ground-truth boxes.
     """
-    # Precision rises only at hits, so that its envelope and the recalls are known from there.
-    places, counted = np.flatnonzero(hits == HIT), np.flatnonzero(hits != IGNORED)
-    ends = np.searchsorted(counted, places, side="right")
-    # A row a hit: of each image the boxes that have passed since the hit before it.
+    # Precision rises only at hits, which therefore determine its envelope and the recalls.
+    at_hits, counted = np.flatnonzero(hits == HIT), np.flatnonzero(hits != IGNORED)
+    ends = np.searchsorted(counted, at_hits, side="right")
+    # One row per hit: for each image, the number of boxes since the previous hit.
     passing = image[counted[: ends[-1]]] if len(ends) else counted[:0]
     entries = np.ones(len(passing), np.int64), passing, np.append(0, ends)
-    since = sparse.csr_array(entries, (len(places), weights.shape[1]))
+    since = sparse.csr_array(entries, (len(at_hits), weights.shape[1]))
     passed = np.cumsum(since @ weights.T, axis=0, dtype=np.int64).T
-    ours = weights[:, image[places]]
+    ours = weights[:, image[at_hits]]
     found = np.cumsum(ours, axis=1, dtype=np.float64)
     result = np.full(len(weights), np.nan)
     for draw in np.flatnonzero(positives > 0):
-        drawn = ours[draw] > 0
-        recall = found[draw, drawn] / positives[draw]
-        precision = found[draw, drawn] / passed[draw, drawn]
+        present = ours[draw] > 0
+        recall = found[draw, present] / positives[draw]
+        precision = found[draw, present] / passed[draw, present]
         envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
         result[draw] = envelope[np.searchsorted(recall, RECALLS, side="left")].mean()
     return result
 
 
 def froc(scores: np.ndarray, hits: np.ndarray, positives: int, images: int) -> tuple[np.ndarray, np.ndarray]:
-    """Free-response curve of one class: a point for each distinct score, from the highest on, after the origin.
+    """Free-response (FROC) curve of one class: the origin, then a point per distinct score, highest score first.
 
     Args:
-        scores: (D,) of the boxes of all images, best first.
-        hits: (D,) HIT, MISS or IGNORED; a second box on the same truth box is a MISS.
-        positives: number of truth boxes, at least 1.
-        images: number of images, healthy ones included.
+        scores: (D,) scores of the boxes of all images, highest first.
+        hits: (D,) HIT, MISS or IGNORED; a second box on the same ground-truth box is a MISS.
+        positives: number of ground-truth boxes, at least 1.
+        images: number of images, including those without boxes.
 
     Returns:
-        False positives per image and sensitivity, float64 (P,) each, both from 0 on and never falling.
+        False positives per image and sensitivity, float64 (P,) each, both starting at 0 and non-decreasing.
     """
     ordered, hit = scores[hits != IGNORED], hits[hits != IGNORED] == HIT
-    # Boxes of one score pass a threshold together.
+    # Boxes with equal scores pass a threshold together.
     ends = np.flatnonzero(np.r_[ordered[1:] != ordered[:-1], True]) if len(ordered) else np.zeros(0, int)
     alarms, found = np.cumsum(~hit)[ends], np.cumsum(hit)[ends]
     return np.r_[0.0, alarms / images], np.r_[0.0, found / positives]
 
 
 def sensitivities(alarms: np.ndarray, sensitivity: np.ndarray) -> np.ndarray:
-    """Sensitivity (7,) at FALSE_POSITIVES: the best that a threshold reaches without passing the rate."""
+    """Sensitivity (7,) at FALSE_POSITIVES: the best that a threshold reaches without exceeding the rate."""
     return sensitivity[np.searchsorted(alarms, FALSE_POSITIVES, side="right") - 1]

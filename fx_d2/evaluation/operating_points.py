@@ -1,4 +1,4 @@
-"""Thresholds chosen on validation splits, kept beside the weights they belong to, applied elsewhere."""
+"""Operating points: thresholds chosen on validation splits, stored next to the weights, applied to other splits."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def write_points(path: str | Path, points: Points, weights: Mapping[str, str], s
     """Write operating points atomically.
 
     Args:
-        path: normally FILE_NAME beside the checkpoint.
-        points: what was chosen; NaN (undefined) becomes null.
+        path: normally FILE_NAME next to the checkpoint.
+        points: the operating points; NaN (undefined) becomes null.
         weights: hash of each model's weights.
-        specificity: at which they were chosen.
+        specificity: the specificity for which they were chosen.
     """
     models = {which: {"weights": weights[which], "datasets": plain(rows)} for which, rows in points.items()}
     content = {"format": FORMAT, "specificity": specificity, "models": models}
@@ -37,7 +37,7 @@ def write_points(path: str | Path, points: Points, weights: Mapping[str, str], s
 
 
 def build_thresholds(cfg: CfgNode, weights: Mapping[str, str]) -> dict[str, dict[str, dict[str, float]]]:
-    """`read_points` of TEST.OPERATING_POINTS, or of FILE_NAME beside MODEL.WEIGHTS; {} where neither is there."""
+    """`read_points` of TEST.OPERATING_POINTS, else of FILE_NAME next to MODEL.WEIGHTS; {} if there is neither."""
     path = cfg.TEST.OPERATING_POINTS
     if not path and cfg.MODEL.WEIGHTS:
         beside = Path(cfg.MODEL.WEIGHTS).parent / FILE_NAME
@@ -48,19 +48,19 @@ def build_thresholds(cfg: CfgNode, weights: Mapping[str, str]) -> dict[str, dict
 def read_points(path: str | Path, weights: Mapping[str, str]) -> dict[str, dict[str, dict[str, float]]]:
     """Thresholds as model -> dataset -> class -> threshold; classes without an operating point are left out.
 
-    A model whose weights are not those the points were chosen for gets none, with a warning.
+    A model gets none, with a warning, if the points were chosen for other weights.
 
     Raises:
-        FXError: the file is missing or is something else.
+        FXError: the file is missing or not a file of `write_points`.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise FXError(f"operating points {path}: {error.strerror}; evaluating a validation split writes them") from None
     except ValueError:
-        raise FXError(f"operating points {path}: not json; evaluate a validation split to write them") from None
+        raise FXError(f"operating points {path}: not JSON; evaluate a validation split to write them") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise FXError(f"{path} is not a file of operating points: evaluating a validation split writes one")
+        raise FXError(f"{path} is not an operating points file: evaluating a validation split writes one")
     found = {}
     for which, digest in weights.items():
         row = content["models"].get(which)

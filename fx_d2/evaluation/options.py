@@ -1,4 +1,4 @@
-"""What a user may choose about the metrics, read from the config once."""
+"""Metric options, read once from the config."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class MetricOptions:
     """Keys of TEST that change what is computed.
 
     Attributes:
-        bootstrap: draws of patients behind each interval; 0 = no intervals.
-        seed: of these draws.
-        specificity: at which sensitivity is given, and operating points are chosen.
-        froc_iou: IoU from which a box is a hit in FROC.
-        hausdorff: whether segmentation also gives the 95 % Hausdorff distance.
+        bootstrap: number of bootstrap resamples behind each interval; 0 = no intervals.
+        seed: seed of the resamples.
+        specificity: specificity at which sensitivity is reported and operating points are chosen.
+        froc_iou: minimum IoU of a hit in FROC.
+        hausdorff: whether segmentation also reports the 95 % Hausdorff distance.
     """
 
     bootstrap: int = 0
@@ -30,7 +30,7 @@ class MetricOptions:
     def __post_init__(self) -> None:
         """Raise FXError naming the key for a value out of range."""
         if self.bootstrap < 0:
-            raise FXError(f"TEST.BOOTSTRAP must be a number of draws or 0, not {self.bootstrap}")
+            raise FXError(f"TEST.BOOTSTRAP must be 0 or a number of resamples, not {self.bootstrap}")
         for key, value in (("SPECIFICITY", self.specificity), ("FROC_IOU", self.froc_iou)):
             if not 0 < value < 1:
                 raise FXError(f"TEST.{key} must lie between 0 and 1, not {value}")

@@ -1,4 +1,4 @@
-"""Two models on the same images: differences with intervals from the same draws of patients."""
+"""Paired comparison of two models on the same images: differences with bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fx_d2.evaluation.bootstrap import ENOUGH, LEVEL, patient_weights
+from fx_d2.evaluation.bootstrap import patient_weights, percentiles
 from fx_d2.evaluation.evaluator import build_evaluators
 from fx_d2.evaluation.image_scores import scores_spec
+from fx_d2.evaluation.options import MetricOptions
 from fx_d2.structures import TASKS, FXError
 
 
@@ -17,11 +18,11 @@ class Paired(NamedTuple):
     """A metric of two models on the same images; NaN = undefined.
 
     Attributes:
-        first: its value of the first model, a share.
-        second: of the second model.
-        low: lower end of the 95 % interval of second - first.
-        high: upper end.
-        better: share of the draws in which the second is above the first.
+        first: value of the first model, a fraction.
+        second: value of the second model.
+        low: lower bound of the 95 % interval of second - first.
+        high: upper bound.
+        better: fraction of the resamples in which the second is above the first.
     """
 
     first: float
@@ -32,38 +33,41 @@ class Paired(NamedTuple):
 
     @property
     def difference(self) -> float:
-        """How far the second is above the first."""
+        """second - first."""
         return self.second - self.first
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The interval of the difference, or None where too few draws define it."""
+        """Interval of the difference, or None if too few resamples define it."""
         return None if np.isnan(self.low) else (self.low, self.high)
 
 
 def paired_differences(
     first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray], *, draws: int, seed: int
 ) -> dict[str, Paired]:
-    """Compare two files of scores of the same split, metric by metric, in the same draws of patients.
+    """Compare two scores files of the same split, metric by metric, on the same bootstrap resamples of patients.
 
     Args:
         first: content of a scores file (`read_scores`).
-        second: of the other model.
-        draws: number of draws.
-        seed: of the draws; with that of the evaluation, the draws are those behind its intervals.
+        second: content of the other model's.
+        draws: number of resamples; 0 = differences without intervals.
+        seed: seed of the resamples; with the evaluation's seed they are the ones behind its intervals.
 
     Returns:
-        {"<task>/<metric>" or "<task>/<metric>/<class>": Paired} of the metrics that have intervals and tasks that both
-        files hold.
+        {"<task>/<metric>" or "<task>/<metric>/<class>": Paired} for the metrics that have intervals, in the tasks that
+        both files contain; "seg/hd95" if both do.
 
     Raises:
-        FXError: the files are not of the same images, or a task that both hold not of the same classes and truth.
+        FXError: the images differ, or the classes or the ground truth of a task that both contain.
     """
     tasks = _shared_tasks(first, second)
     spec = scores_spec(first)
     patients = dict(zip(first["image_id"].tolist(), first["patient_id"].tolist(), strict=True))
     found = {}
-    for evaluator in build_evaluators(spec, tasks):
+    options = MetricOptions(
+        hausdorff="seg" in tasks and not any(np.isnan(a["seg_hd95"]).all() for a in (first, second))
+    )
+    for evaluator in build_evaluators(spec, tasks, options):
         rows = [evaluator.restored(arrays) for arrays in (first, second)]
         if not rows[0]:
             continue
@@ -75,27 +79,19 @@ def paired_differences(
         ]
         for name in values[0]:
             pair = (float(values[0][name][0]), float(values[1][name][0]))
-            gains = np.concatenate([part[1][name] - part[0][name] for part in parts])
-            found[f"{evaluator.task}/{name}"] = Paired(*pair, *_interval(gains))
+            gains = np.concatenate([part[1][name] - part[0][name] for part in parts] or [np.zeros(0)])
+            low, high = percentiles(gains)
+            better = float("nan") if np.isnan(low) else float((gains[~np.isnan(gains)] > 0).mean())
+            found[f"{evaluator.task}/{name}"] = Paired(*pair, low, high, better)
     return found
 
 
 _TRUTH = {"cls": "cls_labels", "loc": "loc_truth", "seg": "seg_positive"}
-"""What a file of scores says of the truth when the task was evaluated."""
-
-
-def _interval(gains: np.ndarray) -> tuple[float, float, float]:
-    """Interval, and share above 0; NaN where too few draws define the difference (see `bootstrap.intervals`)."""
-    defined = gains[~np.isnan(gains)]
-    if len(defined) < ENOUGH * len(gains) or not len(defined):
-        return (float("nan"),) * 3
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(defined, (tail, 1 - tail))
-    return float(low), float(high), float((defined > 0).mean())
+"""Ground-truth array of each task in a scores file; present if the task was evaluated."""
 
 
 def _shared_tasks(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> list[str]:
-    """The tasks that both files hold; FXError where images, or classes or truth of such a task, differ."""
+    """The tasks in both files; FXError if the images, or the classes or ground truth of such a task, differ."""
     names = [str(arrays["dataset"]) for arrays in (first, second)]
     # A model of one task has no classes of the others.
     tasks = [task for task in TASKS if all(_TRUTH[task] in arrays for arrays in (first, second))]

@@ -1,4 +1,4 @@
-"""Predictions as plain data: one json a model, for pictures and for analysis outside."""
+"""Predictions as plain data: one JSON file per model, for visualization and for analysis outside fx_d2."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ FORMAT = "fx_d2_predictions"
 
 
 def prediction_record(sample: dict[str, Any], output: dict[str, Any], score_thresh: float) -> dict[str, Any]:
-    """One image's output as plain data; a key is there when the output has the task.
+    """Output of the model for one image as plain data; only tasks in the output have keys.
 
     Args:
         sample: the evaluation sample (`file_name`, `image_id`).
-        output: the model's dict for it.
-        score_thresh: boxes below this score are left out.
+        output: the model's output dict for it.
+        score_thresh: boxes with lower scores are left out.
 
     Returns:
         {"file_name", "image_id", "cls": [probability per class], "boxes": [[x1, y1, x2, y2] original pixels],
@@ -55,30 +55,30 @@ def write_predictions(path: str | Path, which: str, splits: dict[str, list[dict[
 def read_predictions(path: str | Path, split: str, score_thresh: float) -> tuple[str, dict[int, dict[str, Any]]]:
     """Name of the model, and the records of one registered split by image id.
 
-    Raises FXError when the file lacks the split, and as `read_all_predictions`.
+    Raises FXError if the file lacks the split, and as `read_all_predictions`.
     """
     which, splits = read_all_predictions(path, score_thresh)
     if split not in splits:
-        raise FXError(f"{path} holds no split {split!r}, only {sorted(splits)}: put it in DATASETS.TEST")
+        raise FXError(f"{path} has no split {split!r}, only {sorted(splits)}: add it to DATASETS.TEST")
     return which, splits[split]
 
 
 def read_all_predictions(path: str | Path, score_thresh: float) -> tuple[str, dict[str, dict[int, dict[str, Any]]]]:
-    """Name of the model, and by registered split its records by image id.
+    """Name of the model, and its records as registered split -> image id -> record.
 
-    Raises FXError when the file is absent, is something else, or lacks boxes from `score_thresh` up.
+    Raises FXError if the file is missing, not a predictions file, or was saved with a threshold above `score_thresh`.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise FXError(f"predictions file {path}: {error.strerror}; TEST.SAVE_PREDICTIONS True writes one") from None
     except ValueError:
-        raise FXError(f"predictions file {path} is not json: evaluate again to write it") from None
+        raise FXError(f"predictions file {path} is not JSON: evaluate again to write it") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise FXError(f"{path} is not a predictions file of fx_d2: give a predictions_student.json of an evaluation")
+        raise FXError(f"{path} is not an fx_d2 predictions file: give the predictions_student.json of an evaluation")
     if content["score_thresh"] > score_thresh:
         raise FXError(
-            f"{path} holds boxes with a score of {content['score_thresh']:g} or more, not from {score_thresh:g} on: "
+            f"{path} has no boxes with scores below {content['score_thresh']:g}, but {score_thresh:g} was requested: "
             "evaluate again with a lower TEST.SAVE_SCORE_THRESH"
         )
     splits = content["splits"].items()

@@ -1,4 +1,4 @@
-"""What the order of scores says about one class: AUROC, average precision, operating points; weighted or not."""
+"""Ranking metrics of one class: AUROC, average precision and operating points; the first two also weighted."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import numpy as np
 
 
 class OperatingPoint(NamedTuple):
-    """A threshold (an image counts as positive from this score on) and what it gives on the images it was taken from.
+    """A threshold (scores >= threshold are positive) with its sensitivity and specificity on the images it came from.
 
-    All three are NaN where the known labels do not hold both values.
+    All three are NaN unless the known labels contain both values.
     """
 
     threshold: float
@@ -19,12 +19,12 @@ class OperatingPoint(NamedTuple):
 
 
 class RankedClass:
-    """The images of one class with a known label, best score first, ready for many weightings.
+    """The images with a known label of one class, ranked by score once and evaluated under many weightings.
 
-    Tied scores form one group, whatever the order in which they came: no metric depends on it.
+    Tied scores form one group, so no metric depends on the order of the input.
 
     Attributes:
-        defined: whether the known labels hold both values.
+        defined: whether the known labels contain both values.
     """
 
     def __init__(self, scores: np.ndarray, labels: np.ndarray) -> None:
@@ -32,7 +32,7 @@ class RankedClass:
 
         Args:
             scores: (N,) finite floats, larger = more likely present.
-            labels: (N,) float, 1 present, 0 absent, NaN unknown (left out).
+            labels: (N,) float: 1 present, 0 absent, NaN unknown (ignored).
         """
         known = np.flatnonzero(~np.isnan(labels))
         self._order = known[np.argsort(-scores[known].astype(np.float64), kind="stable")]
@@ -41,7 +41,7 @@ class RankedClass:
         first = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(ordered) else np.zeros(0, int)
         last = np.r_[first[1:], len(ordered)] - 1 if len(ordered) else first
         count = np.add.reduceat(positive, first, dtype=np.int64) if len(ordered) else first
-        # Groups without a positive change neither metric but through the weight that passes by.
+        # Groups without a positive affect the metrics only through the weight accumulated before later groups.
         kept = count > 0
         self._first, self._last = first[kept], last[kept]
         self._positive = np.flatnonzero(positive)
@@ -52,11 +52,11 @@ class RankedClass:
         """AUROC and average precision under several weightings of the images at once.
 
         Args:
-            weights: (D, N) integers >= 0: how often each image occurs in each of D draws.
+            weights: (D, N) integers >= 0: how often each image occurs in each of D resamples.
 
         Returns:
-            Two (D,) float64 arrays. AUROC is the Mann-Whitney statistic, ties counting one half; average precision the
-            sum of precision times gain in recall over the distinct scores. NaN for a draw without both label values.
+            Two (D,) float64 arrays. AUROC is the Mann-Whitney statistic, ties counting one half. Average precision is
+            the sum of precision times gain in recall over the distinct scores. NaN for a resample without both labels.
         """
         draws = len(weights)
         if not self.defined:
@@ -69,7 +69,7 @@ class RankedClass:
         gain = np.diff(hits, axis=1, prepend=0)
         positives = hits[:, -1].astype(np.float64)
         negatives = passed[:, -1] - positives
-        alarms = (at_end - hits) + (before - (hits - gain))  # twice the mean of both ends of the group
+        alarms = (at_end - hits) + (before - (hits - gain))  # negatives up to the end of the group, and before it
         with np.errstate(invalid="ignore", divide="ignore"):
             auroc = (gain * (negatives[:, None] - alarms / 2)).sum(axis=1) / (positives * negatives)
             precision = np.where(gain > 0, hits / at_end, 0.0)
@@ -83,25 +83,25 @@ def auroc(scores: np.ndarray, labels: np.ndarray) -> float:
 
     Args:
         scores: (N,) float, larger = more likely present.
-        labels: (N,) float, 1 present, 0 absent, NaN unknown (left out).
+        labels: (N,) float: 1 present, 0 absent, NaN unknown (ignored).
 
     Returns:
-        A value in [0, 1], or NaN when the known labels do not hold both values.
+        A value in [0, 1], or NaN unless the known labels contain both values.
     """
     return float(RankedClass(scores, labels).metrics(np.ones((1, len(scores)), np.int64))[0][0])
 
 
 def operating_point(scores: np.ndarray, labels: np.ndarray, specificity: float) -> OperatingPoint:
-    """The threshold of highest sensitivity among those whose specificity is at least `specificity`.
+    """The threshold with the highest sensitivity among those whose specificity is at least `specificity`.
 
-    Arguments as `auroc`. Where even the best score is too low for it, the threshold lies just above all scores.
+    Arguments as in `auroc`. If no score reaches that specificity, the threshold lies just above all scores.
     """
     known = ~np.isnan(labels)
     values, positive = scores[known].astype(np.float64), labels[known] == 1
     if not positive.any() or positive.all():
         return OperatingPoint(np.nan, np.nan, np.nan)
     negatives = np.sort(values[~positive])
-    # At least this many negatives must lie below; the slack keeps 0.9 * 10 from asking for ten.
+    # At least this many negatives must lie below the threshold; the slack absorbs rounding errors of the product.
     below = int(np.ceil(specificity * len(negatives) - 1e-9))
     if below == 0:
         threshold = float(values.min())
@@ -112,7 +112,7 @@ def operating_point(scores: np.ndarray, labels: np.ndarray, specificity: float) 
 
 
 def rates(scores: np.ndarray, labels: np.ndarray, threshold: float) -> tuple[float, float]:
-    """Sensitivity and specificity at a threshold; each NaN without an image of its label. Arguments as `auroc`."""
+    """Sensitivity and specificity at a threshold; NaN without an image of that label. Arguments as in `auroc`."""
     above = scores.astype(np.float64) >= threshold
     positive, negative = labels == 1, labels == 0
     return (

@@ -1,4 +1,4 @@
-"""One table of results for people, one json for programs (docs/results.md)."""
+"""The results of an evaluation as a Markdown report and as JSON (docs/results.md)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from typing import Any
 
 from tabulate import tabulate  # type: ignore[import-untyped]
 
+from fx_d2.evaluation.classification import ClassificationEvaluator
 from fx_d2.evaluation.common import plain, write_atomic
 from fx_d2.evaluation.evaluator import Evaluation
+from fx_d2.evaluation.localization import LocalizationEvaluator
+from fx_d2.evaluation.segmentation import SegmentationEvaluator
 from fx_d2.structures import SPLITS, TASKS, DatasetSpec
 
 FORMAT = "fx_d2_results"
@@ -23,11 +26,11 @@ HEADLINES = {
     "loc": ("AP40", "AP50", "AP", "AR100", "froc"),
     "seg": ("dice", "dice_positives", "iou", "network_dice", "network_dice_positives"),
 }
-"""Metrics of the table of results, per task; the first one is also given per class."""
+"""Metrics of the results table, per task; the first is the headline, also reported per class."""
 
 LABELS = {
     "auroc": "AUROC",
-    "auroc_published": "AUROC, classes of the published number",
+    "auroc_published": "AUROC, published classes",
     "ap": "average precision",
     "sensitivity": "sensitivity at fixed specificity",
     "op_sensitivity": "sensitivity at operating points",
@@ -48,10 +51,9 @@ LABELS = {
 WHICH = ("student", "teacher")
 
 REASONS = {
-    "cls": "labels of both values are needed",
-    "loc": "no truth box",
-    "seg": "no annotated image",
+    each.task: each.undefined for each in (ClassificationEvaluator, LocalizationEvaluator, SegmentationEvaluator)
 }
+"""What a class lacks whose headline metric is undefined."""
 
 NOTICE = "Research use only; not for clinical decisions."
 
@@ -61,14 +63,14 @@ def results_table(
     specs: Iterable[DatasetSpec],
     intervals: Mapping[str, tuple[float, float]] | None = None,
 ) -> str:
-    """The table of results: a row per dataset, task and headline metric, a column per model, in percent.
+    """The results table: a row per dataset, task and headline metric, a column per model, in percent.
 
-    A missing or undefined value is blank; footnotes name the undefined classes, which no mean includes.
+    Missing and undefined values are blank. Footnotes name the undefined classes, which are left out of the means.
 
     Args:
-        metrics: flat "{which}/{dataset}/{task}/{metric}" -> fraction, as `evaluate_model` gives.
-        specs: rows in the order of the table; a dataset of the metrics that is not among them comes last.
-        intervals: 95 % intervals by the key of their metric, shown behind the values.
+        metrics: flat "{which}/{dataset}/{task}/{metric}" -> fraction, as `evaluate_model` returns them.
+        specs: dataset rows (`DatasetSpec`) in the order of the table; other datasets of the metrics come last.
+        intervals: 95 % intervals by the key of their metric, shown after the values.
     """
     specs = tuple(specs)
     which, intervals = _models(metrics), intervals or {}
@@ -87,7 +89,7 @@ def results_table(
 
 
 def per_class_table(metrics: Mapping[str, float], specs: Iterable[DatasetSpec]) -> str:
-    """The first headline metric of each task per class, in percent; blank = undefined. Arguments as above."""
+    """The headline metric of each task per class, in percent; blank = undefined. Arguments as in `results_table`."""
     specs = tuple(specs)
     which = _models(metrics)
     rows = []
@@ -105,13 +107,13 @@ def write_results(
     meta: Mapping[str, Any],
     specs: Iterable[DatasetSpec] = (),
 ) -> Path:
-    """Write an evaluation as json (NaN as null) and, beside it with suffix .md, the report; both atomically.
+    """Write an evaluation as JSON (NaN as null) and as a Markdown report next to it; both atomically.
 
     Args:
-        path: the json file; its folder is made.
-        evaluation: as `evaluate_model` gives.
-        meta: what produced it, as plain data: config, hashes of weights and datasets, splits, time, versions.
-        specs: rows for titles and order in the report.
+        path: the JSON file; its folder is created. The report has the suffix .md.
+        evaluation: as `evaluate_model` returns it.
+        meta: provenance as plain data: config, hashes of weights and datasets, splits, time, versions.
+        specs: dataset rows (`DatasetSpec`) for titles and order in the report.
 
     Returns:
         The path of the report.
@@ -134,7 +136,7 @@ def _markdown(evaluation: Evaluation, meta: Mapping[str, Any], specs: tuple[Data
         results_table(metrics, specs, evaluation.intervals),
         "## Per class",
         per_class_table(metrics, specs),
-        "## Origin",
+        "## Provenance",
         _render(origin, ["", "value"], 0),
         "## Config",
         "\n".join(f"    {line}" for line in str(meta.get("config", "")).splitlines()),
@@ -143,7 +145,7 @@ def _markdown(evaluation: Evaluation, meta: Mapping[str, Any], specs: tuple[Data
 
 
 def _render(rows: list[list[str]], headers: list[str], numeric: int) -> str:
-    """A table that reads well as plain text and as Markdown; the last `numeric` columns are right-aligned."""
+    """A Markdown pipe table; the last `numeric` columns are right-aligned."""
     align = ["left"] * (len(headers) - numeric) + ["right"] * numeric
     rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     return tabulate(rows, headers=headers, tablefmt="pipe", disable_numparse=True, colalign=align if rows else None)
@@ -163,13 +165,13 @@ def _first(values: Iterable[float | None]) -> float | None:
 
 
 def _models(metrics: Mapping[str, float]) -> list[str]:
-    """The models that the metrics speak of, student first."""
+    """The models in the metrics, student first."""
     found = list(dict.fromkeys(key.split("/", 1)[0] for key in metrics))
     return sorted(found, key=lambda w: WHICH.index(w) if w in WHICH else len(WHICH))
 
 
 def _slots(metrics: Mapping[str, float], specs: tuple[DatasetSpec, ...]) -> list[tuple[str, str]]:
-    """The pairs (dataset, task) of the metrics, in the order of the rows and of TASKS."""
+    """Pairs (dataset, task) in the metrics, in the order of `specs` and of TASKS."""
     order = [name for spec in specs for name in (spec.name, *(f"{spec.name}_{split}" for split in SPLITS))]
     found = {(key.split("/")[1], key.split("/")[2]) for key in metrics}
     strangers = sorted({dataset for dataset, _ in found} - set(order))
@@ -177,7 +179,7 @@ def _slots(metrics: Mapping[str, float], specs: tuple[DatasetSpec, ...]) -> list
 
 
 def _title(dataset: str, specs: tuple[DatasetSpec, ...]) -> str:
-    """How a report writes a dataset, or one split of it."""
+    """Title of a dataset, or of one split of it, in a report."""
     for spec in specs:
         for key, title in [(spec.name, spec.title), *((f"{spec.name}_{s}", f"{spec.title} ({s})") for s in SPLITS)]:
             if key == dataset:
@@ -186,17 +188,17 @@ def _title(dataset: str, specs: tuple[DatasetSpec, ...]) -> str:
 
 
 def _classes(metrics: Mapping[str, float], dataset: str, task: str) -> list[str]:
-    """Classes that have a value of the task's first metric, in the order in which they were evaluated."""
+    """Classes with an entry for the headline metric of the task, in the order of evaluation."""
     tail = f"/{dataset}/{task}/{HEADLINES[task][0]}/"
     return list(dict.fromkeys(key.split(tail, 1)[1] for key in metrics if tail in key))
 
 
 def _footnotes(metrics: Mapping[str, float], specs: tuple[DatasetSpec, ...]) -> list[str]:
-    """One line per dataset and task with undefined classes."""
-    notes = []
+    """One note per dataset and task that has undefined classes."""
+    which, notes = _models(metrics), []
     for dataset, task in _slots(metrics, specs):
         name = HEADLINES[task][0]
-        keys = {c: [f"{w}/{dataset}/{task}/{name}/{c}" for w in WHICH] for c in _classes(metrics, dataset, task)}
+        keys = {c: [f"{w}/{dataset}/{task}/{name}/{c}" for w in which] for c in _classes(metrics, dataset, task)}
         undefined = [c for c, ks in keys.items() if any(math.isnan(metrics.get(k, 0.0)) for k in ks)]
         if undefined:
             listed = ", ".join(undefined)

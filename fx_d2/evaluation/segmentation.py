@@ -1,8 +1,7 @@
-"""Masks: Dice and IoU per image and class, in original pixels and at the network's resolution."""
+"""Segmentation: Dice and IoU per image and class, in original pixels and at the network's resolution."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,22 +11,20 @@ from scipy import ndimage
 
 from fx_d2.data.augmentation import ResizeTransform
 from fx_d2.evaluation.bootstrap import mean_over_classes, weighted_means
-from fx_d2.evaluation.common import Drawn, TaskEvaluator, log_undefined, nan_mean
+from fx_d2.evaluation.common import Drawn, TaskEvaluator, nan_mean
 from fx_d2.structures import FXError
 
-logger = logging.getLogger(__name__)
-
 FIELDS = ("dice", "iou", "positive", "network_dice", "network_iou", "network_positive", "hd95")
-"""What is kept of an image and class: `positive` is 1 where the truth is not empty; `network_*` at the network's
-resolution; hd95 in original pixels, only with TEST.HAUSDORFF."""
+"""Values kept per image and class. `positive` is 1 if the ground truth is not empty; `network_*` are at the network's
+resolution; `hd95` is in original pixels, only with TEST.HAUSDORFF."""
 
 _OVERLAPS = ("dice", "iou", "network_dice", "network_iou")
 
 
 def overlap(prediction: np.ndarray, truth: np.ndarray, valid: np.ndarray | None = None) -> tuple[float, float, float]:
-    """Dice, IoU, and 1.0 where the truth is not empty, of two bool (H, W) masks over the valid pixels.
+    """Dice, IoU, and 1.0 if the ground truth is not empty, of two bool (H, W) masks over the valid pixels.
 
-    Dice and IoU are 1 when both masks are empty; all three are NaN when no pixel is valid.
+    Dice and IoU are 1 if both masks are empty; all three are NaN if no pixel is valid.
     """
     if valid is not None:
         if not valid.any():
@@ -42,20 +39,20 @@ def overlap(prediction: np.ndarray, truth: np.ndarray, valid: np.ndarray | None 
 
 
 def dice(prediction: np.ndarray, truth: np.ndarray, valid: np.ndarray | None = None) -> float:
-    """Dice of two bool (H, W) masks over the valid pixels; 1 when both are empty, NaN when no pixel is valid."""
+    """Dice of two bool (H, W) masks over the valid pixels; 1 if both are empty, NaN if no pixel is valid."""
     return overlap(prediction, truth, valid)[0]
 
 
 def hausdorff95(prediction: np.ndarray, truth: np.ndarray) -> float:
-    """95 % Hausdorff distance of two bool (H, W) masks in pixels; NaN when one is empty.
+    """95 % Hausdorff distance of two bool (H, W) masks in pixels; NaN if either is empty.
 
     The larger of the two 95th percentiles of the distances from the outline pixels of one mask to the nearest outline
-    pixel of the other; an outline pixel has a neighbour (of four) outside the mask or the picture.
+    pixel of the other. A mask pixel is on the outline if one of its four neighbours is outside the mask or the image.
     """
     if not prediction.any() or not truth.any():
         return float("nan")
     outlines = [mask & ~ndimage.binary_erosion(mask) for mask in (prediction, truth)]
-    # Nothing beyond the box around both outlines matters, and distance maps cost what their area is.
+    # Cropping to the bounding box of both outlines changes nothing, and distance maps cost time by area.
     rows, columns = np.nonzero(outlines[0] | outlines[1])
     window = slice(rows.min(), rows.max() + 1), slice(columns.min(), columns.max() + 1)
     a, b = (outline[window] for outline in outlines)
@@ -64,27 +61,31 @@ def hausdorff95(prediction: np.ndarray, truth: np.ndarray) -> float:
 
 
 class SegmentationEvaluator(TaskEvaluator[np.ndarray]):
-    """Dice and IoU of a dataset's masks, streaming: an image leaves a few numbers a class behind, no mask is kept.
+    """Dice and IoU of a dataset's masks, streaming: only a few values per image and class are kept, no masks.
 
-    Reads `sample["masks"]` (compressed COCO RLE per class, None = unknown) and `sample["ignore_mask"]` (pixels left
-    out) of images with `annotated["seg"]`, `output["masks"]` (bool (C, height, width), original pixels) and
-    `output["seg"]` (float (C, H, W), probabilities at the network's resolution; inside above 0.5). A row is float64
-    (FIELDS, C), NaN = unknown. At the network's resolution the truth is resized like the masks of training: the pixel
-    under the middle of the new one.
+    Reads `sample["masks"]` (compressed COCO RLE per class, None = unknown) and `sample["ignore_mask"]` (pixels to
+    ignore) of images with `annotated["seg"]`, `output["masks"]` (bool (C, height, width), original pixels) and
+    `output["seg"]` (float (C, H, W), probabilities at the network's resolution, thresholded at > 0.5). A row is float64
+    (FIELDS, C), NaN = unknown. At the network's resolution the ground truth is resized like the masks in training, by
+    nearest neighbour at pixel centres.
     """
 
-    task = "seg"
+    task, headline, undefined = "seg", "dice", "no annotated image"
 
     def read(self, sample: dict[str, Any], output: dict[str, Any]) -> np.ndarray | None:
-        """Score one image's masks, None where none is known; FXError for a mask of another size or a map not finite."""
+        """Score the masks of an image, or None if none is known.
+
+        Raises:
+            FXError: wrong shapes, ground truth of another size than the image, or maps that are not finite.
+        """
         if sample.get("masks") is None:
             return None
         size, predicted, maps = (int(sample["height"]), int(sample["width"])), output["masks"], output["seg"]
         expected = (len(self.spec.seg_classes), *size)
         if tuple(predicted.shape) != expected or len(maps) != expected[0] or len(sample["masks"]) != expected[0]:
             raise FXError(
-                f"{self.spec.name}: {sample['file_name']}: masks {tuple(predicted.shape)}, {len(maps)} maps and "
-                f"{len(sample['masks'])} truths where (classes, height, width) is {expected}"
+                f"{self.spec.name}: {sample['file_name']}: predicted masks {tuple(predicted.shape)}, {len(maps)} maps "
+                f"and {len(sample['masks'])} ground-truth masks; expected (classes, height, width) {expected}"
             )
         if not maps.isfinite().all():
             raise FXError(
@@ -108,13 +109,13 @@ class SegmentationEvaluator(TaskEvaluator[np.ndarray]):
         return None if np.isnan(row[0]).all() else row
 
     def metrics(self, rows: Mapping[int, np.ndarray]) -> dict[str, float]:
-        """Metrics of some images.
+        """Metrics over a set of images.
 
         Returns:
-            "dice" and "iou" in the paper's convention (mean over images, both empty = 1, then over classes),
-            "dice_positives" and "iou_positives" (images whose truth is not empty), the same four with the prefix
-            "network_", with TEST.HAUSDORFF "hd95" (pixels, not a share; images where both masks are not empty); all
-            also per class ("dice/<class>"); "seg_defined": number of classes with an annotated image; "images".
+            "dice" and "iou" by the paper's convention (1 if both masks are empty; mean over images, then classes),
+            "dice_positives" and "iou_positives" (images whose ground truth is not empty), the same four with the prefix
+            "network_", with TEST.HAUSDORFF "hd95" (in pixels; images where neither mask is empty). All also per class
+            ("dice/<class>"). "seg_defined": number of classes with an annotated image. "images": number of images.
         """
         names = self.spec.seg_classes
         columns = {key: [nan_mean(column) for column in values.T] for key, values in self._values(rows).items()}
@@ -125,7 +126,7 @@ class SegmentationEvaluator(TaskEvaluator[np.ndarray]):
         return result | {"seg_defined": float(defined), "images": float(len(rows))}
 
     def drawn(self, rows: Mapping[int, np.ndarray]) -> Drawn:
-        """All metrics but the counts, mean and per class."""
+        """All metrics except the counts, mean and per class."""
         columns = self._values(rows)
         defined = {key: ~np.isnan(table).all(axis=0) for key, table in columns.items()}
 
@@ -140,7 +141,7 @@ class SegmentationEvaluator(TaskEvaluator[np.ndarray]):
         return values
 
     def details(self, rows: Mapping[int, np.ndarray]) -> dict[str, Any]:
-        """Per class how many images know it, and how many of these are positive."""
+        """Number of images in which each class is annotated, and of those in which it is present."""
         table = self._table(rows)
         known = (~np.isnan(table[:, 0])).sum(axis=0)
         positive = (table[:, FIELDS.index("positive")] == 1).sum(axis=0)
@@ -148,30 +149,22 @@ class SegmentationEvaluator(TaskEvaluator[np.ndarray]):
         return {"counts": {name: {"images": int(k), "positive": int(p)} for name, k, p in pairs}}
 
     def arrays(self, rows: Mapping[int, np.ndarray], images: Sequence[int]) -> dict[str, np.ndarray]:
-        """ "seg_<field>" float64 (N, C) for each of FIELDS over all `images`, NaN where unknown or without a row."""
+        """Arrays "seg_<field>", float64 (N, C), for FIELDS over all `images`; NaN where unknown or without a row."""
         unknown = np.full((len(FIELDS), len(self.spec.seg_classes)), np.nan)
         table = self._table({i: rows.get(i, unknown) for i in images})
         return {f"seg_{field}": table[:, k] for k, field in enumerate(FIELDS)}
 
     def restored(self, arrays: Mapping[str, np.ndarray]) -> dict[int, np.ndarray]:
-        """The inverse of `arrays`."""
+        """Inverse of `arrays`."""
         table = np.stack([arrays[f"seg_{field}"] for field in FIELDS], axis=1)
         known = ~np.isnan(arrays["seg_dice"]).all(axis=1)
         return {image: table[i] for i, image in enumerate(arrays["image_id"].tolist()) if known[i]}
-
-    def evaluate(self) -> dict[str, dict[str, float]] | None:
-        """Metrics over all processes, {"seg": `metrics`}, on the main process; None on the others."""
-        result = super().evaluate()
-        if result is not None:
-            undefined = [name for name in self.spec.seg_classes if np.isnan(result["seg"][f"dice/{name}"])]
-            log_undefined(logger, self.spec.name, "Dice", undefined, "no annotated image in the split")
-        return result
 
     def _table(self, rows: Mapping[int, np.ndarray]) -> np.ndarray:
         return np.array(list(rows.values()), np.float64).reshape(-1, len(FIELDS), len(self.spec.seg_classes))
 
     def _values(self, rows: Mapping[int, np.ndarray]) -> dict[str, np.ndarray]:
-        """Each metric's values (N, C), NaN where an image does not count for it."""
+        """Values (N, C) of each metric, NaN where an image does not count."""
         table = self._table(rows)
         values: dict[str, np.ndarray] = {}
         for key in _OVERLAPS:
@@ -185,7 +178,7 @@ class SegmentationEvaluator(TaskEvaluator[np.ndarray]):
 
 
 def _decode(encoded: dict[str, Any], size: tuple[int, int], file_name: str) -> np.ndarray:
-    """The bool (H, W) mask of a compressed RLE; raises FXError when it does not fit the image."""
+    """Bool (H, W) mask of a compressed RLE; raises FXError if its size differs from the image's."""
     if tuple(encoded["size"]) != size:
         raise FXError(
             f"{file_name}: mask of {tuple(encoded['size'])} pixels on an image of {size} (height, width): "

@@ -1,4 +1,4 @@
-"""Groups of images by what the records know about the patient and the film."""
+"""Subgroups of images by patient sex and age and by view."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 AGE_BANDS = (0, 20, 40, 60, 80)
-"""Where bands of age in years begin; the last one has no end."""
+"""Lower bounds of the age bands in years; the last band is open-ended."""
 
 
 class ImageInfo(NamedTuple):
-    """What evaluation keeps of an image beside its scores; "" = unknown."""
+    """What an evaluation keeps of an image in addition to its scores; "" = unknown."""
 
     file_name: str
     patient_id: str
@@ -21,9 +21,9 @@ class ImageInfo(NamedTuple):
 
 
 def groups(images: Mapping[int, ImageInfo]) -> dict[str, list[int]]:
-    """Image ids by group: "sex=F", "age=40-59", "age=80+", "view=PA"; an image with an unknown value is in none.
+    """Image ids by group: "sex=F", "age=40-59", "age=80+", "view=PA"; images with an unknown value are in no group.
 
-    A property in which all images agree makes no group: it would be the whole over again.
+    A value that all images share makes no group, since it would equal the whole split.
     """
     found: dict[str, dict[str, list[int]]] = {"sex": {}, "age": {}, "view": {}}
     for image_id, info in images.items():
@@ -40,7 +40,7 @@ def groups(images: Mapping[int, ImageInfo]) -> dict[str, list[int]]:
 
 
 def age_band(age: str) -> str:
-    """The band of an age such as "63", "63.5" or DICOM's "063Y"; "" for what is no plausible age in years."""
+    """Age band of a value such as "63", "63.5" or DICOM's "063Y"; "" if it is not a plausible age in years."""
     match = re.fullmatch(r"\s*(\d{1,3})(?:\.\d+)?\s*Y?\s*", age, re.IGNORECASE)
     if match is None or int(match.group(1)) > 120:
         return ""
@@ -49,5 +49,5 @@ def age_band(age: str) -> str:
 
 
 def means_only(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Metrics without those of single classes, which small groups cannot carry."""
+    """Metrics without the per-class ones, which are unreliable in small groups."""
     return {key: value for key, value in metrics.items() if "/" not in key}

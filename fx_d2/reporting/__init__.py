@@ -1,4 +1,4 @@
-"""Reports of runs: the paper's tables with ours beside, comparisons, curves, and pictures of errors."""
+"""Reports of runs: our results next to the paper's, comparisons, curves, and galleries of errors."""
 
 from fx_d2.reporting.document import Document, write_document
 from fx_d2.reporting.paper import PaperTable, read_paper

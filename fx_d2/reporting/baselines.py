@@ -1,4 +1,4 @@
-"""Many datasets and tasks in one model against a model for each: the table of pretraining, the table of organs."""
+"""One model for many datasets and tasks compared with single-task baselines: the pretraining and organs tables."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from fx_d2.structures import TASKS, FXError
 
 logger = logging.getLogger(__name__)
 
-OTHERS = "of another config or of weights that are there already"
-"""Why a run is not averaged with those of its cell, see `methods`."""
+OTHERS = "(another config, or weights that are already counted)"
+"""Why a run is not averaged with the others of its cell, see `methods`."""
 
 
 def title_of(dataset: str) -> str:
-    """How tables write a dataset."""
+    """Title of a dataset in tables."""
     return BY_NAME[dataset].title if dataset in BY_NAME else dataset
 
 
 def row_title(row: PaperRow) -> str:
-    """How tables write a row: the dataset, and the classes that it is about."""
+    """Title of a table row: the dataset, and the classes if it is about some only."""
     return title_of(row.dataset) + (f": {', '.join(row.classes)}" if row.classes else "")
 
 
 def methods(runs: Sequence[Run]) -> list[list[Run]]:
-    """Runs by method, repetitions of one with other seeds together; the same weights again are no repetition."""
+    """Runs grouped by method: those that differ only in seeds together, equal weights evaluated again apart."""
     found: dict[tuple[str, int], list[Run]] = {}
     seen: Counter[tuple[str, str]] = Counter()
     for run in runs:
@@ -44,16 +44,16 @@ def methods(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def is_joint(run: Run) -> bool:
-    """Whether a run trained several datasets or tasks, all of the model, on all images."""
+    """Whether a run trained the full model on several datasets or tasks, on all images."""
     return len(run.recipe.slots) > 1 and not (run.recipe.heads_only or run.recipe.images)
 
 
 def split_single(runs: Sequence[Run], paper: Sequence[PaperTable]) -> tuple[list[Run], list[Run]]:
-    """Runs of one dataset and task, as (baselines, fine-tunings).
+    """Runs of one dataset and task, as (baselines, fine-tuning runs).
 
-    The config of a fine-tuning looks like a baseline's but for its initial weights. A baseline has no teacher and
-    starts from where a joint run started, or from no checkpoint of a training. Where a slot was fine-tuned, or a
-    published table compares initial weights on it, all its runs are fine-tunings, unless a joint run has the slot.
+    The config of a fine-tuning run differs from a baseline's only in its initial weights. A baseline has no teacher and
+    the initial weights of a joint run, ImageNet weights or random ones. If a slot (dataset, task) was fine-tuned, or a
+    published table compares initial weights on it, its runs are all fine-tuning runs, unless a joint run has the slot.
     """
     joint = [run for run in runs if is_joint(run)]
     starts = {run.recipe.start for run in joint} | {"random", "ImageNet"}
@@ -71,30 +71,27 @@ def split_single(runs: Sequence[Run], paper: Sequence[PaperTable]) -> tuple[list
 
 
 def baseline_tables(runs: Sequence[Run], paper: Sequence[PaperTable], comparer: Comparer) -> list[Table]:
-    """A table for each joint method, then one for the baselines that no joint method has a row for."""
+    """A table for each joint method, then one for the baselines that are in none of them."""
     joint = methods([run for run in runs if is_joint(run)])
     baselines, _ = split_single(runs, paper)
     published = [table for table in paper if table.kind == "baselines"]
     tables: list[Table] = []
+    numbers: Counter[str] = Counter()
     shown: set[tuple[str, str]] = set()
     for group in [*joint, []]:
         order = dict.fromkeys(slot for run in group or baselines for slot in run.recipe.slots)
         trained = set(order) if group else set(order) - shown
-        # A run of all datasets shows what the paper had and it lacks as blanks.
+        # What the paper reports and the runs lack stays in the table as blank cells.
         used = [table for table in published if any((row.dataset, row.task) in trained for row in table.rows)]
         trained -= {(row.dataset, row.task) for table in used for row in table.rows}
         if trained:
             rows = tuple(row_of(*slot) for slot in sorted(order, key=_by_task) if slot in trained)
             used.append(PaperTable(key="joint", title="Several datasets and tasks", kind="baselines", rows=rows))
         for table in used:
-            tables.append(_table(table, group, baselines, comparer, _like(table, tables)))
+            tables.append(_table(table, group, baselines, comparer, numbers[table.key]))
+            numbers[table.key] += 1
             shown |= {(row.dataset, row.task) for row in table.rows}
     return tables
-
-
-def _like(paper: PaperTable, tables: Sequence[Table]) -> int:
-    """How many of the tables are of this one of the paper."""
-    return sum(table.title.startswith(f"{paper.title}: ") for table in tables)
 
 
 def _by_task(slot: tuple[str, str]) -> int:
@@ -112,7 +109,7 @@ def _table(paper: PaperTable, group: Sequence[Run], baselines: Sequence[Run], co
     lines, others, elsewhere = [], [], []
     for row in paper.rows:
         mine = [run for run in baselines if run.recipe.slots == ((row.dataset, row.task),)]
-        # Of several methods the one that began where the joint run did.
+        # If there are several methods, take the one with the initial weights of the joint run.
         kinds = methods(sorted(mine, key=lambda run: run.recipe.start != start))
         elsewhere += [run.name for kind in kinds[:1] for run in kind if group and run.recipe.start != start]
         if len(kinds) > 1:
@@ -120,8 +117,8 @@ def _table(paper: PaperTable, group: Sequence[Run], baselines: Sequence[Run], co
         lines.append(_line(row, group, kinds[0] if kinds else [], models, published, comparer))
     cells = [cell for line in lines for cell in line if isinstance(cell, Number)]
     notes = [MEANS] * any(cell.deviation is not None for cell in cells)
-    notes += [f"baselines from other initial weights: {', '.join(dict.fromkeys(elsewhere))}"] * bool(elsewhere)
-    notes += [f"baselines left out, {OTHERS}: {', '.join(dict.fromkeys(others))}"] * bool(others)
+    notes += [f"baselines with other initial weights: {', '.join(dict.fromkeys(elsewhere))}"] * bool(elsewhere)
+    notes += [f"baselines left out {OTHERS}: {', '.join(dict.fromkeys(others))}"] * bool(others)
     name = " and ".join(run.name for run in group) or "baselines only"
     return Table(
         key=paper.key if not number else f"{paper.key}_{number + 1}",
@@ -152,8 +149,8 @@ def _line(
         try:
             pair = comparer.on_split(*sides, split).get(name)
             interval = pair.interval if pair is not None else None
-        except FXError as error:  # of other classes or images: a table may show both, but no interval
-            logger.warning("%s, %s: a difference without interval: %s", row_title(row), LABELS[row.metric], error)
+        except FXError as error:  # other classes or images: the table shows both values, but no interval
+            logger.warning("%s, %s: no interval for the difference: %s", row_title(row), LABELS[row.metric], error)
     numbers: list[Cell] = [Number(value=row.numbers[name]) if name in row.numbers else "" for name in published]
     if len(published) == 2:
         numbers.append(difference(numbers[0], numbers[1]))
@@ -163,7 +160,7 @@ def _line(
 
 
 def _images(results: Sequence[Results], split: str, task: str) -> Cell:
-    """Images of which something is known; where evaluations had more and fewer (DATASETS.LIMIT), all numbers."""
+    """Number of annotated images; all counts if the evaluations differ (DATASETS.LIMIT)."""
     found = dict.fromkeys(each.value(each.models[0], split, task, "images") for each in results)
     known = [number for number in found if not math.isnan(number)]
     return count(known[0]) if len(known) == 1 else " / ".join(f"{number:.0f}" for number in known)
@@ -171,11 +168,12 @@ def _images(results: Sequence[Results], split: str, task: str) -> Cell:
 
 def _notes(group: Sequence[Run], baselines: Sequence[Run], published: Sequence[str]) -> list[str]:
     notes = [
-        "in percent, [95 % interval by patient]; blank: not trained, not evaluated, or undefined",
-        "difference: the first model after the baseline, minus the baseline",
+        "in percent, [95 % interval by patient, if at least 90 % of the bootstrap resamples define the metric]; "
+        "blank: not trained, not evaluated, or undefined",
+        "difference: first model column minus baseline",
     ]
     if len(group) == 1 and baselines:
-        notes.append("an interval of a difference comes from the same draws of patients for both models")
+        notes.append("intervals of differences use the same bootstrap resamples of patients for both models")
     if published:
-        notes.append("the paper's numbers are the authors', on images of their choice; ours stand on the split named")
+        notes.append("paper columns: as published, on the authors' own splits; ours are on the split named in the row")
     return notes

@@ -1,4 +1,4 @@
-"""Differences of two runs on the same images."""
+"""Paired comparison of two runs on the same images."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from fx_d2.reporting.tables import Table, difference, percent
 from fx_d2.structures import FXError
 
 Side = tuple[Run, str]
-"""A run and which of its models."""
+"""A run, and one of its models."""
 
 
 @dataclass
 class Comparer:
-    """Paired bootstrap of runs; what was compared once is kept.
+    """Paired bootstrap of runs; results are cached.
 
     Attributes:
-        draws: draws of patients, 0 = none.
-        seed: of the draws.
+        draws: number of bootstrap resamples of patients; 0 = no comparison.
+        seed: seed of the resamples.
     """
 
     draws: int = 1000
@@ -30,7 +30,7 @@ class Comparer:
     _found: dict[tuple[str, ...], Mapping[str, Paired]] = field(default_factory=dict, init=False)
 
     def on_split(self, first: Side, second: Side, split: str) -> Mapping[str, Paired]:
-        """`paired_differences` of two models on a split; {} where one has no file of scores."""
+        """`paired_differences` of two models on a split; {} if either has no scores file."""
         files = [_scores_file(run.results, which, split) for run, which in (first, second)]
         if not self.draws or None in files:
             return {}
@@ -42,12 +42,12 @@ class Comparer:
 
 
 def find_side(text: str, runs: Sequence[Run]) -> Side:
-    """The run and model that "NAME" (its first model) or "NAME:MODEL" means; FXError if there is none."""
+    """The run and model named by "NAME" (its first model) or "NAME:MODEL"; FXError if there is none."""
     names = {run.name: run for run in runs}
     name, _, which = text.rpartition(":") if text not in names else (text, "", "")
     run = names.get(name)
     if run is None or run.results is None:
-        raise FXError(f"--compare {text}: no evaluated run of that name; there are {sorted(names)}")
+        raise FXError(f"--compare {text}: no evaluated run of that name; runs are {sorted(names)}")
     which = which or run.results.models[0]
     if which not in run.results.models:
         raise FXError(f"--compare {text}: {name} has no {which}, only {', '.join(run.results.models)}")
@@ -55,10 +55,10 @@ def find_side(text: str, runs: Sequence[Run]) -> Side:
 
 
 def comparison_table(key: str, first: Side, second: Side, comparer: Comparer) -> Table:
-    """Every metric with intervals of two models on the splits that both have.
+    """All metrics with intervals, of two models, on the splits on which both were evaluated.
 
     Raises:
-        FXError: they share no split, or files of scores are missing.
+        FXError: they have no split in common, or scores files are missing.
     """
     names = [f"{run.name} ({which})" for run, which in (first, second)]
     results = [run.results for run, _ in (first, second) if run.results is not None]
@@ -78,16 +78,16 @@ def comparison_table(key: str, first: Side, second: Side, comparer: Comparer) ->
                 if gain:
                     rows.append((split, task, LABELS[metric], *cells, gain, percent(pair.better)))
     if not rows:
-        raise FXError(f"{names[0]} and {names[1]}: no files of scores to compare; TEST.SAVE_SCORES True writes them")
+        raise FXError(f"{names[0]} and {names[1]}: no scores files to compare; TEST.SAVE_SCORES True writes them")
     notes = [
-        f"95 % intervals of the difference from {comparer.draws} draws of patients, the same for both models; "
-        "many metrics are compared, and no interval is corrected for that"
+        f"95 % intervals of the difference from {comparer.draws} bootstrap resamples of patients, the same for both "
+        "models; not corrected for multiple comparisons"
     ]
-    notes += [f"not compared, for want of scores of both: {', '.join(left_out)}"] * bool(left_out)
+    notes += [f"not compared (needs scores of both models): {', '.join(left_out)}"] * bool(left_out)
     return Table(
         key=key,
-        title=f"{names[1]} against {names[0]}",
-        columns=("split", "task", "metric", names[0], names[1], "difference", "draws above 0, %"),
+        title=f"{names[1]} vs. {names[0]}",
+        columns=("split", "task", "metric", names[0], names[1], "difference", "resamples > 0, %"),
         rows=tuple(rows),
         notes=tuple(notes),
     )
@@ -100,7 +100,7 @@ def _scores_file(results: Results | None, which: str, split: str) -> str | None:
 
 
 def same_split(runs: Sequence[Run], dataset: str) -> str | None:
-    """The split of a dataset on which most of these runs were evaluated, the test split of as many; None: of none."""
+    """The split of a dataset on which most runs were evaluated, test in case of a tie; None if there is none."""
     found = Counter(
         split for run in runs if run.results for split in run.results.splits if dataset_of(split) == dataset
     )

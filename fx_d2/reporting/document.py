@@ -1,4 +1,4 @@
-"""A report as data: sections with tables, plots and pictures; and its files."""
+"""A report as data (sections with tables, plots and images), and the files written from it."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from fx_d2.evaluation.common import write_atomic
 from fx_d2.reporting.tables import Table
 
 FORMAT = "fx_d2_report"
-"""Of report.json."""
+"""Value of "format" in report.json."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A plot or a picture, embedded.
+    """An embedded plot or image.
 
     Attributes:
         key: unique in a report; letters, digits, "-" and "_".
         uri: "data:image/...;base64,...".
-        alt: what it shows, for who does not see it.
-        caption: lines below it.
-        width, height: pixels of the page, or of the picture.
+        alt: alternative text.
+        caption: lines of the caption.
+        width, height: in CSS pixels for plots, in image pixels for images.
     """
 
     key: str
@@ -43,15 +43,15 @@ class Section:
     """A part of a report.
 
     Attributes:
-        key: unique in a report, as of `Figure`.
+        key: unique in a report, same characters as in `Figure`.
         title: its heading.
         text: paragraphs.
         tables: shown first.
         plots: shown in a grid.
-        pictures: shown in a grid, each enlarged on a click.
+        pictures: images shown in a grid; a click enlarges one.
         code: preformatted text, such as a config.
-        parts: sections inside.
-        folded: whether a page shows it closed at first.
+        parts: subsections.
+        folded: whether the section is collapsed when the page opens.
     """
 
     key: str
@@ -66,12 +66,12 @@ class Section:
 
     @property
     def empty(self) -> bool:
-        """Whether there is nothing in it."""
+        """Whether the section has no content."""
         own = (self.text, self.tables, self.plots, self.pictures, self.code)
         return not any(own) and all(part.empty for part in self.parts)
 
     def walk(self) -> Iterator[Section]:
-        """It and all sections inside."""
+        """The section and all of its subsections."""
         yield self
         for part in self.parts:
             yield from part.walk()
@@ -83,9 +83,9 @@ class Document:
 
     Attributes:
         title: its heading.
-        notice: the sentence that every page bears.
-        sections: its parts.
-        facts: what else programs may want to know, as plain data.
+        notice: sentence shown at the top and bottom of the page.
+        sections: top-level sections.
+        facts: further plain data for report.json.
     """
 
     title: str
@@ -94,23 +94,22 @@ class Document:
     facts: dict[str, Any]
 
     def tables(self) -> list[Table]:
-        """All tables, in order."""
+        """All tables in order."""
         return [table for section in self.sections for part in section.walk() for table in part.tables]
 
 
 def slug(text: str) -> str:
-    """Text as a key: letters, digits, "-" and "_"."""
+    """Turn text into a key of letters, digits, "-" and "_"."""
     return re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-") or "x"
 
 
 def write_document(folder: str | Path, document: Document) -> list[Path]:
-    """Write report.html (all of it), report.md and report.json (without figures), and tables/<key>.csv.
+    """Write report.html (everything), report.md and report.json (no figures), and tables/<key>.csv.
 
-    Of an earlier report in the folder nothing is left: the tables that its report.json names are removed. Files that
-    no report has written stay.
+    An earlier report in the folder is replaced: the tables listed in its report.json are removed. Other files stay.
 
     Returns:
-        The files, the page first.
+        The files, report.html first.
     """
     folder = Path(folder)
     environment = Environment(
@@ -141,7 +140,7 @@ def _csv_name(key: str) -> str:
 
 
 def _written_before(folder: Path) -> set[str]:
-    """The tables of the report that is in the folder; none where its report.json is not one of ours."""
+    """Table files of an earlier report in the folder; empty if report.json is missing or has another format."""
     try:
         facts = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Which images of a split to look at, and their pictures: the worst ones, false alarms and misses of each task."""
+"""Galleries of errors: the worst images, false positives and misses of each task."""
 
 from __future__ import annotations
 
@@ -29,31 +29,31 @@ from fx_d2.visualization import draw_comparison, predicted_findings, truth_findi
 logger = logging.getLogger(__name__)
 
 WIDTH = 1500
-"""Pixels of an embedded picture: its letters can still be read."""
+"""Width of an embedded image in pixels; its text is still legible."""
 
 KINDS = ("worst", "false", "missed")
 
 TITLES = {
-    "cls": ("largest mean error", "absent, with the highest probability", "present, with the lowest probability"),
-    "loc": ("lowest F1", "false positives with the highest score", "most misses"),
-    "seg": ("lowest mean Dice", "largest masks where the truth is empty", "lowest Dice where it is not"),
+    "cls": ("largest mean error", "absent class, highest probability", "present class, lowest probability"),
+    "loc": ("lowest F1", "false positives with the highest score", "most missed boxes"),
+    "seg": ("lowest mean Dice", "largest mask of an absent class", "lowest Dice of a present class"),
 }
-"""Of KINDS; only boxes have a threshold by which they are false or missed."""
+"""Titles of KINDS. Only boxes have a score threshold that makes them false positives or misses."""
 
 Arrays = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """An image worth a look.
+    """An image selected for a gallery.
 
     Attributes:
-        place: among the images of the file of scores.
-        error: by which it was chosen, larger = worse.
-        reason: the numbers behind it, in words.
+        index: position among the images of the scores file.
+        error: the error it was selected by, larger = worse.
+        reason: description of the error for the caption.
     """
 
-    place: int
+    index: int
     error: float
     reason: str
 
@@ -61,24 +61,24 @@ class Choice:
 def choose_images(
     task: str, arrays: Arrays, number: int, *, threshold: float, areas: np.ndarray | None = None
 ) -> dict[str, list[Choice]]:
-    """The images with the largest errors of each of KINDS, largest first, equal ones in the order of the split.
+    """The images with the largest errors of each of KINDS, largest first, ties in the order of the split.
 
-    Classification: mean distance of probabilities from known labels; the highest probability of an absent class; the
-    lowest of a present one. Localization, at IoU 0.40: 1 - F1 of the boxes from `threshold` on; the highest score of a
-    box that hits nothing; the number of truth boxes that no such box hits. Segmentation: 1 - mean Dice; the area of a
-    mask where the truth is empty; 1 - Dice where it is not. An image without an error of a kind is not in its list.
+    Classification: mean distance of the probabilities from the known labels; the highest probability of an absent
+    class; the lowest of a present class. Localization, at IoU 0.40: 1 - F1 of the boxes with score >= `threshold`; the
+    highest score of a false positive; the number of missed ground-truth boxes. Segmentation: 1 - mean Dice; the area of
+    a mask predicted for an absent class; 1 - Dice of a present class. Images without an error of a kind are not listed.
 
     Args:
         task: the task.
-        arrays: content of a file of scores.
-        number: images of each kind at most.
-        threshold: score from which a box counts.
-        areas: (N, C) predicted pixels of each mask; without them all false masks count alike.
+        arrays: content of a scores file.
+        number: maximum number of images per kind.
+        threshold: minimum score of the boxes that count.
+        areas: (N, C) predicted pixels of each mask; None = all false masks count as equal.
     """
     errors = {"cls": _label_errors, "loc": _box_errors, "seg": _mask_errors}[task](arrays, threshold, areas)
     found = {}
     for kind, rows in errors.items():
-        ranked = sorted((row for row in rows if row.error > 0), key=lambda row: (-row.error, row.place))
+        ranked = sorted((row for row in rows if row.error > 0), key=lambda row: (-row.error, row.index))
         found[kind] = ranked[:number]
     return found
 
@@ -86,77 +86,79 @@ def choose_images(
 def _label_errors(arrays: Arrays, threshold: float, areas: np.ndarray | None) -> dict[str, list[Choice]]:
     names = arrays["cls_classes"].tolist()
     found: dict[str, list[Choice]] = {kind: [] for kind in KINDS}
-    for place, (scores, labels) in enumerate(zip(arrays["cls_scores"], arrays["cls_labels"], strict=True)):
+    for index, (scores, labels) in enumerate(zip(arrays["cls_scores"], arrays["cls_labels"], strict=True)):
         known = ~np.isnan(labels)
         if not known.any():
             continue
         distance = np.abs(scores - labels)
         mean = float(distance[known].mean())
-        found["worst"].append(Choice(place=place, error=mean, reason=f"mean error of {known.sum()} labels {mean:.2f}"))
+        found["worst"].append(
+            Choice(index=index, error=mean, reason=f"mean error {mean:.2f}, known labels: {known.sum()}")
+        )
         for kind, label, word in (("false", 0, "absent"), ("missed", 1, "present")):
             if (labels == label).any():
                 worst = int(np.where(labels == label, distance, -1).argmax())
                 reason = f"{names[worst]}: probability {scores[worst]:.2f}, {word}"
-                found[kind].append(Choice(place=place, error=float(distance[worst]), reason=reason))
+                found[kind].append(Choice(index=index, error=float(distance[worst]), reason=reason))
     return found
 
 
 def _box_errors(arrays: Arrays, threshold: float, areas: np.ndarray | None) -> dict[str, list[Choice]]:
     names = arrays["loc_classes"].tolist()
     found: dict[str, list[Choice]] = {kind: [] for kind in KINDS}
-    counted = np.flatnonzero(arrays["loc_score"] >= threshold)  # few of the hundred of each image
+    counted = np.flatnonzero(arrays["loc_score"] >= threshold)  # a few of up to 100 per image
     images = arrays["loc_image"][counted]
-    for place, truth in enumerate(arrays["loc_truth"]):
+    for index, truth in enumerate(arrays["loc_truth"]):
         if (truth < 0).any():
             continue
-        mine = counted[images == place]
+        mine = counted[images == index]
         hits, scores, classes = arrays["loc_hits"][mine, 0], arrays["loc_score"][mine], arrays["loc_class"][mine]
         total, right, wrong = int(truth.sum()), int((hits == HIT).sum()), int((hits == MISS).sum())
         missed = total - right
-        shown = f"{right} of {total} truth boxes found, {wrong} false"
+        shown = f"{right} of {total} ground-truth boxes detected, {wrong} FP"
         f1 = 2 * right / (2 * right + wrong + missed) if total or wrong else 1.0
-        found["worst"].append(Choice(place=place, error=1 - f1, reason=f"{shown}, F1 {f1:.2f}"))
-        found["missed"].append(Choice(place=place, error=float(missed), reason=f"{shown}, {missed} missed"))
+        found["worst"].append(Choice(index=index, error=1 - f1, reason=f"{shown}, F1 {f1:.2f}"))
+        found["missed"].append(Choice(index=index, error=float(missed), reason=f"{shown}, {missed} missed"))
         if wrong:
             best = int(np.where(hits == MISS, scores, -1).argmax())
             reason = f"{shown}; {names[classes[best]]} with score {scores[best]:.2f}"
-            found["false"].append(Choice(place=place, error=float(scores[best]), reason=reason))
+            found["false"].append(Choice(index=index, error=float(scores[best]), reason=reason))
     return found
 
 
 def _mask_errors(arrays: Arrays, threshold: float, areas: np.ndarray | None) -> dict[str, list[Choice]]:
     names = arrays["seg_classes"].tolist()
     found: dict[str, list[Choice]] = {kind: [] for kind in KINDS}
-    for place, (dice, positive) in enumerate(zip(arrays["seg_dice"], arrays["seg_positive"], strict=True)):
+    for index, (dice, positive) in enumerate(zip(arrays["seg_dice"], arrays["seg_positive"], strict=True)):
         if np.isnan(dice).all():
             continue
         mean = float(np.nanmean(dice))
-        found["worst"].append(Choice(place=place, error=1 - mean, reason=f"mean Dice {mean:.2f}"))
-        # An empty truth has Dice 1 or, with anything predicted, 0.
-        alarm = np.where((positive == 0) & (dice == 0), 1.0 if areas is None else areas[place], 0.0)
+        found["worst"].append(Choice(index=index, error=1 - mean, reason=f"mean Dice {mean:.2f}"))
+        # With empty ground truth Dice is 1, or 0 if anything is predicted.
+        alarm = np.where((positive == 0) & (dice == 0), 1.0 if areas is None else areas[index], 0.0)
         worst = int(alarm.argmax())
-        size = "" if areas is None else f", {alarm[worst]:.0f} pixels"
+        size = "" if areas is None else f", {alarm[worst]:.0f} pixels predicted"
         found["false"].append(
-            Choice(place=place, error=float(alarm[worst]), reason=f"{names[worst]}: truth empty{size}")
+            Choice(index=index, error=float(alarm[worst]), reason=f"{names[worst]}: ground truth empty{size}")
         )
         lost = np.where(positive == 1, 1 - dice, 0.0)
         worst = int(lost.argmax())
         reason = f"{names[worst]}: Dice {dice[worst]:.2f}"
-        found["missed"].append(Choice(place=place, error=float(lost[worst]), reason=reason))
+        found["missed"].append(Choice(index=index, error=float(lost[worst]), reason=reason))
     return found
 
 
 def galleries(results: Results, run: str, root: str, number: int, *, threshold: float = 0.3) -> Section:
-    """Pictures of the first model's errors on every split whose images are at hand.
+    """Images of the first model's errors on every split whose images are available.
 
-    Splits that are left out for one reason share a sentence.
+    Splits that are left out for the same reason share a sentence.
 
     Args:
-        results: an evaluation with files of scores and predictions.
-        run: the run's name.
-        root: folder of prepared datasets; empty: as the evaluation's config says.
-        number: pictures of each kind and task.
-        threshold: boxes with this score or more are drawn and counted.
+        results: an evaluation with scores and predictions files.
+        run: name of the run.
+        root: folder of prepared datasets; empty = that of the evaluation's config.
+        number: images per kind and task.
+        threshold: minimum score of the boxes that are drawn and counted.
     """
     which, parts = results.models[0], []
     missing: dict[str, list[str]] = {}
@@ -170,12 +172,12 @@ def galleries(results: Results, run: str, root: str, number: int, *, threshold: 
             parts.append(chooser.section(number))
         except FXError as error:
             missing.setdefault(str(error), []).append(split)
-    left_out = [f"No pictures{' of ' * bool(names)}{', '.join(names)}: {why}" for why, names in missing.items()]
+    left_out = [f"No images shown{' for ' * bool(names)}{', '.join(names)}: {why}" for why, names in missing.items()]
     for line in left_out:
         logger.warning("%s: %s", run, line)
     text = (
-        f"Truth beside prediction of the {which}, the largest errors first; boxes from a score of {threshold:g} on. A "
-        "click enlarges a picture, and another one puts it back.",
+        f"Ground truth next to the prediction of the {which}, largest errors first; boxes with score >= {threshold:g}. "
+        "Click an image to enlarge it, click again to close it.",
     )
     return Section(
         key=slug(f"gallery-{run}"),
@@ -187,7 +189,7 @@ def galleries(results: Results, run: str, root: str, number: int, *, threshold: 
 
 
 class _Gallery:
-    """One split of one evaluation; each image is drawn once."""
+    """Gallery of one split of an evaluation; each image is drawn once."""
 
     def __init__(
         self, results: Results, run: str, split: str, root: str, records: Mapping[int, dict[str, Any]], threshold: float
@@ -197,12 +199,12 @@ class _Gallery:
         self._samples = _samples(results, split, root)
         file = results.scores.get(f"{self._which}/{results.splits[split]}")
         if file is None:
-            raise FXError("the evaluation kept no scores of images; TEST.SAVE_SCORES True keeps them")
+            raise FXError("the evaluation saved no per-image scores; TEST.SAVE_SCORES True saves them")
         self._arrays = read_scores(results.folder / file)
         self._drawn: dict[int, tuple[str, tuple[int, int]]] = {}
 
     def section(self, number: int) -> Section:
-        """The pictures of each task and kind."""
+        """The images of each task and kind."""
         parts = []
         for task in self._tasks:
             chosen = choose_images(task, self._arrays, number, threshold=self._threshold, areas=self._areas(task))
@@ -226,23 +228,23 @@ class _Gallery:
         return np.array(rows, np.float64).reshape(len(ids), count)
 
     def _draw(self, choice: Choice, key: str) -> Figure:
-        """The picture of an image with the reason why it is shown."""
-        image = int(self._arrays["image_id"][choice.place])
+        """The figure of an image, captioned with the reason for showing it."""
+        image = int(self._arrays["image_id"][choice.index])
         if image not in self._drawn:
             self._drawn[image] = self._embed(image)
         uri, (width, height) = self._drawn[image]
-        name = Path(str(self._arrays["file_name"][choice.place])).name
+        name = Path(str(self._arrays["file_name"][choice.index])).name
         known = [
-            f"{k} {self._arrays[k][choice.place]}" for k in ("sex", "age", "view") if self._arrays[k][choice.place]
+            f"{k} {self._arrays[k][choice.index]}" for k in ("sex", "age", "view") if self._arrays[k][choice.index]
         ]
         caption = (choice.reason, ", ".join((f"image {image}: {name}", *known)))
-        alt = f"X-ray {name} of {self._split}, annotation beside prediction; {choice.reason}"
+        alt = f"X-ray {name} of {self._split}, annotation next to prediction; {choice.reason}"
         return Figure(key=key, uri=uri, alt=alt, caption=caption, width=width, height=height)
 
     def _embed(self, image: int) -> tuple[str, tuple[int, int]]:
         sample, record = self._samples.get(image), self._records.get(image)
         if sample is None or record is None or Path(record["file_name"]).name != Path(sample["file_name"]).name:
-            raise FXError(f"image {image} is not the one that was evaluated: evaluate again")
+            raise FXError(f"image {image} in the dataset is not the one that was evaluated: evaluate again")
         drawn = draw_comparison(
             read_full_size(sample),
             spec_of(self._split),
@@ -259,10 +261,10 @@ class _Gallery:
 
 
 def _samples(results: Results, split: str, root: str) -> dict[int, dict[str, Any]]:
-    """The split's dicts by image id; FXError when it is not at hand, or is not what was evaluated."""
+    """Dataset dicts of the split by image id; FXError if it is not available, or differs from what was evaluated."""
     known = at(results.settings, "DATASETS") or {}
     options = ["DATASETS.ROOT", root or known.get("ROOT") or "", "DATASETS.TEST", f"('{split}',)"]
-    # What limits the rows of the datasets: predictions have the classes that were in use.
+    # Keys that restrict the dataset rows: predictions only have the classes in use.
     options += [word for key in ("TASKS", "CLASSES") if key in known for word in (f"DATASETS.{key}", str(known[key]))]
     register_datasets(build_cfg("", options))
     file = MetadataCatalog.get(split).json_file

@@ -1,4 +1,4 @@
-"""Numbers of a publication, to stand beside ours: a yaml file of tables."""
+"""Published results to report next to ours, from a YAML file of tables."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ KINDS = ("baselines", "starts", "few_shot", "heads")
 
 @dataclass(frozen=True, kw_only=True)
 class PaperRow:
-    """What is measured in one row, and what the publication found.
+    """What one table row measures, and the published values.
 
     Attributes:
-        dataset: name of a row of the table of datasets.
+        dataset: name of a dataset row (`DatasetSpec`).
         task: one of TASKS.
-        metric: key of `results.json`.
-        classes: classes whose mean it is; empty = the dataset's own mean.
-        images: training images of a few-shot row, 0 = all.
+        metric: name of the metric in `results.json`.
+        classes: classes over which the metric is averaged; empty = the dataset's own mean.
+        images: training images of a few-shot row; 0 = all.
         numbers: column -> percent.
     """
 
@@ -38,14 +38,14 @@ class PaperRow:
 
 @dataclass(frozen=True, kw_only=True)
 class PaperTable:
-    """One table of the publication.
+    """One published table.
 
     Attributes:
-        key: its name in the file.
-        title: its title.
-        kind: one of KINDS: which of our runs belong into it.
-        rows: in order.
-        columns: column -> title, of those that its rows have.
+        key: name of the table in the file.
+        title: heading.
+        kind: one of KINDS; selects which of our runs go into the table.
+        rows: rows in order.
+        columns: column -> title, for the columns with a value in some row.
     """
 
     key: str
@@ -56,37 +56,36 @@ class PaperTable:
 
 
 def read_paper(path: str | Path) -> tuple[PaperTable, ...]:
-    """The tables of a file like projects/FoundationX/paper.yaml.
+    """Read the tables of a file such as projects/FoundationX/paper.yaml.
 
     Raises:
-        FXError: the file is missing, something in it is not understood, or of a kind other than baselines it has two
-            tables.
+        FXError: the file is missing or invalid, or has two tables of one kind other than "baselines".
     """
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise FXError(f"file of published numbers {path}: {error.strerror}") from None
+        raise FXError(f"published results {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise FXError(f"{path} is not yaml: {' '.join(str(error).split())}") from None
+        raise FXError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict) or set(content) != {"columns", "tables"}:
-        raise FXError(f"{path}: a file of published numbers has exactly the keys columns and tables")
+        raise FXError(f"{path}: a file of published results has exactly the keys columns and tables")
     if not all(isinstance(part, dict) for part in content.values()):
-        raise FXError(f"{path}: columns and tables are mappings from a key to a title, and to a table")
+        raise FXError(f"{path}: columns and tables are mappings from keys to titles and to tables")
     tables = tuple(_table(f"{path}: {key}", key, table, content["columns"]) for key, table in content["tables"].items())
     kinds = [table.kind for table in tables if table.kind != KINDS[0]]
     if twice := [table.key for table in tables if kinds.count(table.kind) > 1]:
-        raise FXError(f"{path}: {' and '.join(twice)} are of one kind: put all rows into one table")
+        raise FXError(f"{path}: {' and '.join(twice)} have the same kind: put all rows into one table")
     return tables
 
 
 def row_of(dataset: str, task: str, images: int = 0) -> PaperRow:
-    """A row that no publication has: the task's first metric, the mean over the dataset's classes."""
+    """A row without published values: the headline metric of the task, averaged over the dataset's classes."""
     return PaperRow(dataset=dataset, task=task, metric=HEADLINES[task][0], images=images)
 
 
 def _table(where: str, key: str, table: Any, titles: Mapping[str, str]) -> PaperTable:
     if not isinstance(table, dict) or set(table) != {"title", "kind", "rows"} or table["kind"] not in KINDS:
-        raise FXError(f"{where}: a table has exactly title, kind and rows, and a kind of {list(KINDS)}")
+        raise FXError(f"{where}: a table has exactly title, kind and rows, and its kind is one of {list(KINDS)}")
     if not isinstance(table["rows"], list) or not all(isinstance(row, dict) for row in table["rows"]):
         raise FXError(f"{where}: rows is a list of mappings")
     rows = tuple(_row(where, row, titles) for row in table["rows"])
@@ -99,11 +98,11 @@ def _row(where: str, row: Mapping[str, Any], titles: Mapping[str, str]) -> Paper
     facts = {"dataset", "task", "metric", "classes", "images"}
     strange = sorted(set(row) - facts - set(titles))
     if strange or not {"dataset", "task"} <= set(row) or row["task"] not in TASKS:
-        problem = f"unknown {strange}" if strange else f"dataset, or a task of {list(TASKS)}, is missing"
+        problem = f"unknown {strange}" if strange else f"needs a dataset, and a task of {list(TASKS)}"
         raise FXError(f"{where}: row {dict(row)}: {problem}; columns are {list(titles)}")
     metric, numbers = row.get("metric", HEADLINES[row["task"]][0]), {c: row[c] for c in titles if c in row}
     if metric not in HEADLINES[row["task"]]:
-        raise FXError(f"{where}: row {dict(row)}: no metric {metric}; there are {', '.join(HEADLINES[row['task']])}")
+        raise FXError(f"{where}: row {dict(row)}: no metric {metric}; metrics: {', '.join(HEADLINES[row['task']])}")
     if not all(isinstance(value, int | float) for value in (row.get("images", 0), *numbers.values())):
         raise FXError(f"{where}: row {dict(row)}: images and the columns are numbers, the latter in percent")
     if not isinstance(row.get("classes", []), list):

@@ -1,4 +1,4 @@
-"""Curves as small pictures: metrics over passes, training, FROC, reliability."""
+"""Plots: metrics over passes, training curves, FROC, reliability."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COLORS = {"student": "#1f6fb4", "teacher": "#d1701f"}
 MARKERS = {"student": "o", "teacher": "s"}
 
 _SVG_POINTS = 600
-"""Points up to which a curve is smaller as vectors than as pixels."""
+"""Number of points up to which a plot is smaller as SVG than as PNG."""
 
 _STYLE: Any = {
     "font.size": 8,
@@ -41,15 +41,16 @@ _STYLE: Any = {
 def metric_plots(
     history: Sequence[Mapping[str, Any]], slots: Sequence[tuple[str, str]], passes: int, run: str
 ) -> list[Figure]:
-    """A plot for each dataset and task: its first metric after every evaluated pass, student and teacher.
+    """A plot per dataset and task: its headline metric after every evaluated pass, for student and teacher.
 
-    Filled marks: the dataset was just trained ("focused"); hollow ones: another was. A star is a model's best.
+    Filled markers: the pass had trained on this dataset ("focused"); hollow markers: on another one ("unfocused"). A
+    star marks the best value of a model.
 
     Args:
-        history: lines of evaluations.jsonl; fewer than two give no plot.
-        slots: pairs (dataset, task) that were trained, for the order.
-        passes: of a cycle.
-        run: the run's name.
+        history: lines of evaluations.jsonl; no plots for fewer than two.
+        slots: pairs (dataset, task) that were trained.
+        passes: passes per cycle.
+        run: name of the run.
     """
     if len(history) < 2:
         return []
@@ -81,15 +82,15 @@ def _metric_plot(
             axes.plot(x, y, color=color, alpha=0.55, label=which)
             for kind, face in ((True, color), (False, "white")):
                 points = [(a, b) for a, b, f in zip(x, y, focused, strict=True) if f is kind]
-                places, values = zip(*points, strict=True) if points else ((), ())
-                axes.plot(places, values, MARKERS[which], color=color, markerfacecolor=face, markersize=3.2)
+                at, values = zip(*points, strict=True) if points else ((), ())
+                axes.plot(at, values, MARKERS[which], color=color, markerfacecolor=face, markersize=3.2)
             best = max(range(len(y)), key=lambda i: -math.inf if math.isnan(y[i]) else y[i])
             axes.plot(x[best], y[best], "*", color=color, markersize=9, markeredgecolor="black", markeredgewidth=0.4)
             last = max(i for i, value in enumerate(y) if not math.isnan(value))
             words.append(f"{which} {y[last]:.1f} after pass {x[last]}, best {y[best]:.1f} after pass {x[best]}")
         axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
         low, high = axes.get_ylim()
-        if high - low < 1:  # a flat line is not stretched until it looks like a change
+        if high - low < 1:  # do not magnify the noise of a flat curve
             axes.set_ylim(max(0.0, low - 0.5), high + 0.5)
         axes.plot([], [], "o", color="#555", markersize=3.2, label="focused")
         axes.plot([], [], "o", color="#555", markerfacecolor="white", markersize=3.2, label="unfocused")
@@ -99,12 +100,12 @@ def _metric_plot(
 
 
 def training_plots(steps: Sequence[Mapping[str, Any]], slots: Sequence[tuple[str, str]], run: str) -> list[Figure]:
-    """Losses and gradient norms of each task, a line a dataset, and the learning rate, over iterations.
+    """Losses and gradient norms of each task, one line per dataset, and the learning rate, over iterations.
 
     Args:
         steps: lines of metrics.json.
         slots: pairs (dataset, task) that were trained.
-        run: the run's name.
+        run: name of the run.
     """
     found = []
     for name, title in (("total_loss", "loss"), ("grad_norm", "gradient norm before clipping")):
@@ -137,19 +138,19 @@ def _lines(curves: Mapping[str, tuple[list[int], list[float]]], title: str, key:
 
 
 def froc_plot(curves: Mapping[str, Mapping[str, Sequence[float]]], split: str, key: str) -> Figure:
-    """Sensitivity over false positives an image, a line a class.
+    """Sensitivity over false positives per image, one line per class.
 
     Args:
-        curves: as in the details of results.json.
-        split: what the title calls it.
-        key: of the figure.
+        curves: class -> curve, as in the details of results.json.
+        split: name of the split for the title.
+        key: key of the figure.
     """
     with matplotlib.rc_context(_STYLE):
         fig = _figure(2.3, curves)
         axes = fig.add_subplot(xlabel="false positives per image", ylabel="sensitivity", title=f"{split}: FROC")
         for i, (name, curve) in enumerate(curves.items()):
             x, y = list(curve["false_positives"]), list(curve["sensitivity"])
-            # A step begins where the rate is reached; the last sensitivity holds from there on.
+            # A step starts where its rate is reached; the last sensitivity extends to the right edge.
             end = max(x[-1], FALSE_POSITIVES[-1])
             axes.step([*x, end], [*y, y[-1]], where="post", **_line(i), label=name)
         axes.set_xscale("log", base=2)
@@ -157,32 +158,38 @@ def froc_plot(curves: Mapping[str, Mapping[str, Sequence[float]]], split: str, k
         axes.set_xticks(FALSE_POSITIVES, [f"{rate:g}" for rate in FALSE_POSITIVES])
         axes.set_ylim(-0.02, 1.02)
         fig.legend(loc="outside lower center", ncols=_legend_columns(curves), fontsize=6)
-        ends = "; ".join(f"{name} up to {max(curve['sensitivity']):.2f}" for name, curve in curves.items())
+        last = FALSE_POSITIVES[-1]
+        reached = {
+            name: max(s for s, f in zip(curve["sensitivity"], curve["false_positives"], strict=True) if f <= last)
+            for name, curve in curves.items()
+        }
+        ends = ", ".join(f"{name} {value:.2f}" for name, value in reached.items())
         points = sum(len(curve["sensitivity"]) for curve in curves.values())
-        return _embed(fig, key, f"Free-response curves of {split}: sensitivity of {ends}.", (), points)
+        alt = f"FROC curves of {split}. Sensitivity at up to {last:g} false positives per image: {ends}."
+        return _embed(fig, key, alt, (), points)
 
 
 def reliability_plot(diagrams: Mapping[str, Mapping[str, Sequence[float | None]]], split: str, key: str) -> Figure:
-    """Share of present over mean probability in bins, a line a class; arguments as of `froc_plot`."""
+    """Fraction present over mean probability per bin, one line per class. Arguments as in `froc_plot`."""
     with matplotlib.rc_context(_STYLE):
         fig = _figure(2.5, diagrams)
-        axes = fig.add_subplot(xlabel="mean probability", ylabel="share present", title=f"{split}: reliability")
+        axes = fig.add_subplot(xlabel="mean probability", ylabel="fraction present", title=f"{split}: reliability")
         axes.plot([0, 1], [0, 1], color="#999", linestyle=":", linewidth=1)
         for i, (name, bins) in enumerate(diagrams.items()):
             rows = zip(bins["score"], bins["positive"], bins["images"], strict=True)
             x, y, n = zip(*[(s, p, n) for s, p, n in rows if s is not None], strict=True)
             axes.plot(x, y, **_line(i), linewidth=0.8, label=name)
-            # The area of a point grows with the share of the images behind it.
+            # The area of a point grows with the fraction of the images in its bin.
             axes.scatter(x, y, s=[4 + 40 * v / sum(n) for v in n], color=_line(i)["color"], clip_on=False)
         axes.set_xlim(-0.02, 1.02)
         axes.set_ylim(-0.02, 1.02)
         fig.legend(loc="outside lower center", ncols=_legend_columns(diagrams), fontsize=6)
-        alt = f"Reliability diagrams of {split}: {', '.join(diagrams)}; the table of classes has calibration errors."
+        alt = f"Reliability diagrams of {split}: {', '.join(diagrams)}; calibration errors are in the class table."
         return _embed(fig, key, alt, (), sum(len(bins["images"]) for bins in diagrams.values()))
 
 
 def _figure(height: float, names: Collection[str]) -> figure.Figure:
-    """A figure whose axes keep their height, in inches, above a legend of these names."""
+    """A figure whose axes keep their height, in inches, above a legend with these names."""
     rows = math.ceil(len(names) / _legend_columns(names))
     return figure.Figure(figsize=(3.5, height + 0.12 * rows), layout="constrained")
 
@@ -192,12 +199,12 @@ def _legend_columns(names: Collection[str]) -> int:
 
 
 def _line(i: int) -> dict[str, Any]:
-    """Colour and dashes of the i-th of up to forty lines."""
+    """Colour and line style of the i-th line; up to forty are distinct."""
     return {"color": matplotlib.colormaps["tab10"](i % 10), "linestyle": ("-", "--", ":", "-.")[i // 10 % 4]}
 
 
 def _embed(fig: figure.Figure, key: str, alt: str, caption: tuple[str, ...], points: int) -> Figure:
-    """The plot as an SVG, or as a PNG where it has too many points, without time or place in it."""
+    """The plot as SVG, or as PNG if it has too many points; without a date or software name, for reproducible files."""
     stream = io.BytesIO()
     width, height = (round(96 * side) for side in fig.get_size_inches())
     if points <= _SVG_POINTS:

@@ -1,4 +1,4 @@
-"""What a run did, from its config: the facts by which tables know a baseline from a pretraining or a fine-tuning."""
+"""What a run trained, from its config: the facts by which tables tell baselines, pretraining and fine-tuning apart."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ _VOLATILE = (
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What a run trained, and from where.
+    """What a run trained, and from which initial weights.
 
     Attributes:
         slots: pairs (dataset, task), in the order of training.
-        passes: passes of a cycle.
-        heads_only: whether nothing but heads learned.
-        teacher: whether there was a teacher.
-        start: the initial weights in a word: "random", "ImageNet" (timm's), or the file's or its run's name.
-        images: training images of a few-shot run, 0 = all.
-        seed: SEED; of a few-shot run the seed of its choice of images.
-        method: equal for runs that differ in nothing but seeds, places and evaluation.
+        passes: passes per cycle.
+        heads_only: whether only heads were trained.
+        teacher: whether a teacher with a consistency loss was used.
+        start: the initial weights in short: "random", "ImageNet" (timm's), or the name of the file or of its run.
+        images: training images of a few-shot run; 0 = all.
+        seed: SEED; for few-shot runs, the seed with which the images were sampled.
+        method: equal for runs that differ only in seeds, paths and evaluation.
     """
 
     slots: tuple[tuple[str, str], ...]
@@ -55,11 +55,11 @@ class Recipe:
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any], tasks_of: Mapping[str, Collection[str]]) -> Recipe:
-        """From a training's config as plain data.
+        """From the config of a training run as plain data.
 
         Args:
-            settings: the yaml file's content; keys that it lacks have the values of an older version.
-            tasks_of: tasks of datasets that are not in the table of datasets.
+            settings: content of the YAML file; missing keys (configs of older versions) count as unset.
+            tasks_of: tasks of the datasets that have no built-in dataset row.
         """
         strategy = at(settings, "SCHEDULE", "STRATEGY") or []
         datasets = [name.rpartition("_")[0] for name in at(settings, "DATASETS", "TRAIN") or []]
@@ -94,24 +94,24 @@ class Recipe:
 
     @property
     def single(self) -> bool:
-        """One dataset, one task, everything learns, all images: a baseline or a fine-tuning."""
+        """One dataset, one task, full model, all images: a baseline or a fine-tuning run."""
         return len(self.slots) == 1 and not (self.heads_only or self.images)
 
     def describe(self) -> str:
-        """The run in a few words."""
+        """A short description of the run."""
         if not self.slots:
             return "unknown training"
         if len(self.slots) == 1:
             what = f"{self.slots[0][0]}, {self.slots[0][1]}"
         else:
             datasets = f"{len(self.datasets)} datasets" if len(self.datasets) > 1 else self.datasets[0]
-            what = f"{datasets}, {len(self.slots)} pairs of dataset and task"
+            what = f"{datasets}, {len(self.slots)} dataset-task pairs"
         what += ", heads only" * self.heads_only + (f", {self.images} training images" if self.images else "")
         return f"{what}, {'with' if self.teacher else 'no'} teacher, from {self.start}"
 
 
 def at(settings: Mapping[str, Any], *path: str) -> Any:
-    """The value at a path of keys, or None."""
+    """The value at a path of keys; None if it does not exist."""
     value: Any = settings
     for key in path:
         value = value.get(key) if isinstance(value, Mapping) else None
@@ -127,7 +127,7 @@ def _start(settings: Mapping[str, Any]) -> str:
     if not weights:
         return "ImageNet" if at(settings, "MODEL", "TIMM", "KWARGS", "pretrained") else "random"
     path = Path(weights)
-    # model_final.pth and its like say nothing; the run's folder does.
+    # Names such as model_final.pth identify nothing; the folder of the run does.
     name = path.parent.name if path.stem.startswith("model_") and path.parent.name else path.stem
     which = at(settings, "MODEL", "WEIGHTS_FROM")
     return f"{name} ({which})" if which else name

@@ -1,4 +1,4 @@
-"""From runs to a report."""
+"""Building a report from runs."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class ReportOptions:
     """What a report holds.
 
     Attributes:
-        paper: published tables to stand beside ours.
-        compare: pairs of "NAME" or "NAME:MODEL".
-        draws: draws of patients behind intervals of differences, 0 = none.
-        seed: of these draws.
-        pictures: pictures of each kind, task and split; 0 = none.
-        root: folder of prepared datasets; empty: as each run's config says.
+        paper: published tables to report next to ours.
+        compare: pairs of "NAME" or "NAME:MODEL" to compare.
+        draws: bootstrap resamples of patients behind the intervals of differences; 0 = no intervals.
+        seed: seed of the resamples.
+        pictures: gallery images per kind, task and split; 0 = none.
+        root: folder of prepared datasets; empty = that of each run's config.
     """
 
     paper: tuple[PaperTable, ...] = ()
@@ -48,16 +48,15 @@ class ReportOptions:
 
 
 def build_report(runs: Sequence[Run], options: ReportOptions) -> Document:
-    """The report of some runs.
+    """Build the report of one or more runs.
 
     Raises:
-        FXError: runs that cannot be compared, runs or tables whose names would be one in file names, or files that
-            cannot be read.
+        FXError: runs cannot be compared, the names of runs or tables give the same file name, or a file cannot be read.
     """
     names = [slug(run.name) for run in runs]
     if twice := {name for name in names if names.count(name) > 1}:
         alike = ", ".join(run.name for run in runs if slug(run.name) in twice)
-        raise FXError(f"{alike}: their files would have one name; give other names, NAME=PATH")
+        raise FXError(f"{alike}: their files would have the same name; give other names, NAME=PATH")
     comparer = Comparer(options.draws, options.seed)
     tables = [*baseline_tables(runs, options.paper, comparer), *transfer_tables(runs, options.paper)]
     pairs = [(find_side(first, runs), find_side(second, runs)) for first, second in options.compare]
@@ -70,25 +69,25 @@ def build_report(runs: Sequence[Run], options: ReportOptions) -> Document:
     shown = _shown(runs)
     if len(shown) < len(runs):
         text = (
-            "Runs with a few training images are in their table only; a report of one alone has its curves and classes."
+            "Few-shot runs appear only in their table. A report of a single one also has its curves and class tables."
         )
         sections.append(Section(key="not-shown", title="Runs without a section", text=(text,)))
     sections += [_run_section(run, options) for run in shown]
     facts = {"runs": {run.name: protocol(run) | {"settings": run.settings} for run in runs}}
     document = Document(
-        title="Foundation X: report", notice=NOTICE, sections=tuple(s for s in sections if not s.empty), facts=facts
+        title="Foundation X report", notice=NOTICE, sections=tuple(s for s in sections if not s.empty), facts=facts
     )
     keys = [slug(table.key) for table in document.tables()]
     if twice := {key for key in keys if keys.count(key) > 1}:
         raise FXError(
-            f"two tables would be called {', '.join(sorted(twice))}: give the run (NAME=PATH) or the published table "
+            f"two tables would be named {', '.join(sorted(twice))}: give the run (NAME=PATH) or the published table "
             "another name"
         )
     return document
 
 
 def _shown(runs: Sequence[Run]) -> list[Run]:
-    """Runs with a section of their own: a few-shot series has dozens of alike runs."""
+    """Runs with a section of their own; a few-shot series consists of dozens of similar runs."""
     if len(runs) == 1:
         return list(runs)
     return sorted((run for run in runs if not is_few_shot(run)), key=lambda run: not is_joint(run))
@@ -121,11 +120,11 @@ def _runs_table(runs: Sequence[Run]) -> Table:
         rows.append((run.name, run.recipe.describe(), str(run.recipe.seed), ", ".join(splits), digest, when, passes))
     columns = (
         "run",
-        "what it trained",
+        "training",
         "seed",
         "splits",
         "weights (sha256)",
         "evaluated (UTC)",
-        "evaluations in training",
+        "evaluations during training",
     )
     return Table(key="runs", title="Runs of this report", columns=columns, rows=tuple(rows))

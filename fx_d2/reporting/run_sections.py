@@ -1,4 +1,4 @@
-"""What there is to say about one run: classes, groups, heads, curves, time, protocol."""
+"""Report sections of one run: training, classes, curves, subgroups, heads and protocol."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ _CLASS_METRICS = {
 
 
 def training_section(run: Run) -> Section:
-    """Metrics over passes, losses, gradient norms, learning rate, and the time of a step."""
+    """Metrics over passes, losses, gradient norms, learning rate and step time."""
     curves = tuple(metric_plots(run.history, run.recipe.slots, run.recipe.passes, run.name))
     text = (
-        "After every evaluated pass, on validation splits unless the config says otherwise. Filled marks: the dataset "
-        "had just been trained (focused); hollow ones: another one had (unfocused). A star is the best of a model.",
+        "After every evaluated pass, on validation splits unless configured otherwise. Filled markers: the pass had "
+        "trained on this dataset (focused); hollow markers: on another one (unfocused). A star marks the best value.",
     )
     times = _time_table(run)
     parts = (
         Section(key=slug(f"passes-{run.name}"), title="Metrics over passes", text=text if curves else (), plots=curves),
         Section(
             key=slug(f"losses-{run.name}"),
-            title="Losses, gradients, learning rate, time",
+            title="Losses, gradient norms, learning rate, step time",
             tables=(times,) if times.rows else (),
             plots=tuple(training_plots(run.steps, run.recipe.slots, run.name)),
         ),
@@ -47,7 +47,7 @@ def training_section(run: Run) -> Section:
 
 
 def _time_table(run: Run) -> Table:
-    """Seconds of a step by dataset and task, from lines of metrics.json that hold a time of the two."""
+    """Seconds per step by dataset and task, from the lines of metrics.json that time such a step."""
     found: dict[tuple[str, str], list[tuple[float, float | None]]] = defaultdict(list)
     for line in run.steps:
         for dataset, task in run.recipe.slots:
@@ -63,15 +63,15 @@ def _time_table(run: Run) -> Table:
         rows.append((title_of(dataset), task, count(len(times)), Number(value=median(times), digits=3), wait))
     return Table(
         key=slug(f"time-{run.name}"),
-        title="Time of a step",
-        columns=("dataset", "task", "samples", "seconds a step", "of these waiting for data"),
+        title="Step time",
+        columns=("dataset", "task", "samples", "seconds per step", "of which data loading"),
         rows=tuple(rows),
-        notes=("medians over the samples that metrics.json holds",),
+        notes=("medians over the samples in metrics.json",),
     )
 
 
 def classes_section(run: Run, results: Results) -> Section:
-    """A table of classes for each task, with the undefined classes named."""
+    """A per-class table for each task; undefined classes are listed in its notes."""
     tables = []
     options = {"sensitivity": _specificity(results), "froc": _hit(results)}
     for task in TASKS:
@@ -90,12 +90,12 @@ def classes_section(run: Run, results: Results) -> Section:
                     rows.append((title_of(dataset_of(split)), split.rpartition("_")[2], which, name, *cells))
                 undefined = [n for n, k in zip(names, keys, strict=True) if _undefined(results, which, split, task, k)]
                 if undefined:
-                    notes.append(f"{split}, {which}: undefined ({REASONS[task]}), in no mean: {', '.join(undefined)}")
+                    notes.append(f"{split}, {which}: undefined ({REASONS[task]}), not in means: {', '.join(undefined)}")
         if rows:
             tables.append(
                 Table(
                     key=slug(f"classes-{run.name}-{task}"),
-                    title=f"Classes: {task}",
+                    title=f"Per class: {task}",
                     columns=("dataset", "split", "model", "class", *(LABELS[metric] for metric in metrics)),
                     rows=tuple(rows),
                     notes=tuple(notes),
@@ -109,15 +109,15 @@ def _undefined(results: Results, which: str, split: str, task: str, keys: Sequen
 
 
 def _specificity(results: Results) -> str:
-    """At which specificity a sensitivity stands, or "" where the config does not say."""
+    """Note on the specificity of the reported sensitivity; "" if the config does not state it."""
     share = at(results.settings, "TEST", "SPECIFICITY")
-    return f"the fixed specificity is at least {100 * share:g} %" if share is not None else ""
+    return f"sensitivity at a specificity of at least {100 * share:g} %" if share is not None else ""
 
 
 def _hit(results: Results) -> str:
-    """Which boxes are hits of FROC curves, or ""."""
+    """Note on which boxes are hits in FROC curves; "" if the config does not state it."""
     overlap = at(results.settings, "TEST", "FROC_IOU")
-    return f"FROC: a hit has an IoU of at least {overlap:g}" if overlap is not None else ""
+    return f"FROC: a hit has IoU >= {overlap:g}" if overlap is not None else ""
 
 
 def curves_section(run: Run, results: Results) -> Section:
@@ -133,7 +133,7 @@ def curves_section(run: Run, results: Results) -> Section:
         if labels:
             reliability.append(reliability_plot(labels, title, slug(f"reliability-{run.name}-{split}")))
     hit = (_hit(results) + ".",) if froc and _hit(results) else ()
-    points = ("A point is a bin of probabilities; its area grows with the share of the images in it.",)
+    points = ("Each point is a probability bin; its area grows with the fraction of the images in the bin.",)
     parts = (
         Section(key=slug(f"froc-{run.name}"), title=f"FROC curves ({which})", text=hit, plots=tuple(froc)),
         Section(
@@ -147,7 +147,7 @@ def curves_section(run: Run, results: Results) -> Section:
 
 
 def groups_section(run: Run, results: Results) -> Section:
-    """Means in groups by sex, age and view."""
+    """Mean metrics in subgroups by sex, age and view."""
     metrics = [(task, HEADLINES[task][0]) for task in TASKS]
     rows = []
     for split, name in results.splits.items():
@@ -158,25 +158,25 @@ def groups_section(run: Run, results: Results) -> Section:
                 rows.append((title_of(dataset_of(split)), split.rpartition("_")[2], which, group, *sizes, *values))
     table = Table(
         key=slug(f"groups-{run.name}"),
-        title="Groups of patients and films",
+        title="Subgroups by sex, age and view",
         columns=(
             "dataset",
             "split",
             "model",
-            "group",
+            "subgroup",
             "images",
             "patients",
             *(LABELS[metric] for _, metric in metrics),
         ),
         rows=tuple(rows),
-        notes=("small groups: look at the images, and at how many classes they define, before comparing means",),
+        notes=("small subgroups: before comparing means, check image counts, and in results.json the defined classes",),
     )
     key = slug(f"section-groups-{run.name}")
-    return Section(key=key, title="Groups", tables=(table,) if rows else (), folded=True)
+    return Section(key=key, title="Subgroups", tables=(table,) if rows else (), folded=True)
 
 
 def heads_section(run: Run, results: Results) -> Section:
-    """What the heads of other datasets say about shared findings."""
+    """Predictions of the heads of other datasets on shared findings."""
     rows = []
     for split, name in results.splits.items():
         for which in results.models:
@@ -188,26 +188,26 @@ def heads_section(run: Run, results: Results) -> Section:
                     rows.append(
                         (*facts, count(entry["images"]), own, title_of(other), percent(found["auroc"]), *counts)
                     )
-    columns = ("dataset", "split", "model", "finding", "images", "own AUROC", "other head", "its AUROC")
+    columns = ("dataset", "split", "model", "finding", "images", "own AUROC", "other head", "AUROC of other head")
     table = Table(
         key=slug(f"heads-{run.name}"),
         title="Heads of several datasets on shared findings",
         columns=(*columns, "both positive", "own only", "other only", "neither"),
         rows=tuple(rows),
-        notes=("each head at its operating point, or at 0.5; AUROC against the labels of the images' own dataset",),
+        notes=("each head at its operating point, else at 0.5; AUROC against the labels of the images' own dataset",),
     )
     key = slug(f"section-heads-{run.name}")
     return Section(key=key, title="Heads on shared findings", tables=(table,) if rows else (), folded=True)
 
 
 def protocol_section(run: Run) -> Section:
-    """Where the numbers come from: files, hashes, versions, config."""
+    """Where the results come from: files, hashes, versions, config."""
     facts = protocol(run)
     rows: list[tuple[Cell, ...]] = []
     for key, value in facts.items():
         entries = value.items() if isinstance(value, Mapping) else [("", value)]
         rows += [(" ".join((key, str(name))).strip(), str(entry)) for name, entry in entries]
-    table = Table(key=slug(f"protocol-{run.name}"), title="Origin", columns=("fact", "value"), rows=tuple(rows))
+    table = Table(key=slug(f"protocol-{run.name}"), title="Provenance", columns=("key", "value"), rows=tuple(rows))
     config = yaml.safe_dump(run.settings, sort_keys=True)
     part = Section(key=slug(f"config-{run.name}"), title="Config", code=config, folded=True)
     return Section(
@@ -216,7 +216,7 @@ def protocol_section(run: Run) -> Section:
 
 
 def protocol(run: Run) -> dict[str, Any]:
-    """The facts of a run as plain data, without its config."""
+    """Provenance of a run as plain data, without its config."""
     facts: dict[str, Any] = {"training": run.recipe.describe(), "seed": run.recipe.seed, "folder": str(run.folder)}
     if run.results is None:
         return facts | {"evaluation": "none yet"}

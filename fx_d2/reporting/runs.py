@@ -1,4 +1,4 @@
-"""Reading what runs left on disk."""
+"""Reading the output folders of training and evaluation runs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +21,21 @@ from fx_d2.structures import TASKS, FXError
 RESULTS, STEPS, CONFIG = "results.json", "metrics.json", "config.yaml"
 
 TEST = "test"
-"""The folder inside a run in which an evaluation of its weights on test splits is looked for."""
+"""Subfolder of a run that is searched for an evaluation of its weights on test splits."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """An evaluation, as results.json holds it (docs/results.md); undefined values are None.
+    """An evaluation as stored in results.json (docs/results.md); undefined values are None.
 
     Attributes:
-        folder: where the file lies, and its files of scores and predictions.
-        meta: what produced it.
-        metrics: "<model>/<name>/<task>/<metric>" -> share.
+        folder: folder of the file, and of its scores and predictions files.
+        meta: provenance.
+        metrics: "<model>/<name>/<task>/<metric>" -> fraction.
         intervals: the same keys -> [low, high].
         details: curves and tables.
-        subgroups: metrics of groups.
-        scores: "<model>/<name>" -> file.
+        subgroups: metrics of subgroups.
+        scores: "<model>/<name>" -> scores file.
     """
 
     folder: Path
@@ -45,26 +46,26 @@ class Results:
     subgroups: dict[str, Any]
     scores: dict[str, str]
 
-    @property
+    @cached_property
     def splits(self) -> dict[str, str]:
-        """Registered split -> name under which its metrics stand: the dataset's, if it has only this split."""
+        """Registered split -> name in the keys of its metrics: the dataset, if only one of its splits was evaluated."""
         splits = self.meta["splits"]
         count = Counter(dataset_of(split) for split in splits)
         return {split: dataset_of(split) if count[dataset_of(split)] == 1 else split for split in splits}
 
-    @property
+    @cached_property
     def settings(self) -> dict[str, Any]:
-        """The evaluation's config as plain data."""
+        """Config of the evaluation as plain data."""
         return yaml.safe_load(self.meta["config"]) or {}
 
     @property
     def models(self) -> list[str]:
-        """ "student", "teacher", or both."""
+        """The evaluated models: "student", "teacher" or both."""
         return list(dict.fromkeys(key.split("/", 1)[0] for key in self.metrics))
 
     @property
     def hashes(self) -> dict[str, str]:
-        """Split -> hash of its annotation file."""
+        """Registered split -> hash of its annotation file."""
         return {split: row["content_hash"] for split, row in self.meta["datasets"].items()}
 
     def tasks(self, split: str) -> list[str]:
@@ -74,32 +75,32 @@ class Results:
         return [task for task in TASKS if task in found]
 
     def value(self, which: str, split: str, task: str, metric: str) -> float:
-        """A metric, as a share; NaN where it is undefined or absent."""
+        """A metric as a fraction; NaN if it is undefined or missing."""
         name = self.splits.get(split)
         value = self.metrics.get(f"{which}/{name}/{task}/{metric}") if name else None
         return math.nan if value is None else value
 
     def interval(self, which: str, split: str, task: str, metric: str) -> tuple[float, float] | None:
-        """Its 95 % interval, if it has one."""
+        """The 95 % interval of a metric, if it has one."""
         pair = self.intervals.get(f"{which}/{self.splits.get(split)}/{task}/{metric}")
         return None if pair is None or pair[0] is None or pair[1] is None else (pair[0], pair[1])
 
     def classes(self, which: str, split: str, task: str, metric: str) -> list[str]:
-        """Classes that have an entry of the metric, in the order of evaluation."""
+        """Classes with an entry for the metric, in the order of evaluation."""
         head = f"{which}/{self.splits[split]}/{task}/{metric}/"
         return [key.removeprefix(head) for key in self.metrics if key.startswith(head)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A training, its evaluation, or both.
+    """A training run, its evaluation, or both.
 
     Attributes:
         name: short and unique in a report.
-        folder: as given.
+        folder: path as given by the user.
         recipe: what was trained.
-        settings: the training's config, or the evaluation's where the training is not at hand.
-        results: of test splits if they were evaluated, else of validation splits; None: not evaluated yet.
+        settings: config of the training run, or of the evaluation if the training run is not available.
+        results: on test splits if they were evaluated, else on validation splits; None = not evaluated yet.
         history: lines of evaluations.jsonl.
         steps: lines of metrics.json.
     """
@@ -114,19 +115,20 @@ class Run:
 
 
 def dataset_of(split: str) -> str:
-    """ "jsrt" of "jsrt_test"."""
+    """Dataset of a registered split: "jsrt" for "jsrt_test"."""
     return split.rpartition("_")[0]
 
 
 def read_runs(arguments: Sequence[str]) -> tuple[Run, ...]:
-    """The runs that arguments name, each "PATH" or "NAME=PATH"; a folder of runs stands for all of them.
+    """The runs given by arguments "PATH" or "NAME=PATH"; a folder of runs stands for all of them.
 
-    A path is a training's or an evaluation's OUTPUT_DIR. Of a training, its folder `test` is taken for the evaluation
-    if it holds one; of an evaluation, the training whose weights it read, if that is still in its place.
+    A path is the OUTPUT_DIR of a training run or of an evaluation. The evaluation of a training run is read from its
+    subfolder `test` if there is one. The training run of an evaluation is the one that wrote its weights, if it still
+    exists.
 
     Raises:
-        FXError: a path holds no run, a name is given twice, results are of another version, or two runs were evaluated
-            on different annotations of the same split.
+        FXError: a path has no run, a name is given twice, results have another version, or two runs were evaluated on
+            different annotations of the same split.
     """
     named = [pair for argument in arguments for pair in _expand(argument)]
     names = _names(named)
@@ -136,7 +138,7 @@ def read_runs(arguments: Sequence[str]) -> tuple[Run, ...]:
 
 
 def check_same_data(runs: Iterable[Run]) -> None:
-    """FXError when two runs were evaluated on different annotation files of one split."""
+    """Raise FXError if two runs were evaluated on different annotation files of one split."""
     seen: dict[str, tuple[str, str]] = {}
     for run in runs:
         for split, digest in (run.results.hashes if run.results else {}).items():
@@ -150,7 +152,7 @@ def check_same_data(runs: Iterable[Run]) -> None:
 
 def _expand(argument: str) -> list[tuple[str, Path]]:
     name, separator, text = argument.partition("=")
-    # A path may hold "=", a name no "/".
+    # A path may contain "=", a name no "/".
     named = separator and "/" not in name and not Path(argument).exists()
     name, path = (name, Path(text)) if named else ("", Path(argument))
     if _is_run(path):
@@ -158,8 +160,8 @@ def _expand(argument: str) -> list[tuple[str, Path]]:
     inside = sorted(child for child in path.iterdir() if _is_run(child)) if path.is_dir() else []
     if not inside:
         raise FXError(
-            f"{path} is no run: neither it nor a folder in it holds {RESULTS}, {STEPS} or {EVALUATIONS}; give the "
-            "OUTPUT_DIR of a training or of an evaluation"
+            f"{path} is not a run: neither it nor a subfolder contains {RESULTS}, {STEPS} or {EVALUATIONS}; give the "
+            "OUTPUT_DIR of a training run or of an evaluation"
         )
     return [(f"{name}/{child.name}" if name else "", child) for child in inside]
 
@@ -169,7 +171,7 @@ def _is_run(path: Path) -> bool:
 
 
 def _names(named: Sequence[tuple[str, Path]]) -> list[str]:
-    """Names as given, else the shortest ends of the paths that tell them apart."""
+    """Names as given, else the shortest path suffixes that are unique."""
     paths = list(dict.fromkeys(path.resolve() for _, path in named))
     if len(paths) < len(named):
         twice = next(path for _, path in named if [p.resolve() for _, p in named].count(path.resolve()) > 1)
@@ -179,7 +181,7 @@ def _names(named: Sequence[tuple[str, Path]]) -> list[str]:
         names = [name or "/".join(path.resolve().parts[-length:]) for name, path in named]
         if len(set(names)) == len(names):
             return names
-    raise FXError(f"two runs are called {Counter(names).most_common(1)[0][0]!r}: give other names, NAME=PATH")
+    raise FXError(f"two runs are named {Counter(names).most_common(1)[0][0]!r}: give other names, NAME=PATH")
 
 
 def _read(name: str, path: Path) -> Run:
@@ -210,11 +212,11 @@ def _read_results(folder: Path) -> Results | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
-        raise FXError(f"{path} is not json: evaluate again to write it") from None
+        raise FXError(f"{path} is not JSON: evaluate again to write it") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise FXError(f"{path} is not a file of results of fx_d2: give the OUTPUT_DIR of a training or evaluation")
+        raise FXError(f"{path} is not an fx_d2 results file: give the OUTPUT_DIR of a training run or an evaluation")
     if content.get("version") != VERSION:
-        raise FXError(f"{path} is of version {content.get('version')}, not {VERSION}: evaluate again to write it")
+        raise FXError(f"{path} has version {content.get('version')}, not {VERSION}: evaluate again to write it")
     keys = ("meta", "metrics", "intervals", "details", "subgroups", "scores")
     missing = [key for key in keys if not isinstance(content.get(key), dict)]
     if missing:
@@ -224,21 +226,19 @@ def _read_results(folder: Path) -> Results | None:
 
 def _read_settings(folder: Path, results: Results | None) -> dict[str, Any]:
     path = folder / CONFIG
-    if path.is_file():
-        text, where = path.read_text(encoding="utf-8"), str(path)
-    else:
-        text, where = (str(results.meta["config"]), "meta.config") if results else ("", str(path))
+    stored = results.meta.get("config", "") if results else ""
+    where = str(path) if path.is_file() or not results else f"meta.config of {results.folder / RESULTS}"
     try:
-        settings = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise FXError(f"{where} is not yaml: {' '.join(str(error).split())}") from None
+        settings = yaml.safe_load(path.read_text(encoding="utf-8") if path.is_file() else str(stored))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise FXError(f"{where} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(settings, dict):
         raise FXError(f"{folder}: no config found ({where} is missing or empty)")
     return settings
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a file of json lines; the last one may have been cut off by a kill."""
+    """Lines of a JSON Lines file; a last line that is incomplete (a killed run) is ignored."""
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -248,12 +248,12 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
             found.append(json.loads(line))
         except ValueError:
             if number < len(lines):
-                raise FXError(f"{path}, line {number}: not json") from None
+                raise FXError(f"{path}, line {number}: not JSON") from None
     return found
 
 
 def _tasks_of(results: Results | None, history: list[dict[str, Any]]) -> dict[str, set[str]]:
-    """Tasks of each dataset, as far as they were evaluated."""
+    """Tasks of each dataset that were evaluated."""
     found: dict[str, set[str]] = {}
     if results is not None:
         for split in results.splits:

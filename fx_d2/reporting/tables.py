@@ -1,4 +1,4 @@
-"""Tables as data, and as Markdown, CSV and json. All shares are in percent here."""
+"""Tables as data, and as Markdown, CSV and JSON. Fractions are in percent here."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from tabulate import tabulate  # type: ignore[import-untyped]
 from fx_d2.reporting.runs import Run
 
 MEANS = "several runs: mean \N{PLUS-MINUS SIGN} standard deviation (n - 1) over seeds (number of runs)"
-"""What `pooled` gives, for notes."""
+"""Note on the values of `pooled`."""
 
 UP, DOWN, SAME = "\N{UPWARDS ARROW}", "\N{DOWNWARDS ARROW}", "="
 
 
 @dataclass(frozen=True, kw_only=True)
 class Number:
-    """A number of a table, never NaN: what is unknown is the cell "".
+    """A number in a table, never NaN: unknown values are the cell "".
 
     Attributes:
-        value: in the units shown.
-        interval: its 95 % interval.
-        deviation: standard deviation over runs (n - 1), where the value is a mean of at least two.
+        value: value in the displayed unit.
+        interval: 95 % interval.
+        deviation: standard deviation over runs (n - 1), if the value is a mean over at least two runs.
         runs: number of runs behind a mean.
-        signed: a difference, shown with its sign and an arrow.
-        digits: after the point.
+        signed: whether this is a difference, displayed with its sign and an arrow.
+        digits: digits after the decimal point.
     """
 
     value: float
@@ -45,8 +45,8 @@ class Number:
 
     @property
     def main(self) -> str:
-        """The number itself; the arrow follows what is shown, so that a gain below the last digit is none."""
-        shown = round(self.value, self.digits) + 0.0  # no minus before a zero
+        """Text of the value. The arrow follows the rounded value: a gain below the last digit counts as equal."""
+        shown = round(self.value, self.digits) + 0.0  # no negative zero
         text = f"{shown:{'+' if self.signed and shown else ''}.{self.digits}f}"
         if self.signed:
             text += f" {UP if shown > 0 else DOWN if shown < 0 else SAME}"
@@ -56,7 +56,7 @@ class Number:
 
     @property
     def range(self) -> str:
-        """Its interval, or ""; of a difference with all digits, since it matters on which side of zero an end lies."""
+        """Text of the interval, or ""; all digits for differences, where the side of zero matters."""
         if self.interval is None:
             return ""
         digits = self.digits if self.signed else 1
@@ -65,7 +65,7 @@ class Number:
         return f"[{low}, {high}]"
 
     def data(self) -> dict[str, Any]:
-        """Plain data, without what is not known."""
+        """Plain data; unknown fields are left out."""
         found: dict[str, Any] = {"value": self.value}
         if self.interval is not None:
             found |= {"low": self.interval[0], "high": self.interval[1]}
@@ -75,19 +75,19 @@ class Number:
 
 
 Cell = Number | str
-"""A number, or text; "" is blank."""
+"""A number or text; "" = blank."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows of cells under named columns.
+    """A table with named columns.
 
     Attributes:
-        key: name of its file; unique in a report.
-        title: what it shows.
-        columns: names.
-        rows: as many cells as columns each.
-        notes: sentences below it.
+        key: name of its CSV file; unique in a report.
+        title: caption.
+        columns: column names.
+        rows: rows with one cell per column.
+        notes: notes below the table.
     """
 
     key: str
@@ -98,11 +98,11 @@ class Table:
 
     @property
     def numeric(self) -> tuple[bool, ...]:
-        """Of each column whether it holds numbers."""
+        """Whether each column contains numbers."""
         return tuple(any(isinstance(row[i], Number) for row in self.rows) for i in range(len(self.columns)))
 
     def markdown(self) -> str:
-        """A pipe table with its notes."""
+        """Pipe table followed by its notes."""
         align = ["right" if numeric else "left" for numeric in self.numeric]
         cells = [list(map(_piped, row)) for row in self.rows]
         head = list(map(_piped, self.columns))
@@ -110,7 +110,7 @@ class Table:
         return "\n".join([text, *(["", *(f"- {note}" for note in self.notes)] if self.notes else [])])
 
     def csv(self) -> str:
-        """Numbers unrounded; an interval, a deviation and a count are columns of their own, if any row has them."""
+        """Unrounded numbers. Interval bounds, standard deviation and run count have their own columns, if any."""
         parts = [_parts([row[i] for row in self.rows]) for i in range(len(self.columns))]
         stream = io.StringIO()
         writer = csv.writer(stream, lineterminator="\n")
@@ -121,13 +121,13 @@ class Table:
         return stream.getvalue()
 
     def data(self) -> dict[str, Any]:
-        """Plain data: a row is a list of strings, null (blank) and mappings with "value"."""
+        """Plain data: each row is a list of strings, null (blank) and mappings with "value"."""
         rows = [[cell.data() if isinstance(cell, Number) else cell or None for cell in row] for row in self.rows]
         return {"title": self.title, "columns": list(self.columns), "rows": rows, "notes": list(self.notes)}
 
 
 def _piped(cell: Cell) -> str:
-    """A cell on one line, without the sign that would end it."""
+    """Text of a cell on one line, with pipes escaped."""
     return " ".join(str(cell).split()).replace("|", "\\|")
 
 
@@ -144,7 +144,7 @@ def _values(cell: Cell, parts: Sequence[str]) -> list[Any]:
 
 
 def percent(share: float | None, interval: Sequence[float] | None = None) -> Cell:
-    """A share as a number in percent; blank where it is None or NaN."""
+    """A fraction as a number in percent; blank if it is None or NaN."""
     if share is None or math.isnan(share):
         return ""
     pair = (100 * interval[0], 100 * interval[1]) if interval is not None else None
@@ -152,20 +152,20 @@ def percent(share: float | None, interval: Sequence[float] | None = None) -> Cel
 
 
 def count(number: float | None) -> Cell:
-    """A whole number; blank where it is None or NaN."""
+    """A whole number; blank if it is None or NaN."""
     return "" if number is None or math.isnan(number) else Number(value=number, digits=0)
 
 
 def pooled(runs: Iterable[Run], which: str, split: str, task: str, metric: str, classes: Sequence[str] = ()) -> Cell:
-    """A metric of one run with its interval, or the mean and deviation over several; blank where none has it.
+    """A metric of one run with its interval, or its mean and standard deviation over several runs; blank if undefined.
 
     Args:
         runs: repetitions of one method.
         which: "student" or "teacher".
-        split: registered split; runs that were evaluated on another one do not count.
+        split: registered split; runs that were not evaluated on it are left out.
         task: the task.
         metric: the metric.
-        classes: take the mean of these classes instead of the dataset's.
+        classes: classes to average over; empty = the dataset's own mean.
     """
     keys = [f"{metric}/{name}" for name in classes] or [metric]
     found = []
@@ -181,7 +181,7 @@ def pooled(runs: Iterable[Run], which: str, split: str, task: str, metric: str, 
 
 
 def difference(first: Cell, second: Cell, interval: Sequence[float] | None = None) -> Cell:
-    """How far the second number is above the first, with its interval, as shares; blank without both."""
+    """second - first, with an interval given in fractions; blank unless both are numbers."""
     if not isinstance(first, Number) or not isinstance(second, Number):
         return ""
     pair = (100 * interval[0], 100 * interval[1]) if interval is not None else None

@@ -1,4 +1,4 @@
-"""One dataset from several initial weights: fine-tuning, few-shot, heads only against all of the model."""
+"""Transfer from several initial weights: fine-tuning, few-shot, and heads only compared with the full model."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from fx_d2.reporting.paper import PaperRow, PaperTable, row_of
 from fx_d2.reporting.runs import Run
 from fx_d2.reporting.tables import MEANS, Cell, Number, Table, difference, pooled
 
-_NOTE = f"in percent; {MEANS}; one run: its 95 % interval by patient; of the student where there are two models"
+_NOTE = f"in percent; {MEANS}; single run: 95 % interval by patient; student only, if there are two models"
 
 
 def is_few_shot(run: Run) -> bool:
-    """Whether a run saw a few images of one dataset: what the table of few-shot runs holds."""
+    """Whether a run belongs in the few-shot table: a few training images of one dataset."""
     return bool(run.recipe.images) and len(run.recipe.datasets) == 1
 
 
 def transfer_tables(runs: Sequence[Run], paper: Sequence[PaperTable]) -> list[Table]:
-    """The tables of the kinds "starts", "few_shot" and "heads" that the runs give."""
+    """Tables of the kinds "starts", "few_shot" and "heads" for which there are runs."""
     _, tuned = split_single(runs, paper)
     heads = [run for run in runs if run.recipe.heads_only and not run.recipe.images]
     few = [run for run in runs if is_few_shot(run)]
@@ -45,14 +45,14 @@ def _label(run: Run) -> str:
 
 
 def _by_start(paper: PaperTable, runs: Sequence[Run]) -> Table:
-    """A column for each initial weights; of few-shot runs a row for each number of images."""
+    """One column per set of initial weights; for few-shot runs, one row per number of training images."""
     labels = list(dict.fromkeys(_label(run) for run in runs))
     rows = _rows(paper, runs)
     published = _columns(paper, rows)
     lines, others = [], []
     for row in rows:
         mine = [run for run in runs if (row.dataset, row.task) in run.recipe.slots and run.recipe.images == row.images]
-        # A series over classes has a run for each: those that know nothing of a row are no rivals in it.
+        # A series with one run per class: only runs evaluated on the classes of a row compete in it.
         mine = [run for run in mine if _knows(run, row)]
         cells: list[Cell] = []
         for label in labels:
@@ -67,11 +67,11 @@ def _by_start(paper: PaperTable, runs: Sequence[Run]) -> Table:
 
 
 def _notes(others: Sequence[str]) -> tuple[str, ...]:
-    return (_NOTE, *[f"left out, {OTHERS}: {', '.join(dict.fromkeys(others))}"] * bool(others))
+    return (_NOTE, *[f"left out {OTHERS}: {', '.join(dict.fromkeys(others))}"] * bool(others))
 
 
 def _rows(paper: PaperTable, runs: Sequence[Run]) -> list[PaperRow]:
-    """The paper's rows of the slots that the runs have, and rows for what else they have."""
+    """The published rows of the (dataset, task) slots of the runs, and rows for classes that only the runs have."""
     rows = _rows_of_slots(paper, runs)
     for run in runs:
         for dataset, task in run.recipe.slots:
@@ -84,7 +84,7 @@ def _rows(paper: PaperTable, runs: Sequence[Run]) -> list[PaperRow]:
 
 
 def _rows_of_slots(paper: PaperTable, runs: Sequence[Run]) -> list[PaperRow]:
-    """The paper's rows of the slots that the runs have; for numbers of images that it lacks, rows alike."""
+    """The published rows of the slots of the runs, plus like rows for image counts that were not published."""
     there = dict.fromkeys((*slot, run.recipe.images) for run in runs for slot in run.recipe.slots)
     slots = list(dict.fromkeys(key[:2] for key in there))
     rows = [row for row in paper.rows if (row.dataset, row.task) in slots]
@@ -101,10 +101,10 @@ def _rows_of_slots(paper: PaperTable, runs: Sequence[Run]) -> list[PaperRow]:
 
 
 def _heads(paper: PaperTable, start: str, heads: Sequence[Run], runs: Sequence[Run], number: int) -> Table:
-    """From one start: a row for each slot, what the heads alone reach and what all of the model reaches."""
+    """Heads only and full fine-tuning from one set of initial weights, one row per slot."""
     mine = [run for run in heads if run.recipe.start == start]
     single = [run for run in runs if run.recipe.single]
-    # What starts where other heads did is their full fine-tuning, and no baseline.
+    # Full runs from the initial weights of any heads-only run are fine-tuning runs, not baselines.
     starts = {run.recipe.start for run in heads}
     rows = _rows(paper, mine)
     published = _columns(paper, rows)
@@ -136,7 +136,7 @@ def _heads(paper: PaperTable, start: str, heads: Sequence[Run], runs: Sequence[R
 
 
 def _columns(paper: PaperTable, rows: Sequence[PaperRow]) -> list[str]:
-    """The published columns that have a number in one of the rows."""
+    """The published columns with a value in at least one of the rows."""
     return [name for name in paper.columns if any(name in row.numbers for row in rows)]
 
 
@@ -146,7 +146,7 @@ def _knows(run: Run, row: PaperRow) -> bool:
 
 
 def _classes(run: Run, row: PaperRow) -> tuple[str, ...]:
-    """The classes of a row's dataset and task for which a run was evaluated."""
+    """Classes of the row's dataset and task on which a run was evaluated."""
     split = same_split([run], row.dataset)
     if run.results is None or split is None:
         return ()
@@ -159,7 +159,7 @@ def _facts(row: PaperRow, runs: Sequence[Run]) -> tuple[str, ...]:
 
 
 def _value(runs: Sequence[Run], row: PaperRow, beside: Sequence[Run]) -> Cell:
-    """The cell of repetitions of one method, on the split by which all runs of the row are compared."""
+    """Cell of the repetitions of one method, on the split on which all runs of the row are compared."""
     split = same_split(beside, row.dataset)
     models = [run.results.models[0] for run in runs if run.results is not None]
     return pooled(runs, models[0], split, row.task, row.metric, row.classes) if split and models else ""

@@ -1,4 +1,4 @@
-"""Pictures: truth beside prediction, predictions alone, and sheets of samples as the model sees them."""
+"""Figures: ground truth next to predictions, predictions alone, and contact sheets of training samples."""
 
 from fx_d2.visualization.draw import draw_comparison
 from fx_d2.visualization.findings import (

@@ -1,4 +1,4 @@
-"""The column of text beside the films of a picture: rows with a mark or swatch, a name, values and a bar."""
+"""Text column next to the image panels of a figure: rows with a mark or colour swatch, a name, values and a bar."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from fx_d2.visualization.findings import Color
 from fx_d2.visualization.page import SMALL, WHITE, Page
 
 WIDTH, ROW = 420, 25
-"""Pixels of the picture: the column, and the height of a row."""
+"""Pixels of the figure: width of the column, height of a row."""
 
 NAME = 27
-"""Letters of a class name that fit beside its bar."""
+"""Characters of a class name that fit to the left of its bar."""
 
 BAR: Color = (0.36, 0.54, 0.74)
 
 _BAR_LENGTH, _BAR_END = 110, 50
-"""Pixels: the longest bar, and from its end to the end of the row."""
+"""Pixels: length of a full bar, and distance from its end to the end of the row."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the text column.
+    """One row of the text column.
 
     Attributes:
-        name: first text; cut where something follows that it would run into.
-        value: at the right end.
-        middle: at the right end of the middle column.
-        mark: a sign before the name, in `mark_color`.
-        swatch: a coloured square before the name.
-        bar: a share in [0, 1], drawn as a bar.
-        tick: a place in [0, 1] on the bar, drawn as a line.
-        color: of the texts.
+        name: text on the left; truncated if it would run into a value or bar.
+        value: text at the right end.
+        middle: text at the right end of the middle column.
+        mark: symbol before the name, in `mark_color`.
+        swatch: colour of a square before the name.
+        bar: length of a bar in [0, 1].
+        tick: position of a line on the bar in [0, 1].
+        color: colour of the texts.
     """
 
     name: str
@@ -49,13 +49,13 @@ class Row:
 
 
 def paint_rows(canvas: np.ndarray, rows: Sequence[Row], corner: tuple[int, int], right: int) -> None:
-    """Paint swatches, bars and ticks in place, before a Page is laid over the canvas.
+    """Paint swatches, bars and ticks onto the canvas in place, before it is passed to `Page`.
 
     Args:
         canvas: uint8 (H, W, 3).
-        rows: from top to bottom.
-        corner: x, y where the column starts.
-        right: x where it ends.
+        rows: top to bottom.
+        corner: (x, y) of the top left corner of the column.
+        right: x of its right edge.
     """
     x, top = corner
     start = right - _BAR_END - _BAR_LENGTH
@@ -68,12 +68,12 @@ def paint_rows(canvas: np.ndarray, rows: Sequence[Row], corner: tuple[int, int],
             canvas[y + 3 : y + 17, start : start + _BAR_LENGTH] = 40
             canvas[y + 3 : y + 17, start : start + length] = np.round(255 * np.array(BAR))
         if row.tick is not None:
-            place = start + round((_BAR_LENGTH - 2) * min(max(row.tick, 0.0), 1.0))
-            canvas[y : y + 20, place : place + 2] = 255
+            left = start + round((_BAR_LENGTH - 2) * min(max(row.tick, 0.0), 1.0))
+            canvas[y : y + 20, left : left + 2] = 255
 
 
 def write_rows(page: Page, rows: Sequence[Row], corner: tuple[int, int], right: int) -> None:
-    """Write the texts; arguments as `paint_rows`."""
+    """Write the texts. Arguments as in `paint_rows`."""
     x, top = corner
     for i, row in enumerate(rows):
         y = top + ROW * i + 3

@@ -1,7 +1,7 @@
-"""Truth beside prediction for one image and all its tasks, on Detectron2's Visualizer.
+"""Ground truth next to the prediction for one image and all of its tasks, drawn with Detectron2's Visualizer.
 
-The picture has two panels of a fixed size, whatever the size of the X-ray, and a column of text, so that lines and
-letters are equally legible on a 224-pixel and on a 3000-pixel image.
+The figure has two panels of a fixed size, whatever the size of the X-ray, and a text column, so lines and letters are
+equally legible for a 224-pixel and a 3000-pixel image.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from fx_d2.visualization.findings import Color, Findings, class_colors
 from fx_d2.visualization.page import DIM, SMALL, Box, Page, fill_masks
 
 PANEL = 760
-"""Longer side of a panel in pixels of the picture."""
+"""Longer side of a panel in pixels of the figure."""
 
 HEADER, FOOTER, GAP = 40, 34, 12
-"""Pixels: the lines above and below, the space between."""
+"""Pixels: height of the lines above and below the panels, space between panels."""
 
 MARKS: dict[float | None, tuple[str, Color]] = {
     1.0: ("\N{CHECK MARK}", (0.45, 1.0, 0.45)),
@@ -41,30 +41,30 @@ def draw_comparison(
     which: str = "student",
     caption: str = "",
 ) -> np.ndarray:
-    """Draw one image twice, with its annotation and with a model's output, and list class probabilities.
+    """Draw one image twice, with its annotation and with the output of a model, and list class probabilities.
 
     Args:
         image: uint8 (H, W), grey.
-        spec: the dataset's row, for names and colours.
-        truth: the annotation; its sizes must be those of `image`.
-        prediction: the model's output.
+        spec: dataset row (`DatasetSpec`), for names and colours.
+        truth: the annotation; its masks must have the size of `image`.
+        prediction: the output of the model.
         which: "student" or "teacher", for the header.
         caption: text of the footer, such as the file name.
 
     Returns:
-        uint8 (H', W', 3) RGB picture. Raises FXError for an image of another kind or a mask of another size.
+        uint8 (H', W', 3) RGB. Raises FXError for another kind of image, or labels, boxes or masks that do not fit.
     """
     _check(image, spec, truth, prediction)
-    panels = [("truth", truth), (f"prediction: {which}", prediction)]
+    panels = [("ground truth", truth), (f"prediction: {which}", prediction)]
     return draw_panels(image, spec, panels, _info_rows(spec, truth, prediction), caption)
 
 
 def draw_panels(
     image: np.ndarray, spec: DatasetSpec, panels: Sequence[tuple[str, Findings]], rows: Sequence[Row], caption: str
 ) -> np.ndarray:
-    """Draw one image once for each (title, findings), side by side, and a text column beside them.
+    """Draw one image once for each (title, findings), side by side, followed by a text column.
 
-    Returns and raises as `draw_comparison`.
+    Returns and raises as `draw_comparison` does.
     """
     _check(image, spec, *(found for _, found in panels))
     scale = PANEL / max(image.shape)
@@ -96,26 +96,26 @@ def draw_panels(
 
 def _check(image: np.ndarray, spec: DatasetSpec, *found: Findings) -> None:
     if image.ndim != 2 or image.dtype != np.uint8:
-        raise FXError(f"a picture needs a grey uint8 image (H, W), not {image.dtype} {image.shape}")
+        raise FXError(f"expected a grey uint8 image (H, W), got {image.dtype} {image.shape}")
     for findings in found:
         for task, values in (("cls", findings.labels), ("seg", findings.masks)):
             if values is not None and len(values) != len(spec.classes(task)):
                 raise FXError(
                     f"{spec.name}: {len(values)} values for {len(spec.classes(task))} {task}_classes: "
-                    "the predictions belong to another dataset or version"
+                    "they belong to another dataset or version"
                 )
         for mask in findings.masks or ():
             if mask is not None and mask.shape != image.shape:
-                raise FXError(f"{spec.name}: a mask of {mask.shape} pixels on an image of {image.shape}")
+                raise FXError(f"{spec.name}: mask of size {mask.shape} on an image of size {image.shape}")
         if findings.classes is not None and (findings.classes >= len(spec.loc_classes)).any():
-            raise FXError(f"{spec.name}: box class {findings.classes.max()} of {len(spec.loc_classes)} loc_classes")
+            raise FXError(f"{spec.name}: box class {findings.classes.max()} for {len(spec.loc_classes)} loc_classes")
 
 
 def _info_rows(spec: DatasetSpec, truth: Findings, prediction: Findings) -> list[Row]:
-    """The text column: class probabilities with truth marks, then the boxes and masks that there are."""
+    """The text column: class probabilities with ground-truth marks, then box counts and Dice per class."""
     rows = []
     if spec.cls_classes:
-        rows.append(Row("truth, class, probability", color=DIM))
+        rows.append(Row("ground truth, class, probability", color=DIM))
         for i, name in enumerate(spec.cls_classes):
             mark, color = MARKS[truth.labels[i] if truth.labels is not None else None]
             p = prediction.labels[i] if prediction.labels is not None else None
@@ -124,21 +124,21 @@ def _info_rows(spec: DatasetSpec, truth: Findings, prediction: Findings) -> list
     if spec.loc_classes or spec.seg_classes:
         heads = [_head(spec, truth, task) for task in ("loc", "seg")]
         rows += [Row("")] * bool(rows) + [Row("class", heads[1], middle=heads[0], color=DIM)]
-        rows += _class_rows(spec, truth, prediction) or [Row("none found, none annotated", color=DIM)]
+        rows += _class_rows(spec, truth, prediction) or [Row("none predicted, none annotated", color=DIM)]
     return rows
 
 
 def _head(spec: DatasetSpec, truth: Findings, task: str) -> str:
-    """Head of the column of box counts or of Dice; it says where the image is not annotated."""
+    """Head of the column of box counts or of Dice; "(?)" marks a task for which the image is not annotated."""
     if not spec.classes(task):
         return ""
     known = (truth.boxes if task == "loc" else truth.masks) is not None
-    title = "boxes, truth / found" if task == "loc" else "Dice"
+    title = "boxes, GT / predicted" if task == "loc" else "Dice"
     return title if known else f"{title} (?)"
 
 
 def _class_rows(spec: DatasetSpec, truth: Findings, prediction: Findings) -> list[Row]:
-    """Number of boxes, and Dice, of each class that has any on either side; "?" where the truth is unknown."""
+    """Box counts and Dice of each class with a box or mask in either panel; "?" if the ground truth is unknown."""
     rows = []
     for name, color in class_colors(spec).items():
         boxes, overlap = _count_boxes(name, spec, truth, prediction), _overlap(name, spec, truth, prediction)
@@ -156,7 +156,7 @@ def _count_boxes(name: str, spec: DatasetSpec, truth: Findings, prediction: Find
 
 
 def _overlap(name: str, spec: DatasetSpec, truth: Findings, prediction: Findings) -> str:
-    # Of the whole image: unlike the metric, without leaving ignored pixels out.
+    # Over the whole image; the metric leaves out ignored pixels.
     if name not in spec.seg_classes:
         return ""
     i = spec.seg_classes.index(name)

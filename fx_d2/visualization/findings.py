@@ -1,4 +1,4 @@
-"""What there is to draw on one image, whether it comes from an annotation or from a model, and in which colours."""
+"""What is drawn on one image, from an annotation or from a model, and in which colours."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Color = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Findings:
-    """Labels, boxes and masks of one image; a task that is None is not annotated, or not predicted.
+    """Labels, boxes and masks of one image; None for a task that is not annotated or not predicted.
 
     Attributes:
-        labels: per image-level class a truth (1, 0, None = unknown) or a probability.
+        labels: per image-level class, the ground truth (1, 0, None = unknown) or a probability.
         boxes: (N, 4) float xyxy in original pixels.
         classes: (N,) int, 0-based box classes.
-        scores: (N,) float, for predictions.
-        masks: per mask class bool (H, W) in original pixels, or None = unknown.
+        scores: (N,) float; None for annotations.
+        masks: per mask class, bool (H, W) in original pixels; None = unknown.
     """
 
     labels: tuple[float | None, ...] | None = None
@@ -38,9 +38,9 @@ class Findings:
 
 
 def truth_findings(sample: Mapping[str, Any]) -> Findings:
-    """The annotation of an image: `sample` is a dict of the catalog or an evaluation sample.
+    """Annotation of an image; `sample` is a dict of the DatasetCatalog or an evaluation sample.
 
-    Uncertain labels (-1) and blank ones (None, NaN) become None.
+    Uncertain (-1) and blank (None, NaN) labels become None.
     """
     annotated = sample["annotated"]
     labels = boxes = classes = masks = None
@@ -57,7 +57,7 @@ def truth_findings(sample: Mapping[str, Any]) -> Findings:
 
 
 def training_findings(sample: Mapping[str, Any]) -> Findings:
-    """What a training sample of `TrainMapper` asks for, in the pixels of its image; labels as they enter the loss."""
+    """Targets of a training sample of `TrainMapper`, in pixels of its image; labels as they enter the loss."""
     if sample["task"] == "cls":
         return Findings(labels=tuple(None if math.isnan(v) else v for v in sample["labels"].tolist()))
     if sample["task"] == "loc":
@@ -68,7 +68,7 @@ def training_findings(sample: Mapping[str, Any]) -> Findings:
 
 
 def predicted_findings(record: Mapping[str, Any], score_thresh: float) -> Findings:
-    """A model's output from its saved record (`evaluation.prediction_record`), boxes from `score_thresh` up."""
+    """Model output from its saved record (`evaluation.prediction_record`); boxes with score >= `score_thresh`."""
     boxes = classes = scores = None
     if "boxes" in record:
         scores = np.array(record["scores"], np.float64)
@@ -86,10 +86,10 @@ def predicted_findings(record: Mapping[str, Any], score_thresh: float) -> Findin
 
 
 def class_colors(spec: DatasetSpec) -> dict[str, Color]:
-    """A fixed RGB colour in [0, 1] per class with boxes or masks; a name has one colour in both tasks.
+    """A fixed RGB colour in [0, 1] per box or mask class; a class name has the same colour in both tasks.
 
     Hues advance by the golden ratio, so that neighbours in the list differ most, in three tones.
-    Dark hues are mixed with white until they can be read on black.
+    Dark hues are mixed with white until they are legible on black.
     """
     names = list(dict.fromkeys((*spec.loc_classes, *spec.seg_classes)))
     tones = ((0.85, 1.0), (0.5, 1.0), (0.9, 0.8))
@@ -99,7 +99,7 @@ def class_colors(spec: DatasetSpec) -> dict[str, Color]:
 
 
 def _legible(color: Color, luminance: float = 0.42) -> Color:
-    """The colour, mixed with white up to a relative luminance (weights of BT.709, on encoded values)."""
+    """The colour mixed with white up to the given luminance (BT.709 weights, applied to gamma-encoded values)."""
     red, green, blue = color
     own = 0.2126 * red + 0.7152 * green + 0.0722 * blue
     share = max(0.0, (luminance - own) / (1 - own)) if own < 1 else 0.0

@@ -1,4 +1,4 @@
-"""What a model says about a film of which nobody stated the truth: the film, and beside it the film with findings."""
+"""Prediction for an image without ground truth: the plain image, and next to it the image with the findings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fx_d2.visualization.findings import Findings, class_colors
 from fx_d2.visualization.page import DIM
 
 REACHED, ABOVE = "\N{BLACK UP-POINTING TRIANGLE}", (1.0, 0.85, 0.3)
-"""Mark, and its colour, beside a class whose probability reaches its operating point."""
+"""Mark of a class whose probability reaches its operating point, and the colour of the mark."""
 
 
 def draw_prediction(
@@ -25,24 +25,24 @@ def draw_prediction(
     thresholds: Mapping[str, float] | None = None,
     caption: str = "",
 ) -> np.ndarray:
-    """Draw one image untouched and, where boxes or masks were predicted, again with them; list class probabilities.
+    """Draw the plain image and, if boxes or masks were predicted, again with them; list class probabilities.
 
     Args:
         image: uint8 (H, W), grey.
-        spec: the dataset's row, for names and colours.
-        prediction: the model's output; a task that is None is not listed.
+        spec: dataset row (`DatasetSpec`), for names and colours.
+        prediction: the output of the model; a task that is None is not listed.
         which: "student" or "teacher", for the header.
-        thresholds: class -> operating point: a line on the bar, and a mark where the probability reaches it.
+        thresholds: class -> operating point, drawn as a line on the bar, with a mark if the probability reaches it.
         caption: text of the footer, such as the file name.
 
     Returns:
-        uint8 (H', W', 3) RGB picture. Raises FXError for an image of another kind or a mask of another size.
+        uint8 (H', W', 3) RGB. Raises FXError for another kind of image, or labels, boxes or masks that do not fit.
     """
     rows = _label_rows(spec, prediction, thresholds or {})
     found = _class_rows(spec, prediction)
     rows += [Row("")] * bool(rows and found) + found
     title = f"prediction: {which}"
-    panels = [("film", Findings()), (title, prediction)] if found else [(f"film; {title}", Findings())]
+    panels = [("image", Findings()), (title, prediction)] if found else [(f"image; {title}", Findings())]
     return draw_panels(image, spec, panels, rows, caption)
 
 
@@ -51,9 +51,9 @@ def _label_rows(spec: DatasetSpec, prediction: Findings, thresholds: Mapping[str
         return []
     rows = [Row("class, probability", color=DIM)]
     for name, value in zip(spec.cls_classes, prediction.labels, strict=False):
-        assert value is not None, "a model says something about each class"
+        assert value is not None, "a model predicts every class"
         tick = thresholds.get(name)
-        # A blank mark keeps the names in line.
+        # A blank mark keeps the names aligned.
         mark = REACHED if tick is not None and value >= tick else " " * bool(thresholds)
         rows.append(Row(name, f"{value:.2f}", mark=mark, mark_color=ABOVE, bar=value, tick=tick))
     if thresholds:
@@ -62,7 +62,7 @@ def _label_rows(spec: DatasetSpec, prediction: Findings, thresholds: Mapping[str
 
 
 def _class_rows(spec: DatasetSpec, prediction: Findings) -> list[Row]:
-    """The number of boxes, and the share of the film that a mask covers, of each class that has any."""
+    """Number of boxes and mask area (percent of the image) of each class that has any."""
     if prediction.boxes is None and prediction.masks is None:
         return []
     shares: dict[str, float] = {}
@@ -77,4 +77,4 @@ def _class_rows(spec: DatasetSpec, prediction: Findings) -> list[Row]:
         if boxes.get(name) or name in shares:
             area = f"{100 * shares[name]:.1f} %" if name in shares else ""
             rows.append(Row(name, area, middle=str(boxes[name]) if boxes.get(name) else "", swatch=color))
-    return rows if len(rows) > 1 else [*rows, Row("none found", color=DIM)]
+    return rows if len(rows) > 1 else [*rows, Row("none predicted", color=DIM)]

@@ -1,4 +1,4 @@
-"""Contact sheets: many samples of a dataset in one picture, with what is asked of the model drawn in."""
+"""Contact sheets: many samples of a dataset in one figure, with their annotations or targets drawn in."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ import cv2
 import numpy as np
 
 from fx_d2.structures import DatasetSpec, FXError
-from fx_d2.visualization.findings import Findings, class_colors
-from fx_d2.visualization.page import DIM, SMALL, Box, Page, fill_masks
+from fx_d2.visualization.findings import Color, Findings, class_colors
+from fx_d2.visualization.page import DIM, SMALL, WHITE, Box, Page, fill_masks
 
 CELL, GAP, HEADER, ROW = 300, 10, 34, 20
-"""Pixels: longer side of an image on the sheet, the space between, the head line, a line of text."""
+"""Pixels: longer side of an image on the sheet, gap between images, height of the header and of a text line."""
 
 LETTERS = 30
-"""Letters that fit under an image."""
+"""Characters that fit under an image."""
 
 NAMES = 6
-"""Masks of an image that are named; of more the number is told."""
+"""Maximum number of masks listed by name per image; the rest are counted."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One image of a sheet.
+    """One image of a contact sheet.
 
     Attributes:
         image: uint8 (H, W), grey.
         findings: in pixels of the image.
-        caption: the line under it.
+        caption: line of text under the image.
     """
 
     image: np.ndarray
@@ -38,16 +38,16 @@ class Cell:
 
 
 def draw_sheet(cells: Sequence[Cell], spec: DatasetSpec, *, title: str, columns: int = 4) -> np.ndarray:
-    """Draw images in rows, with boxes, masks, and under each the classes that are present, by name.
+    """Draw images in a grid with their boxes and masks, and list the classes that are present under each image.
 
     Args:
-        cells: one or more.
-        spec: the dataset's row, for names and colours.
-        title: the head line.
-        columns: images a row.
+        cells: at least one.
+        spec: dataset row (`DatasetSpec`), for names and colours.
+        title: text of the header.
+        columns: images per row.
 
     Returns:
-        uint8 (H, W, 3) RGB picture. Raises FXError where there is nothing to draw.
+        uint8 (H, W, 3) RGB. Raises FXError without cells.
     """
     if not cells:
         raise FXError(f"{title}: no image to draw")
@@ -77,23 +77,23 @@ def draw_sheet(cells: Sequence[Cell], spec: DatasetSpec, *, title: str, columns:
     return page.render()
 
 
-def _lines(cell: Cell, spec: DatasetSpec) -> list[tuple[str, tuple[float, float, float]]]:
-    """Caption, present labels (with their value where it is not 1), number of unknown ones, and masks by name."""
-    white, colors = (1.0, 1.0, 1.0), class_colors(spec)
+def _lines(cell: Cell, spec: DatasetSpec) -> list[tuple[str, Color]]:
+    """Caption, present labels (with their value if it is not 1), number of unknown ones, and masks by name."""
+    colors = class_colors(spec)
     lines = [(_cut(cell.caption), DIM)]
     labels, masks = cell.findings.labels, cell.findings.masks
     if labels is not None:
         present = [(name, value) for name, value in zip(spec.cls_classes, labels, strict=True) if value]
-        lines += [(_cut(name if value == 1 else f"{name} {value:.2f}"), white) for name, value in present]
+        lines += [(_cut(name if value == 1 else f"{name} {value:.2f}"), WHITE) for name, value in present]
         unknown = sum(value is None for value in labels)
         lines += [(f"{unknown} of {len(labels)} labels unknown", DIM)] if unknown else []
         lines += [] if present or unknown else [("no label present", DIM)]
     if cell.findings.boxes is not None and not len(cell.findings.boxes):
-        lines.append(("looked for boxes: none", DIM))
+        lines.append(("annotated, no boxes", DIM))
     if masks is not None:
         named = list(zip(spec.seg_classes, masks, strict=True))
         filled = [(_cut(name), colors[name]) for name, mask in named if mask is not None and mask.any()]
-        lines += filled[:NAMES] + [(f"more masks: {len(filled) - NAMES}", DIM)] * (len(filled) > NAMES)
+        lines += filled[:NAMES] + [(f"{len(filled) - NAMES} more masks", DIM)] * (len(filled) > NAMES)
         unknown = sum(mask is None for mask in masks)
         lines += [(f"{unknown} of {len(masks)} masks unknown", DIM)] if unknown else []
         lines += [("masks are empty", DIM)] if len(lines) == 1 else []

@@ -93,7 +93,7 @@ def test_wrong_scores_and_labels_are_refused_with_the_file_named() -> None:
         evaluator.process([sample(7, [1.0, 0.0])], [{"cls": torch.tensor([0.1, NAN])}])
     with pytest.raises(FXError, match="for 2 cls_classes"):
         evaluator.process([sample(7, [1.0, 0.0])], [{"cls": torch.tensor([0.1])}])
-    with pytest.raises(FXError, match="0, 1 or unknown"):
+    with pytest.raises(FXError, match="0, 1 or NaN"):
         evaluator.process([sample(7, [0.7, 0.0])], [{"cls": torch.tensor([0.1, 0.2])}])
 
 

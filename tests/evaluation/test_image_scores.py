@@ -30,8 +30,12 @@ def test_wrong_files_are_named(tmp_path: Path) -> None:
     path = tmp_path / "scores.npz"
     with pytest.raises(FXError, match="scores.npz"):
         read_scores(path)
-    np.savez(path, version=np.array(2))
-    for content in (b"nothing", path.read_bytes()[:-30]):
+    np.savez_compressed(path, version=np.array(2), cls_scores=np.arange(1000.0))
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    damaged = whole[:middle] + b"\xff" * 40 + whole[middle + 40 :]
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    for content in (b"nothing", whole[:-30], damaged, (tmp_path / "one.npy").read_bytes()):
         path.write_bytes(content)
         with pytest.raises(FXError, match="scores.npz"):
             read_scores(path)

@@ -142,6 +142,27 @@ def test_masks_agree_with_drawing_the_images_themselves(found: tuple) -> None:
     assert (pair.low, pair.high) == pytest.approx(np.percentile(gains, [2.5, 97.5]), abs=1e-12)
 
 
+def test_hausdorff_distances_are_compared_where_both_files_have_them(found: tuple, tmp_path: Path) -> None:
+    first, second, pairs = found
+    index = FIELDS.index("hd95")
+    gains = [
+        np.mean([second["seg"][i][index, 0] - first["seg"][i][index, 0] for i in drawn])
+        for drawn in drawn_images(list(first["seg"]))
+    ]
+    pair = pairs["seg/hd95"]
+    assert (pair.low, pair.high) == pytest.approx(np.percentile(gains, [2.5, 97.5]), abs=1e-12)
+    for table in second["seg"].values():
+        table[index] = np.nan  # TEST.HAUSDORFF False
+    files = [read_scores(write(tmp_path / f"{i}.npz", rows)) for i, rows in enumerate((first, second))]
+    assert not any("hd95" in name for name in paired_differences(*files, draws=5, seed=0))
+
+
+def test_without_resamples_there_are_differences_but_no_intervals(tmp_path: Path) -> None:
+    files = [read_scores(write(tmp_path / f"{i}.npz", rows_of(i))) for i in (1, 2)]
+    pair = paired_differences(*files, draws=0, seed=0)["cls/auroc"]
+    assert pair.difference != 0 and pair.interval is None and np.isnan(pair.better)
+
+
 def test_a_model_does_not_differ_from_itself(tmp_path: Path) -> None:
     arrays = read_scores(write(tmp_path / "a.npz", rows_of(1)))
     for pair in paired_differences(arrays, arrays, draws=20, seed=0).values():

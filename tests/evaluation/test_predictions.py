@@ -53,13 +53,13 @@ def test_file_errors_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(FXError, match="No such file"):
         read_predictions(tmp_path / "absent.json", "full_test", 0.3)
     (tmp_path / "bad.json").write_text("{")
-    with pytest.raises(FXError, match="not json"):
+    with pytest.raises(FXError, match="not JSON"):
         read_predictions(tmp_path / "bad.json", "full_test", 0.3)
     (tmp_path / "other.json").write_text(json.dumps([1]))
-    with pytest.raises(FXError, match="not a predictions file"):
+    with pytest.raises(FXError, match="not an fx_d2 predictions file"):
         read_predictions(tmp_path / "other.json", "full_test", 0.3)
     write_predictions(tmp_path / "good.json", "student", {"full_test": []}, 0.05)
     with pytest.raises(FXError, match="no split 'full_val', only"):
         read_predictions(tmp_path / "good.json", "full_val", 0.3)
-    with pytest.raises(FXError, match="boxes with a score of 0.05 or more, not from 0.01 on"):
+    with pytest.raises(FXError, match="no boxes with scores below 0.05, but 0.01 was requested"):
         read_predictions(tmp_path / "good.json", "full_test", 0.01)

@@ -65,6 +65,11 @@ def test_undefined_classes_are_named_below_the_table() -> None:
     assert "- " not in results_table({"student/nih/cls/auroc": 0.5}, SPECS).splitlines()[-1][:2]
 
 
+def test_undefined_classes_of_a_model_of_any_name_are_listed() -> None:
+    table = results_table({"mine/films/seg/dice": 0.5, "mine/films/seg/dice/lung": float("nan")}, ())
+    assert table.endswith("- films, seg: undefined (no annotated image), not in the mean: lung")
+
+
 def test_table_per_class() -> None:
     rows = cells(per_class_table(METRICS, SPECS))
     assert rows[2:] == [

@@ -43,10 +43,7 @@ def test_ours_beside_the_papers(make_run: MakeRun, joint: Path) -> None:
     assert row["difference"] == "+1.44 ↑" and row["images"] == "1372" and row["split"] == "test"
     assert row["paper: Baseline"] == "95.01" and row["paper: Foundation X"] == "96.44"
     assert row["paper: difference"] == "+1.43 ↑"
-    assert (
-        row_of(table, "MIMIC-II (MIMIC-CXR)", "AUROC, classes of the published number")["paper: difference"]
-        == "-0.18 ↓"
-    )
+    assert row_of(table, "MIMIC-II (MIMIC-CXR)", "AUROC, published classes")["paper: difference"] == "-0.18 ↓"
 
 
 def test_missing_cells_are_blank(joint: Path) -> None:
@@ -100,7 +97,7 @@ def test_baselines_of_two_configs_are_not_mixed(make_run: MakeRun, joint: Path) 
     singles = [make_run(f"s{lr}", ("siim_acr",), ("cls",), metrics, lr=lr) for lr in (1e-4, 1e-3)]
     (table,) = tables_of(joint, *singles)
     assert row_of(table, "SIIM-ACR", "AUROC")["baseline"] == "95.00"
-    assert table.notes[-1] == "baselines left out, of another config or of weights that are there already: s0.001"
+    assert table.notes[-1] == "baselines left out (another config, or weights that are already counted): s0.001"
 
 
 def test_a_baseline_began_where_the_joint_run_did(make_run: MakeRun) -> None:
@@ -118,7 +115,7 @@ def test_a_baseline_began_where_the_joint_run_did(make_run: MakeRun) -> None:
         assert not any("other initial weights" in note for note in table.notes)
     (alone,) = tables_of(folders[0], folders[3])
     assert row_of(alone, "SIIM-ACR", "AUROC")["baseline"] == "90.00"
-    assert alone.notes[-1] == "baselines from other initial weights: b_random"
+    assert alone.notes[-1] == "baselines with other initial weights: b_random"
 
 
 def test_organs_have_a_row_a_class(make_run: MakeRun) -> None:
@@ -159,6 +156,17 @@ def test_a_task_that_the_paper_lacks_is_in_the_other_table(make_run: MakeRun) ->
     metrics = {"student/films/cls/auroc": 0.6, "student/films/seg/dice": 0.7}
     tables = tables_of(make_run("own", ("films",), ("cls", "seg"), metrics), paper=paper)
     assert [[row[1] for row in table.rows] for table in tables] == [["AUROC"], ["Dice"]]
+
+
+def test_tables_of_one_published_table_are_numbered_by_its_key(make_run: MakeRun) -> None:
+    row = PaperRow(dataset="films", task="cls", metric="auroc")
+    paper = tuple(
+        PaperTable(key=key, title=title, kind="baselines", rows=(row,)) for key, title in ("pP", ("q", "P: q"))
+    )
+    metrics = {"student/films/cls/auroc": 0.6, "student/films/seg/dice": 0.7}
+    folders = [make_run(f"r{lr}", ("films",), ("cls", "seg"), metrics, lr=lr) for lr in (1e-3, 1e-4)]
+    keys = [table.key for table in tables_of(*folders, paper=paper)]
+    assert keys == ["p", "q", "joint", "p_2", "q_2", "joint_2"]
 
 
 def test_a_mean_over_seeds_is_explained_where_there_is_one(make_run: MakeRun, joint: Path) -> None:
@@ -207,7 +215,7 @@ def test_what_has_no_pairs_has_no_interval(make_run: MakeRun, caplog: pytest.Log
     (table,) = tables_of(*folders, paper=())
     cell = table.rows[0][table.columns.index("difference")]
     assert cell.value == 0 and cell.interval is None
-    assert "a difference without interval" in caplog.text and "image_id differ" in caplog.text
+    assert "no interval for the difference" in caplog.text and "image_id differ" in caplog.text
 
 
 def test_a_baseline_on_another_split_is_not_compared(make_run: MakeRun, joint: Path) -> None:

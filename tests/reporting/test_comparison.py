@@ -27,7 +27,7 @@ def test_the_table_holds_the_paired_differences(runs: tuple[Run, ...]) -> None:
     table = comparison_table("compared", *sides, Comparer(draws=100, seed=4))
     arrays = [read_scores(run.folder / "inference" / "scores_student_films_test.npz") for run in runs]
     pair = paired_differences(*arrays, draws=100, seed=4)["cls/auroc"]
-    assert table.title == "r2 (student) against r1 (student)"
+    assert table.title == "r2 (student) vs. r1 (student)"
     row = next(row for row in table.rows if row[2] == "AUROC")
     assert [row[3].value, row[4].value] == pytest.approx([100 * pair.first, 100 * pair.second])
     assert row[5].value == pytest.approx(100 * pair.difference)
@@ -43,7 +43,7 @@ def test_splits_that_only_one_has_scores_of_are_named(runs: tuple[Run, ...], mak
     for first, second in ((sides[0], sides[1]), (sides[1], sides[2])):  # not evaluated; without a file of scores
         table = comparison_table("x", first, second, Comparer(draws=10))
         assert {row[0] for row in table.rows} == {"films_test"}
-        assert table.notes[1] == "not compared, for want of scores of both: jsrt_test"
+        assert table.notes[1] == "not compared (needs scores of both models): jsrt_test"
     assert len(comparison_table("x", sides[0], (runs[1], "student"), Comparer(draws=10)).notes) == 1
 
 
@@ -75,7 +75,7 @@ def test_runs_with_nothing_in_common(runs: tuple[Run, ...], make_run: MakeRun) -
     other = read_runs([str(make_run("other", ("jsrt",), ("seg",), {"student/jsrt/seg/dice": 0.1}))])[0]
     with pytest.raises(FXError, match="not evaluated on a common split"):
         comparison_table("x", (runs[0], "student"), (other, "student"), Comparer())
-    with pytest.raises(FXError, match="no files of scores"):
+    with pytest.raises(FXError, match="no scores files"):
         comparison_table("x", (runs[0], "teacher"), (runs[1], "teacher"), Comparer())
 
 

@@ -11,7 +11,7 @@ NAN = np.nan
 def places(task: str, arrays: dict[str, np.ndarray], number: int = 9, **more: object) -> dict[str, list[int]]:
     chosen = choose_images(task, arrays, number, threshold=0.3, **more)
     assert list(chosen) == list(KINDS)
-    return {kind: [choice.place for choice in choices] for kind, choices in chosen.items()}
+    return {kind: [choice.index for choice in choices] for kind, choices in chosen.items()}
 
 
 LABELS = {
@@ -23,13 +23,13 @@ LABELS = {
 
 def test_labels() -> None:
     found = choose_images("cls", LABELS, 9, threshold=0.3)
-    assert [choice.place for choice in found["worst"]] == [1, 2, 0]  # errors .8, .6, .1; the last one is unknown
-    assert [choice.place for choice in found["false"]] == [1, 2, 0]  # absent with .8, .6, .1
-    assert [choice.place for choice in found["missed"]] == [1, 0]  # present with .2, .9
+    assert [choice.index for choice in found["worst"]] == [1, 2, 0]  # errors .8, .6, .1; the last one is unknown
+    assert [choice.index for choice in found["false"]] == [1, 2, 0]  # absent with .8, .6, .1
+    assert [choice.index for choice in found["missed"]] == [1, 0]  # present with .2, .9
     assert found["false"][0].reason == "b: probability 0.80, absent"
     assert found["missed"][0].reason == "a: probability 0.20, present"
-    assert found["worst"][0].reason == "mean error of 2 labels 0.80"
-    assert [choice.place for choice in choose_images("cls", LABELS, 1, threshold=0.3)["worst"]] == [1]
+    assert found["worst"][0].reason == "mean error 0.80, known labels: 2"
+    assert [choice.index for choice in choose_images("cls", LABELS, 1, threshold=0.3)["worst"]] == [1]
 
 
 def boxes() -> dict[str, np.ndarray]:
@@ -47,12 +47,12 @@ def boxes() -> dict[str, np.ndarray]:
 def test_boxes() -> None:
     found = choose_images("loc", boxes(), 9, threshold=0.3)
     # F1: 1, 2/5, 0, 0 (its only hit is below the threshold), 1 (an ignored box), not annotated.
-    assert [choice.place for choice in found["worst"]] == [2, 3, 1]
-    assert [choice.place for choice in found["false"]] == [2, 1]  # by score
-    assert [choice.place for choice in found["missed"]] == [1, 3]  # two missed, one missed
+    assert [choice.index for choice in found["worst"]] == [2, 3, 1]
+    assert [choice.index for choice in found["false"]] == [2, 1]  # by score
+    assert [choice.index for choice in found["missed"]] == [1, 3]  # two missed, one missed
     assert found["worst"][2].error == pytest.approx(1 - 2 / 5)
-    assert found["false"][1].reason == "1 of 3 truth boxes found, 1 false; nodule with score 0.80"
-    assert found["missed"][0].reason == "1 of 3 truth boxes found, 1 false, 2 missed"
+    assert found["false"][1].reason == "1 of 3 ground-truth boxes detected, 1 FP; nodule with score 0.80"
+    assert found["missed"][0].reason == "1 of 3 ground-truth boxes detected, 1 FP, 2 missed"
 
 
 def test_masks() -> None:
@@ -65,4 +65,5 @@ def test_masks() -> None:
     assert places("seg", arrays, areas=areas) == {"worst": [2, 1, 4, 0], "false": [4, 2], "missed": [1, 0]}
     assert places("seg", arrays)["false"] == [2, 4]
     found = choose_images("seg", arrays, 9, threshold=0.3, areas=areas)
-    assert found["false"][0].reason == "lung: truth empty, 70 pixels" and found["missed"][0].reason == "lung: Dice 0.00"
+    assert found["false"][0].reason == "lung: ground truth empty, 70 pixels predicted"
+    assert found["missed"][0].reason == "lung: Dice 0.00"

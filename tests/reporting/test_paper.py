@@ -38,21 +38,21 @@ def test_rows_of_our_own() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: [", "is not yaml"),
+        ("a: [", "is not YAML"),
         ("tables: {}", "exactly the keys columns and tables"),
-        ("{columns: {}, tables: {t: {title: T, kind: other, rows: []}}}", "a kind of"),
+        ("{columns: {}, tables: {t: {title: T, kind: other, rows: []}}}", "its kind is one of"),
         ("{columns: {x: X}, tables: {t: {title: T, kind: heads, rows: [{dataset: a, task: cls, y: 1}]}}}", "unknown"),
         ("{columns: {x: X}, tables: {t: {title: T, kind: heads, rows: [{dataset: a, task: all}]}}}", "task of"),
         ("{columns: {}, tables: [1]}", "columns and tables are mappings"),
         ("{columns: {}, tables: {t: }}", "exactly title, kind and rows"),
         ("{columns: {}, tables: {t: {title: T, kind: heads, rows: }}}", "rows is a list of mappings"),
-        (ROW.format("metric: dices"), "no metric dices; there are dice, dice_positives"),
+        (ROW.format("metric: dices"), "no metric dices; metrics: dice, dice_positives"),
         (ROW.format("x: 90.1 %"), "in percent"),
         (ROW.format("images: few"), "images and the columns are numbers"),
         (ROW.format("classes: Heart"), "classes is a list of names"),
         (
             "{columns: {}, tables: {a: {title: A, kind: heads, rows: []}, b: {title: B, kind: heads, rows: []}}}",
-            "a and b are of one kind",
+            "a and b have the same kind",
         ),
     ],
 )
@@ -61,7 +61,7 @@ def test_what_is_not_understood_is_named(tmp_path: Path, text: str, message: str
     with pytest.raises(FXError, match=message):
         read_paper(tmp_path / "paper.yaml")
     (tmp_path / "paper.yaml").write_bytes(b"\x89PNG")
-    with pytest.raises(FXError, match="is not yaml"):
+    with pytest.raises(FXError, match="is not YAML"):
         read_paper(tmp_path / "paper.yaml")
     with pytest.raises(FXError, match="absent.yaml"):
         read_paper(tmp_path / "absent.yaml")

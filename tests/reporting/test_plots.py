@@ -70,8 +70,9 @@ def test_long_curves_are_pixels() -> None:
 
 
 def test_free_response_and_reliability() -> None:
-    curves = {"nodule": {"false_positives": [0.0, 0.5], "sensitivity": [0.0, 0.75]}}
-    assert froc_plot(curves, "Own", "k").alt == "Free-response curves of Own: sensitivity of nodule up to 0.75."
+    curves = {"nodule": {"false_positives": [0.0, 0.5, 9.0], "sensitivity": [0.0, 0.75, 0.9]}}
+    alt = "FROC curves of Own. Sensitivity at up to 8 false positives per image: nodule 0.75."
+    assert froc_plot(curves, "Own", "k").alt == alt
     bins = {"a": {"images": [3.0, 0.0, 1.0], "score": [0.1, None, 0.9], "positive": [0.0, None, 1.0]}}
     figure = reliability_plot(bins, "Own", "k")
     assert "Own: reliability" in svg(figure) and figure.alt.startswith("Reliability diagrams of Own: a")

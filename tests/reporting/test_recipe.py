@@ -25,9 +25,9 @@ def test_slots_are_tasks_that_the_strategy_and_the_dataset_have() -> None:
         recipe.teacher and not recipe.single and not recipe.heads_only and recipe.datasets == ("chexpert", "siim_acr")
     )
     assert recipe.passes == 6  # cls; cls, loc locked and released, seg likewise
-    assert recipe.describe() == "2 datasets, 4 pairs of dataset and task, with teacher, from random"
+    assert recipe.describe() == "2 datasets, 4 dataset-task pairs, with teacher, from random"
     one = Recipe.from_settings(settings(["siim_acr_train"]), {})
-    assert one.describe() == "siim_acr, 3 pairs of dataset and task, no teacher, from random"
+    assert one.describe() == "siim_acr, 3 dataset-task pairs, no teacher, from random"
     own = Recipe.from_settings(settings(["own_train"]), {"own": ["seg"]})
     assert own.slots == (("own", "seg"),) and own.single
 

@@ -50,21 +50,21 @@ def test_comparisons_that_were_asked_for(make_run: MakeRun) -> None:
     ]
     document = report(*folders, compare=(("r1", "r2"),), draws=20)
     section = next(section for section in document.sections if section.key == "compared")
-    assert section.tables[0].title == "r2 (student) against r1 (student)"
+    assert section.tables[0].title == "r2 (student) vs. r1 (student)"
     with pytest.raises(FXError, match="--compare r3"):
         report(*folders, compare=(("r1", "r3"),))
 
 
 def test_names_that_would_be_one_file_are_refused(make_run: MakeRun) -> None:
     folders = [make_run(name, ("films",), ("cls",), METRICS) for name in ("a+b", "a b")]
-    with pytest.raises(FXError, match=r"a\+b, a b: their files would have one name"):
+    with pytest.raises(FXError, match=r"a\+b, a b: their files would have the same name"):
         report(*folders)
 
 
 def test_tables_that_would_be_one_file_are_refused(make_run: MakeRun) -> None:
     row = PaperRow(dataset="films", task="cls", metric="auroc", numbers={"x": 1.0})
     paper = PaperTable(key="runs", title="P", kind="baselines", rows=(row,), columns={"x": "X"})
-    with pytest.raises(FXError, match="two tables would be called runs: give the run"):
+    with pytest.raises(FXError, match="two tables would be named runs: give the run"):
         report(make_run("a", ("films",), ("cls",), METRICS), paper=(paper,))
 
 
@@ -72,7 +72,7 @@ def test_pictures_that_cannot_be_drawn_are_a_sentence(make_run: MakeRun) -> None
     folder = make_run("a", ("films",), ("cls",), METRICS)
     document = build_report(read_runs([str(folder)]), ReportOptions(pictures=1))
     part = next(part for part in document.sections[-1].parts if part.title == "Images by error")
-    assert part.text[0].startswith("No pictures: predictions file")
+    assert part.text[0].startswith("No images shown: predictions file")
 
 
 def test_splits_without_pictures_for_one_reason_share_a_sentence(
@@ -82,5 +82,5 @@ def test_splits_without_pictures_for_one_reason_share_a_sentence(
     folder = make_run("a", ("films", "more"), ("cls",), METRICS | {"student/more/cls/auroc": 0.5})
     section = gallery.galleries(read_runs([str(folder)])[0].results, "a", str(folder / "none"), 1)
     (line,) = section.text
-    assert line.startswith("No pictures of films_test, more_test: ") and str(folder / "none") in line
+    assert line.startswith("No images shown for films_test, more_test: ") and str(folder / "none") in line
     assert [record.getMessage() for record in caplog.records] == [f"a: {line}"]

@@ -45,7 +45,7 @@ def test_what_is_said_about_a_run(make_run: MakeRun) -> None:
         ["films", "test", "student", "a", "70.00", "10.00"],
         ["films", "test", "student", "b", "", "20.00"],
     ]
-    assert table.notes[-1] == "films_test, student: undefined (labels of both values are needed), in no mean: b"
+    assert table.notes[-1] == "films_test, student: undefined (needs positive and negative labels), not in means: b"
     curves = curves_section(run, run.results).parts
     assert [len(part.plots) for part in curves] == [1, 1] and curves[0].text == ()
     assert "films, test" in curves[0].plots[0].alt and "films, test" in curves[1].plots[0].alt
@@ -68,9 +68,9 @@ def test_what_a_number_stands_for_is_said(make_run: MakeRun) -> None:
     stated = run.results.meta | {"config": "TEST: {SPECIFICITY: 0.95, FROC_IOU: 0.2}"}
     results = replace(run.results, meta=stated)
     labels, boxes = classes_section(run, results).tables
-    assert labels.notes[1:] == ("the fixed specificity is at least 95 %",)
-    assert boxes.notes[1:] == ("FROC: a hit has an IoU of at least 0.2",)
-    assert curves_section(run, results).parts[0].text == ("FROC: a hit has an IoU of at least 0.2.",)
+    assert labels.notes[1:] == ("sensitivity at a specificity of at least 95 %",)
+    assert boxes.notes[1:] == ("FROC: a hit has IoU >= 0.2",)
+    assert curves_section(run, results).parts[0].text == ("FROC: a hit has IoU >= 0.2.",)
 
 
 def test_a_run_without_logs_and_evaluation(make_run: MakeRun) -> None:

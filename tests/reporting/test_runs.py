@@ -76,15 +76,15 @@ def test_a_line_cut_off_by_a_kill_is_left_out(make_run: MakeRun) -> None:
     (folder / "metrics.json").write_text('{"iteration": 1}\n{"itera')
     assert read_runs([str(folder)])[0].steps == [{"iteration": 1}]
     (folder / "metrics.json").write_text('{"itera\n{"iteration": 1}\n')
-    with pytest.raises(FXError, match="metrics.json, line 1: not json"):
+    with pytest.raises(FXError, match="metrics.json, line 1: not JSON"):
         read_runs([str(folder)])
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 1}, "is of version 1, not 2: evaluate again"),
-        ({"format": "other"}, "is not a file of results of fx_d2"),
+        ({"version": 1}, "has version 1, not 2: evaluate again"),
+        ({"format": "other"}, "is not an fx_d2 results file"),
         ({"scores": None}, "has no scores"),
     ],
 )
@@ -95,7 +95,7 @@ def test_results_of_another_kind_are_named(make_run: MakeRun, change: dict[str, 
 
 
 def test_what_is_no_run_and_what_cannot_stand_together(make_run: MakeRun, tmp_path: Path) -> None:
-    with pytest.raises(FXError, match="is no run"):
+    with pytest.raises(FXError, match="is not a run"):
         read_runs([str(tmp_path)])
     first = make_run("first", ("jsrt",), ("seg",), METRICS)
     with pytest.raises(FXError, match="is given twice"):
@@ -103,8 +103,11 @@ def test_what_is_no_run_and_what_cannot_stand_together(make_run: MakeRun, tmp_pa
     other = make_run("other", ("jsrt",), ("seg",), METRICS, hashes={"jsrt_test": "anew"})
     with pytest.raises(FXError, match="different annotations of jsrt_test"):
         read_runs([str(first), str(other)])
-    with pytest.raises(FXError, match="two runs are called 'x'"):
+    with pytest.raises(FXError, match="two runs are named 'x'"):
         read_runs([f"x={first}", f"x={other}"])
+    (other / "config.yaml").write_bytes(b"\xff\xfe")
+    with pytest.raises(FXError, match="other/config.yaml is not YAML"):
+        read_runs([str(other)])
     (first / "results.json").write_text("{")
-    with pytest.raises(FXError, match="is not json"):
+    with pytest.raises(FXError, match="is not JSON"):
         read_runs([str(first)])

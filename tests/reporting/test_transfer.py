@@ -93,7 +93,7 @@ def test_runs_of_another_config_are_not_averaged(make_run: MakeRun) -> None:
         make_run(f"s{lr}", ("jsrt",), ("seg",), jsrt(0.9), images=3, draw=i, lr=lr) for i, lr in enumerate((1e-4, 1e-3))
     ]
     (table,) = tables_of(folders)
-    assert rows_of(table)[-1]["from random"] == "90.00" and table.notes[-1] == f"left out, {OTHERS}: s0.001"
+    assert rows_of(table)[-1]["from random"] == "90.00" and table.notes[-1] == f"left out {OTHERS}: s0.001"
 
 
 def test_heads_only_against_all_of_the_model(make_run: MakeRun) -> None:
@@ -110,7 +110,7 @@ def test_heads_only_against_all_of_the_model(make_run: MakeRun) -> None:
     assert table.title.endswith("from fx") and len(table.notes) == 1
     folders.append(make_run("c", ("vindr_local",), ("loc",), {key: 0.16}, lr=1e-3, **start))
     table = next(table for table in tables_of(folders) if table.key == "heads_only")
-    assert rows_of(table)[0]["full"] == "15.50" and table.notes[-1] == f"left out, {OTHERS}: c"
+    assert rows_of(table)[0]["full"] == "15.50" and table.notes[-1] == f"left out {OTHERS}: c"
 
 
 def test_a_fine_tuning_from_elsewhere_is_no_baseline_of_heads(make_run: MakeRun) -> None:

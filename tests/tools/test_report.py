@@ -92,7 +92,7 @@ def test_a_report_with_pictures(
     expected = {(task, kind): 2 for task in ("cls", "loc", "seg") for kind in ("worst", "false", "missed")}
     expected.pop(("seg", "false"))
     assert {key: keys.count(key) for key in keys} == expected
-    assert "cls: absent, with the highest probability" in page and "loc: most misses" in page
+    assert "cls: absent class, highest probability" in page and "loc: most missed boxes" in page
     facts = json.loads((tmp_path / "out" / "report.json").read_text())
     assert facts["tables"]["classes-own-loc"]["rows"][0][3] == "n"
     assert (tmp_path / "out" / "tables" / "classes-own-seg.csv").is_file()
@@ -103,10 +103,10 @@ def test_no_pictures_when_not_asked_for_or_the_dataset_is_another(
 ) -> None:
     root, run = evaluated
     assert tool.main([str(run), "--output", str(tmp_path / "a"), "--no-pictures"]) == 0
-    assert "No pictures" not in (tmp_path / "a" / "report.html").read_text(encoding="utf-8")
+    assert "No images shown" not in (tmp_path / "a" / "report.html").read_text(encoding="utf-8")
     assert tool.main([str(run), "--output", str(tmp_path / "b"), "--data", str(tmp_path)]) == 0
     page = (tmp_path / "b" / "report.html").read_text(encoding="utf-8")
-    assert "No pictures of ownset_test:" in page and "data:image/webp" not in page
+    assert "No images shown for ownset_test:" in page and "data:image/webp" not in page
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_no_pictures_when_not_asked_for_or_the_dataset_is_another(
         (["--gallery", "-1"], "--gallery must be 0 or more"),
         (["--paper", "absent.yaml"], "absent.yaml"),
         (["--data", "absent"], "--data absent: no such folder"),
-        (["--compare", "own", "own", "--draws", "0"], "--compare needs draws"),
+        (["--compare", "own", "own", "--draws", "0"], "--compare needs bootstrap resamples"),
         (["--compare", "own", "other"], "--compare other: no evaluated run of that name"),
     ],
 )
@@ -131,7 +131,7 @@ def test_errors_are_one_line(
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
     assert tool.main([str(tmp_path), "--output", str(tmp_path / "out")]) == 1
-    assert "is no run" in capsys.readouterr().err
+    assert "is not a run" in capsys.readouterr().err
 
 
 def test_an_output_that_cannot_be_written_is_one_line(

@@ -84,11 +84,11 @@ def test_pictures_from_a_checkpoint(tool: ModuleType, world: Path, monkeypatch: 
 @pytest.mark.parametrize(
     ("ids", "more", "message"),
     [
-        (range(1, 11), ("--which", "student"), "--which asks for the student's"),
-        (range(1, 11), ("--dataset", "nowhere_test"), "nowhere_test: no split of the config's datasets"),
+        (range(1, 11), ("--which", "student"), "predictions of the teacher, but --which is student"),
+        (range(1, 11), ("--dataset", "nowhere_test"), "nowhere_test: not a split of the config"),
         (range(1, 11), ("--num", "0"), "--num 0"),
-        (range(1, 11), ("--score-thresh", "0.01"), "not from 0.01 on"),
-        (range(50, 52), (), "holds no image of this split"),
+        (range(1, 11), ("--score-thresh", "0.01"), "but 0.01 was requested"),
+        (range(50, 52), (), "no image of this split to draw"),
         (range(2, 3), ("--predictions", "absent.json"), "absent.json"),
     ],
 )
@@ -109,7 +109,7 @@ def test_predictions_of_other_images_are_refused(
     shifted = [record | {"image_id": record["image_id"] - 1} for record in records(range(2, 5))]
     write_predictions(path, "student", {"ownset_test": shifted}, 0.05)
     assert tool.main(arguments(world, "--predictions", str(path))) == 1
-    assert "is film1.png there and film0.png in the dataset" in capsys.readouterr().err
+    assert "is film1.png in the file and film0.png in the dataset" in capsys.readouterr().err
 
 
 def test_an_output_that_cannot_be_written_is_one_line(

@@ -70,15 +70,15 @@ def test_without_boxes_and_masks_there_is_one_panel(words: list[str]) -> None:
     both = draw_prediction(film(100, 100), SPEC, findings(100, 100))
     labels = draw_prediction(film(100, 100), SPEC, Findings((0.83, 0.1)), which="teacher")
     assert labels.shape[1] == both.shape[1] - draw.PANEL - draw.GAP
-    assert "film; prediction: teacher" in words and REACHED not in words
+    assert "image; prediction: teacher" in words and REACHED not in words
     none = Findings(boxes=np.zeros((0, 4)), classes=np.zeros(0, np.int64), scores=np.zeros(0))
     draw_prediction(film(100, 100), SPEC, none)
-    assert "none found" in words
+    assert "none predicted" in words
 
 
 def test_what_does_not_belong_together_is_named() -> None:
     with pytest.raises(FXError, match="2 values for 1 cls_classes"):
         one = DatasetSpec(name="one", title="One", cls_classes=("a",))
         draw_prediction(film(100, 100), one, findings(100, 100))
-    with pytest.raises(FXError, match=r"a mask of \(90, 100\) pixels"):
+    with pytest.raises(FXError, match=r"mask of size \(90, 100\)"):
         draw_prediction(film(100, 100), SPEC, findings(90, 100))

@@ -52,7 +52,7 @@ def test_images_stay_grey_and_findings_are_drawn_in_their_colour() -> None:
     [
         ({"labels": (1.0, None, 0.6)}, ["nodule", "mass 0.60", "1 of 3 labels unknown"]),
         ({"labels": (0.0, 0.0, 0.0)}, ["no label present"]),
-        ({"boxes": np.zeros((0, 4)), "classes": np.zeros(0, int)}, ["looked for boxes: none"]),
+        ({"boxes": np.zeros((0, 4)), "classes": np.zeros(0, int)}, ["annotated, no boxes"]),
         ({"masks": (np.ones((112, 224), bool), None)}, ["heart", "1 of 2 masks unknown"]),
         ({"masks": (np.zeros((112, 224), bool),) * 2}, ["masks are empty"]),
     ],
@@ -64,7 +64,7 @@ def test_lines_below_an_image(found: dict[str, object], lines: list[str]) -> Non
 def test_masks_that_are_not_named_are_counted() -> None:
     spec = DatasetSpec(name="ribs", title="Ribs", seg_classes=tuple(f"R{i}" for i in range(1, 21)))
     lines = module._lines(cell(masks=(np.ones((112, 224), bool),) * 20), spec)
-    assert [text for text, _ in lines] == ["a.png", *(f"R{i}" for i in range(1, 7)), "more masks: 14"]
+    assert [text for text, _ in lines] == ["a.png", *(f"R{i}" for i in range(1, 7)), "14 more masks"]
 
 
 def test_nothing_to_draw() -> None:
