@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from fx_d2.data.table import BY_NAME
 from fx_d2.evaluation.report import LABELS, WHICH
 from fx_d2.reporting.comparison import Comparer, same_split
 from fx_d2.reporting.paper import PaperRow, PaperTable, row_of
+from fx_d2.reporting.recipe import at
 from fx_d2.reporting.runs import Results, Run
 from fx_d2.reporting.tables import MEANS, Cell, Number, Table, count, difference, pooled
 from fx_d2.structures import TASKS, FXError
@@ -29,6 +31,22 @@ def title_of(dataset: str) -> str:
 def row_title(row: PaperRow) -> str:
     """Title of a table row: the dataset, and the classes if it is about some only."""
     return title_of(row.dataset) + (f": {', '.join(row.classes)}" if row.classes else "")
+
+
+def classes_of(run: Run, row: PaperRow) -> tuple[str, ...]:
+    """Classes of the row's dataset and task on which a run was evaluated."""
+    split = same_split([run], row.dataset)
+    if run.results is None or split is None:
+        return ()
+    return tuple(run.results.classes(run.results.models[0], split, row.task, row.metric))
+
+
+def covers(run: Run, row: PaperRow) -> bool:
+    """Whether a run was evaluated on the classes of a row, which without names are all classes of the dataset."""
+    if row.classes:
+        return set(row.classes) <= set(classes_of(run, row))
+    limit = at(run.results.settings, "DATASETS", "CLASSES") if run.results is not None else None
+    return not limit or (row.dataset in BY_NAME and set(BY_NAME[row.dataset].classes(row.task)) <= set(limit))
 
 
 def methods(runs: Sequence[Run]) -> list[list[Run]]:
@@ -107,14 +125,13 @@ def _table(paper: PaperTable, group: Sequence[Run], baselines: Sequence[Run], co
     columns += ["paper: difference"] * (len(published) == 2)
     start = group[0].recipe.start if group else ""
     lines, others, elsewhere = [], [], []
-    for row in paper.rows:
-        mine = [run for run in baselines if run.recipe.slots == ((row.dataset, row.task),)]
+    for row, joint, mine in _covered(paper, group, baselines):
         # If there are several methods, take the one with the initial weights of the joint run.
         kinds = methods(sorted(mine, key=lambda run: run.recipe.start != start))
         elsewhere += [run.name for kind in kinds[:1] for run in kind if group and run.recipe.start != start]
         if len(kinds) > 1:
             others += [run.name for kind in kinds[1:] for run in kind]
-        lines.append(_line(row, group, kinds[0] if kinds else [], models, published, comparer))
+        lines.append(_line(row, joint, kinds[0] if kinds else [], models, published, comparer))
     cells = [cell for line in lines for cell in line if isinstance(cell, Number)]
     notes = [MEANS] * any(cell.deviation is not None for cell in cells)
     notes += [f"baselines with other initial weights: {', '.join(dict.fromkeys(elsewhere))}"] * bool(elsewhere)
@@ -127,6 +144,25 @@ def _table(paper: PaperTable, group: Sequence[Run], baselines: Sequence[Run], co
         rows=tuple(lines),
         notes=(*_notes(group, baselines, published), *notes),
     )
+
+
+def _covered(
+    paper: PaperTable, group: Sequence[Run], baselines: Sequence[Run]
+) -> Iterator[tuple[PaperRow, list[Run], list[Run]]]:
+    """Each row with the joint runs and the baselines that cover it.
+
+    A row that some run misses because of DATASETS.CLASSES is followed by one for the classes of that run.
+    """
+    for row in paper.rows:
+        mine = [run for run in baselines if run.recipe.slots == ((row.dataset, row.task),)]
+        missing = (
+            {} if row.classes else dict.fromkeys(classes_of(r, row) for r in (*group, *mine) if not covers(r, row))
+        )
+        rows = [row, *(replace(row, classes=classes, numbers={}) for classes in missing if classes)]
+        for each in rows:
+            covering = [run for run in group if covers(run, each)], [run for run in mine if covers(run, each)]
+            if any(covering) or each.numbers or len(rows) == 1:
+                yield each, *covering
 
 
 def _line(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fx_d2.evaluation.report import LABELS
-from fx_d2.reporting.baselines import OTHERS, methods, row_title, split_single
+from fx_d2.reporting.baselines import OTHERS, classes_of, covers, methods, row_title, split_single
 from fx_d2.reporting.comparison import same_split
 from fx_d2.reporting.paper import PaperRow, PaperTable, row_of
 from fx_d2.reporting.runs import Run
@@ -51,9 +51,8 @@ def _by_start(paper: PaperTable, runs: Sequence[Run]) -> Table:
     published = _columns(paper, rows)
     lines, others = [], []
     for row in rows:
-        mine = [run for run in runs if (row.dataset, row.task) in run.recipe.slots and run.recipe.images == row.images]
         # A series with one run per class: only runs evaluated on the classes of a row compete in it.
-        mine = [run for run in mine if _knows(run, row)]
+        mine = [run for run in runs if _in(run, row) and covers(run, row)]
         cells: list[Cell] = []
         for label in labels:
             kinds = methods([run for run in mine if _label(run) == label])
@@ -76,11 +75,17 @@ def _rows(paper: PaperTable, runs: Sequence[Run]) -> list[PaperRow]:
     for run in runs:
         for dataset, task in run.recipe.slots:
             mine = [row for row in rows if (row.dataset, row.task, row.images) == (dataset, task, run.recipe.images)]
-            classes = _classes(run, mine[0])
-            if classes and not any(_knows(run, row) for row in mine):
+            classes = classes_of(run, mine[0])
+            if classes and not any(covers(run, row) for row in mine):
                 rows.append(replace(mine[0], classes=classes, numbers={}))
+    rows = [row for row in rows if row.numbers or any(_in(run, row) and covers(run, row) for run in runs)]
     slots = list(dict.fromkeys(slot for run in runs for slot in run.recipe.slots))
     return sorted(rows, key=lambda row: (slots.index((row.dataset, row.task)), -row.images))
+
+
+def _in(run: Run, row: PaperRow) -> bool:
+    """Whether a run trained the row's dataset and task, on as many images."""
+    return (row.dataset, row.task) in run.recipe.slots and run.recipe.images == row.images
 
 
 def _rows_of_slots(paper: PaperTable, runs: Sequence[Run]) -> list[PaperRow]:
@@ -111,13 +116,10 @@ def _heads(paper: PaperTable, start: str, heads: Sequence[Run], runs: Sequence[R
     lines, others = [], []
     for row in rows:
         slot = (row.dataset, row.task)
-        here = [run for run in mine if slot in run.recipe.slots]
-        full = [run for run in single if run.recipe.slots == (slot,) and run.recipe.start == start]
-        fresh = [
-            run
-            for run in single
-            if run.recipe.slots == (slot,) and run.recipe.start not in starts and not run.recipe.teacher
-        ]
+        here = [run for run in mine if slot in run.recipe.slots and covers(run, row)]
+        same = [run for run in single if run.recipe.slots == (slot,) and covers(run, row)]
+        full = [run for run in same if run.recipe.start == start]
+        fresh = [run for run in same if run.recipe.start not in starts and not run.recipe.teacher]
         cells: list[Cell] = []
         for group in (fresh, here, full):
             kinds = methods(group)
@@ -138,19 +140,6 @@ def _heads(paper: PaperTable, start: str, heads: Sequence[Run], runs: Sequence[R
 def _columns(paper: PaperTable, rows: Sequence[PaperRow]) -> list[str]:
     """The published columns with a value in at least one of the rows."""
     return [name for name in paper.columns if any(name in row.numbers for row in rows)]
-
-
-def _knows(run: Run, row: PaperRow) -> bool:
-    """Whether a run was evaluated for the classes of a row."""
-    return set(row.classes) <= set(_classes(run, row))
-
-
-def _classes(run: Run, row: PaperRow) -> tuple[str, ...]:
-    """Classes of the row's dataset and task on which a run was evaluated."""
-    split = same_split([run], row.dataset)
-    if run.results is None or split is None:
-        return ()
-    return tuple(run.results.classes(run.results.models[0], split, row.task, row.metric))
 
 
 def _facts(row: PaperRow, runs: Sequence[Run]) -> tuple[str, ...]:

@@ -44,7 +44,7 @@ def make_run(tmp_path: Path) -> MakeRun:
     Arguments: name; datasets and tasks that it trained; metrics "<model>/<dataset>/<task>/<metric>" -> share or None;
     intervals; split of the evaluation; hashes split -> text; history and steps, lines of the two logs; scores, what
     `write_scores` takes, {"<model>/<dataset>": (spec, images, arrays)}; more, other keys of results.json; and facts of
-    the config: seed, weights, teacher, heads, images, draw, lr, root.
+    the config: seed, weights, teacher, heads, images, draw, lr, root, classes (of the evaluation).
     """
 
     def make(
@@ -77,7 +77,12 @@ def make_run(tmp_path: Path) -> MakeRun:
             write_scores(folder / files[key], spec, images, arrays)
         known = {name: {"content_hash": f"sha256:{(hashes or {}).get(name, name)}"} for name in splits}
         meta = {"splits": splits, "datasets": known, "weights": "", "weights_hash": {"student": f"sha256:{name}"}}
-        content = {"format": FORMAT, "version": VERSION, "meta": meta | {"config": "{}", "time": "2026-01-02T03:04:05"}}
+        config = yaml.safe_dump({"DATASETS": {"CLASSES": facts.get("classes", [])}})
+        content = {
+            "format": FORMAT,
+            "version": VERSION,
+            "meta": meta | {"config": config, "time": "2026-01-02T03:04:05"},
+        }
         content |= {"metrics": metrics, "intervals": intervals or {}, "details": {}, "subgroups": {}, "scores": files}
         (folder / "results.json").write_text(json.dumps(content | dict(more or {})))
         return folder

@@ -46,6 +46,16 @@ def test_ours_beside_the_papers(make_run: MakeRun, joint: Path) -> None:
     assert row_of(table, "MIMIC-II (MIMIC-CXR)", "AUROC, published classes")["paper: difference"] == "-0.18 ↓"
 
 
+def test_a_baseline_of_some_classes_has_a_row_of_its_own(make_run: MakeRun) -> None:
+    key = "student/chestx_det/loc/AP40"
+    joint = make_run("fx", ("chestx_det",), ALL, {key: 0.2, f"{key}/Nodule": 0.3}, teacher=True)
+    single = make_run("one", ("chestx_det",), ("loc",), {key: 0.5, f"{key}/Nodule": 0.5}, classes=["Nodule"])
+    (table,) = tables_of(joint, single)
+    whole, part = row_of(table, "ChestX-Det", "AP40"), row_of(table, "ChestX-Det: Nodule", "AP40")
+    assert (whole["baseline"], whole["student"]) == ("", "20.00") and whole["paper: Baseline"]
+    assert (part["baseline"], part["student"], part["paper: Baseline"]) == ("50.00", "30.00", "")
+
+
 def test_missing_cells_are_blank(joint: Path) -> None:
     (table,) = tables_of(joint)
     row = row_of(table, "NODE21", "AP40")

@@ -52,6 +52,23 @@ def test_a_run_for_each_class_fills_the_row_of_its_class(make_run: MakeRun) -> N
     assert not any("left out" in note for note in table.notes)
 
 
+def test_a_mean_of_some_classes_is_not_the_datasets(make_run: MakeRun) -> None:
+    whole = {"student/films/seg/dice": 0.8, "student/films/seg/dice/lung": 0.9, "student/films/seg/dice/heart": 0.7}
+    part = {"student/films/seg/dice": 0.95, "student/films/seg/dice/lung": 0.95}
+    folders = [
+        make_run("whole", ("films",), ("seg",), whole, weights="a.pth"),
+        make_run("part", ("films",), ("seg",), part, weights="b.pth", classes=["lung"]),
+    ]
+    (table,) = tables_of(folders)
+    found = {row["dataset"]: (row["from a"], row["from b"]) for row in rows_of(table)}
+    assert found == {"films": ("80.00", ""), "films: lung": ("90.00", "95.00")}
+    (alone,) = tables_of(folders[1:])
+    assert [row["dataset"] for row in rows_of(alone)] == ["films: lung"]
+    heads = [make_run("h", ("films",), ("seg",), part, weights="a.pth", classes=["lung"], heads=True), folders[0]]
+    row = rows_of(tables_of(heads)[-1])[0]
+    assert (row["dataset"], row["heads only"], row["full"]) == ("films: lung", "95.00", "90.00")
+
+
 def test_published_columns_without_a_number_are_left_out(make_run: MakeRun) -> None:
     own = make_run("own", ("films",), ("cls",), {"student/films/cls/auroc": 0.6}, weights="output/fx/model_final.pth")
     heads = make_run("heads", ("films",), ("cls",), {"student/films/cls/auroc": 0.6}, heads=True)
