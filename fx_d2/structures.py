@@ -83,7 +83,7 @@ class DatasetSpec:
         """Validate the row; raises an FXError that names the dataset and the field."""
         if not self.name.isidentifier():
             raise FXError(
-                f"dataset name {self.name!r} must be letters, digits and _, no digit first: it is part of checkpoint keys"
+                f"dataset name {self.name!r} must be letters, digits and _, no digit first: checkpoint keys contain it"
             )
         if not self.tasks:
             raise FXError(f"dataset {self.name!r} has no classes: give cls_classes, loc_classes or seg_classes")

@@ -76,7 +76,7 @@ def test_what_cannot_be_started_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
         launch(print, _arguments(num_gpus=2, num_machines=2), "cuda")
     for key, value in (SRUN | {"MASTER_ADDR": "a"}).items():
         monkeypatch.setenv(key, value)
-    with pytest.raises(FXError, match="8 processes and --num-gpus 2"):
+    with pytest.raises(FXError, match="8 processes; --num-gpus 2"):
         launch(print, _arguments(num_gpus=2), "cuda")
 
 

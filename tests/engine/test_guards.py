@@ -79,7 +79,7 @@ def test_a_split_without_a_head_and_settings_that_save_nothing(make_cfg: MakeCfg
         (("TEST.EVAL_PASSES", "-1"), "TEST.EVAL_PASSES is -1"),
         (("TEST.MODELS", "['ema']"), "TEST.MODELS is"),
         (("MODEL.WEIGHTS_FROM", "best"), "MODEL.WEIGHTS_FROM is 'best'"),
-        (("MODEL.WEIGHTS_FROM", "teacher"), "MODEL.WEIGHTS names no file"),
+        (("MODEL.WEIGHTS_FROM", "teacher"), "but MODEL.WEIGHTS is empty"),
     ],
 )
 def test_numbers_and_words_that_mean_nothing(make_cfg: MakeCfg, opts: tuple[str, ...], message: str) -> None:

@@ -83,7 +83,7 @@ def test_code_is_not_run_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         path.write_bytes(pickle.dumps({"model": _Code()}))
     else:
         torch.save({"model": _Code()}, path)
-    with pytest.raises(FXError, match=r"needs (posix|nt)\.mkdir to unpickle, and code from a file is not run"):
+    with pytest.raises(FXError, match=r"needs (posix|nt)\.mkdir to unpickle, and code from a file is not executed"):
         load_file(str(path))
     assert not (tmp_path / "ran").exists()
     with pytest.raises(FXError, match=r"needs argparse\.Namespace to unpickle"):
