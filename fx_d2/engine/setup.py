@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-from operator import attrgetter
 
 import torch
 import yaml
@@ -17,6 +16,7 @@ from detectron2.utils.logger import setup_logger
 from fx_d2 import modeling  # noqa: F401  registers the model
 from fx_d2.config import add_fx_config
 from fx_d2.data import register_datasets
+from fx_d2.engine.resume import differences
 from fx_d2.structures import FXError
 
 INSTEAD = {
@@ -61,12 +61,17 @@ def build_cfg(config_file: str, opts: list[str]) -> CfgNode:
         cfg.merge_from_list(opts)
     except KeyError as error:
         raise FXError(f"{where}: {error.args[0]}. The keys are listed in fx_d2/config.py") from error
-    except (ValueError, AssertionError, yaml.YAMLError) as error:
+    except (AttributeError, TypeError) as error:  # what fvcore and yacs raise for a file or key of the wrong structure
+        raise FXError(f"{where}: not a mapping of keys to values, or a key below one that has a value") from error
+    except (ValueError, AssertionError, OSError, RecursionError, yaml.YAMLError) as error:
         raise FXError(f"{where}: {' '.join(str(error).split())}") from error
     default = get_cfg()
-    for key, ours in INSTEAD.items():
-        if attrgetter(key)(cfg) != attrgetter(key)(default):
-            raise FXError(f"{key} is a Detectron2 key without effect in fx_d2: use {ours}")
+    add_fx_config(default)
+    for key, (before, now) in differences(default, cfg).items():
+        if key in INSTEAD:
+            raise FXError(f"{key} is a Detectron2 key and has no effect here: use {INSTEAD[key]}")
+        if now is None and before is not None:
+            raise FXError(f"{where}: {key} has no value: give one, or leave the key out")
     return cfg
 
 
@@ -114,7 +119,11 @@ def _in_one_line(record: logging.LogRecord) -> bool:
 
 
 def check_device(device: str) -> None:
-    """FXError if the device is not available."""
+    """FXError if the name is not that of a torch device, or the device is not available."""
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise FXError(f"MODEL.DEVICE is {device!r}: set it to cpu, cuda or cuda:N") from error
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise FXError(f"MODEL.DEVICE is {device}, but torch sees no GPU here: add `MODEL.DEVICE cpu`")
     if device.startswith("cuda:") and int(device.removeprefix("cuda:")) >= torch.cuda.device_count():
