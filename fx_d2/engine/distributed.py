@@ -67,10 +67,12 @@ def place_from_environment(env: Mapping[str, str]) -> Place | None:
         place = Place(rank, world, local_rank, local, address="env://")
     elif "SLURM_PROCID" in env and _slurm_tasks(env) > 1:
         world = _slurm_tasks(env)
-        # "4", or "4(x2)" for two machines of four; "4,3" is refused below.
-        first = re.match(r"\d+", env.get("SLURM_STEP_TASKS_PER_NODE", env.get("SLURM_TASKS_PER_NODE", "")))
-        local = int(first.group()) if first else world
-        place = Place(int(env["SLURM_PROCID"]), world, int(env["SLURM_LOCALID"]), local, _slurm_address(env))
+        # "4", or "4(x2)" for two machines with four tasks each; "4,3" or "4,2(x2)" if the machines differ.
+        counts = env.get("SLURM_STEP_TASKS_PER_NODE", env.get("SLURM_TASKS_PER_NODE", str(world)))
+        even = re.fullmatch(r"(\d+)(\(x\d+\))?", counts)
+        if even is None:
+            raise FXError(f"Slurm starts {counts} processes on the machines of this job: start as many on each")
+        place = Place(int(env["SLURM_PROCID"]), world, int(env["SLURM_LOCALID"]), int(even[1]), _slurm_address(env))
     else:
         return None
     if place.world_size % place.local_size:
@@ -129,6 +131,8 @@ def launch(main: Main, args: argparse.Namespace, device: str) -> None:
         return
     if args.dist_url == "auto" and args.num_machines > 1:
         raise FXError("--num-machines: pass the same --dist-url tcp://<first machine>:<free port> on all machines")
+    if not 0 <= args.machine_rank < args.num_machines:
+        raise FXError(f"--machine-rank is {args.machine_rank}: with --num-machines {args.num_machines} it starts at 0")
     address = f"tcp://127.0.0.1:{_free_port()}" if args.dist_url == "auto" else args.dist_url
     first = args.machine_rank * args.num_gpus
     places = [Place(first + i, world, i, args.num_gpus, address) for i in range(args.num_gpus)]
