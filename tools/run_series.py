@@ -177,7 +177,8 @@ def call(command: Opts, folder: Path) -> None:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-    if code in (EXIT_CODE, *(-number for number in STOP_SIGNALS)):
+    # A process killed by a signal has its negative number as code; the launcher of several processes exits as a shell.
+    if code in (EXIT_CODE, *(-number for number in STOP_SIGNALS), *(128 + number for number in STOP_SIGNALS)):
         sys.exit(EXIT_CODE)
     if code:
         lines = console.read_text(encoding="utf-8", errors="replace").split("\n")

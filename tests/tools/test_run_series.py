@@ -172,10 +172,17 @@ def test_a_best_model_that_there_is_not_is_explained(
         series.main([*arguments, "DATASETS.ROOT", str(data)])
 
 
-def test_a_stopped_run_stops_the_series_with_its_code(series: ModuleType, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "end", [f"sys.exit({EXIT_CODE})", "os.kill(os.getpid(), signal.SIGTERM)", "sys.exit(128 + signal.SIGTERM)"]
+)
+def test_a_stopped_run_stops_the_series_with_its_code(series: ModuleType, tmp_path: Path, end: str) -> None:
+    """Saved; or ended by the signal itself where there was nothing to save, alone or below a launcher."""
     with pytest.raises(SystemExit) as stop:
-        series.call((sys.executable, "-c", f"raise SystemExit({EXIT_CODE})"), tmp_path)
+        series.call((sys.executable, "-c", f"import os, signal, sys; {end}"), tmp_path)
     assert stop.value.code == EXIT_CODE
+
+
+def test_a_failed_run_is_an_error_with_its_last_line(series: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(FXError, match=r"no room \(see .*console.txt"):
         series.call((sys.executable, "-c", "import sys; sys.exit('error: no room')"), tmp_path)
 
