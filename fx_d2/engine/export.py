@@ -79,8 +79,12 @@ def export_program(model: TensorModel, size: Sequence[int]) -> torch.export.Expo
             warnings.simplefilter("ignore")  # about torch's use of its own deprecated APIs
             return torch.export.export(model.eval(), (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     except Exception as error:  # torch raises many exception classes, some of them private
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise FXError(f"torch.export cannot trace {model.model.backbone.name}: {reason}") from error
+        raise FXError(f"torch.export cannot trace {model.model.backbone.name}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error's message, or its class if it has none."""
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def write_torch(program: torch.export.ExportedProgram, model: TensorModel, path: Path) -> None:
@@ -110,7 +114,7 @@ def write_onnx(program: torch.export.ExportedProgram, model: TensorModel, path: 
                 verbose=False,
             )
     except Exception as error:  # torch raises many exception classes, some of them private
-        raise FXError(f"this model cannot be exported to ONNX: {str(error).splitlines()[0]}") from error
+        raise FXError(f"this model cannot be exported to ONNX: {_reason(error)}") from error
     assert exported is not None, "torch.onnx.export with dynamo returns a program"
     exported.model.metadata_props["fx_d2"] = json.dumps(describe(model))
     exported.save(path)
