@@ -29,7 +29,7 @@ def hold_folder(folder: Path) -> Iterator[None]:
         folder: an existing folder.
 
     Raises:
-        FXError: another training run holds the lock.
+        FXError: another training run holds the lock, or the lock file cannot be opened.
     """
     held: list[int] = []
     on_first(lambda: held.append(_locked(folder)))
@@ -42,7 +42,10 @@ def hold_folder(folder: Path) -> Iterator[None]:
 
 def _locked(folder: Path) -> int:
     """Lock the file and return its descriptor."""
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise FXError(f"OUTPUT_DIR {folder}: {LOCK} in it cannot be opened for writing ({error.strerror})") from error
     try:
         # Not flock: loader workers would inherit the lock and hold it for seconds after this process is killed.
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
