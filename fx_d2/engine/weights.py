@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import _codecs
+import os
 import pickle
 import re
+import struct
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from iopath.common.file_io import PathManager
 from numpy._core import multiarray
 from torch import Tensor
 
@@ -21,6 +22,9 @@ from fx_d2.structures import FXError
 _STUDENT_KEYS = ("model", "student", "state_dict")
 _TEACHER_KEYS = ("teacher", "teacher_model")
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+_UNREADABLE = (RuntimeError, pickle.UnpicklingError, struct.error, EOFError, ValueError, OSError, IndexError, KeyError)
+"""The exceptions of torch and pickle for files that are damaged or of another kind."""
 
 # numpy scalars and arrays are data. A file refers to their constructors by the module path of its numpy version.
 _NUMPY = {
@@ -48,7 +52,7 @@ def load_file(path: str) -> Mapping[str, Any]:
     Raises:
         FXError: the file is missing or damaged, is not a mapping, or requires code to unpickle.
     """
-    if not PathManager().isfile(path):
+    if not os.path.isfile(path):
         raise FXError(f"checkpoint {path} does not exist: check the path (MODEL.WEIGHTS; with --resume OUTPUT_DIR)")
     try:
         if path.endswith(".pkl"):
@@ -57,7 +61,7 @@ def load_file(path: str) -> Mapping[str, Any]:
         else:
             with torch.serialization.safe_globals([*((part, name) for name, part in _NUMPY.items()), *_DTYPES]):
                 content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError, IndexError, KeyError) as error:
+    except _UNREADABLE as error:
         raise FXError(f"checkpoint {path} cannot be read: {_reason(error)}") from error
     if not isinstance(content, Mapping):
         raise FXError(f"checkpoint {path} holds a {type(content).__name__}, not a state dict")
