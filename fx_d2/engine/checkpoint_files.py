@@ -61,7 +61,7 @@ def write(content: Mapping[str, Any], path: Path) -> None:
     except (OSError, RuntimeError) as error:  # torch's writer raises some OSErrors as RuntimeError
         reason = (isinstance(error, OSError) and error.strerror) or str(error).splitlines()[0]
         with contextlib.suppress(OSError):
-            reason += f"; {shutil.disk_usage(path.parent).free / 2**30:.2f} GB free"
+            reason += f"; {shutil.disk_usage(path.parent).free / 1e9:.2f} GB free"
             temporary.unlink(missing_ok=True)
         raise FXError(
             f"checkpoint {path} could not be written ({reason}): free some space, or choose another folder"

@@ -198,10 +198,10 @@ def check_disk(cfg: CfgNode, model: nn.Module, teacher: nn.Module | None) -> Non
     size, count = checkpoint_bytes(cfg, model, teacher), checkpoints_kept(cfg)
     free = shutil.disk_usage(folder).free
     missing = count * size - _present_bytes([*numbered(folder).values(), *folder.glob(BEST)]) - free
-    logger.info("a checkpoint takes %.3f GB; up to %d are on disk at a time", size / 2**30, count)
+    logger.info("a checkpoint takes %.3f GB; up to %d are on disk at a time", size / 1e9, count)
     if missing > 0:
         raise FXError(
-            f"OUTPUT_DIR {folder}: {count} checkpoints of {size / 2**30:.2f} GB need {math.ceil(missing / 2**20)} MB "
+            f"OUTPUT_DIR {folder}: {count} checkpoints of {size / 1e9:.2f} GB need {math.ceil(missing / 1e6)} MB "
             "more than is free: free some space, or keep fewer (SOLVER.CHECKPOINTS_TO_KEEP, CHECKPOINT_KEEP_CYCLES, "
             "CHECKPOINT_BEST)"
         )

@@ -166,8 +166,8 @@ def disk_line(trainer: FXTrainer) -> str:
     size, count = checkpoint_bytes(trainer.cfg, trainer.model, trainer.teacher), checkpoints_kept(trainer.cfg)
     free = shutil.disk_usage(trainer.cfg.OUTPUT_DIR).free
     return (
-        f"a checkpoint takes {size / 2**30:.3f} GB, up to {count} of them {count * size / 2**30:.2f} GB; "
-        f"{trainer.cfg.OUTPUT_DIR} has {free / 2**30:.1f} GB free"
+        f"a checkpoint takes {size / 1e9:.3f} GB, up to {count} of them {count * size / 1e9:.2f} GB; "
+        f"{trainer.cfg.OUTPUT_DIR} has {free / 1e9:.1f} GB free"
     )
 
 

@@ -133,7 +133,7 @@ def test_too_little_room_is_said_before_the_first_step(
     monkeypatch.setattr(guards.shutil, "disk_usage", lambda folder: SimpleNamespace(free=7 * size))
     check_disk(cfg, model, copy.deepcopy(model))
     monkeypatch.setattr(guards.shutil, "disk_usage", lambda folder: SimpleNamespace(free=7 * size - 1))
-    with pytest.raises(FXError, match="7 checkpoints of 0.01 GB need 1 MB more"):
+    with pytest.raises(FXError, match="7 checkpoints of 0.02 GB need 1 MB more"):
         check_disk(cfg, model, copy.deepcopy(model))
     (tmp_path / "run" / "model_0000005.pth").write_bytes(b"x")
     check_disk(cfg, model, copy.deepcopy(model))
