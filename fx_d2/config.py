@@ -175,7 +175,8 @@ def _add_localization(cfg: CN) -> None:
     # "auto": "cpp" on a CPU with a compiler, else "torch". Results agree up to rounding. On a GPU, two runs differ by
     # as much with any of them, because gradients are accumulated in no fixed order.
     cfg.MODEL.LOC.SAMPLER = "auto"
-    # Denoising queries: number of (positive, negative) pairs (0 = off), probability of label noise, scale of box noise.
+    # Denoising queries, as in DINO: approximate number of (positive, negative) pairs per image (0 = off); twice the
+    # probability that a label is replaced by a random one; box noise relative to half the box size.
     cfg.MODEL.LOC.DN_NUMBER = 100
     cfg.MODEL.LOC.DN_LABEL_NOISE = 0.5
     cfg.MODEL.LOC.DN_BOX_NOISE = 1.0
@@ -230,7 +231,7 @@ def _add_solver(cfg: CN) -> None:
     # (0 = off).
     cfg.SOLVER.REFERENCE_BATCH = 0
     # Linear warm-up over this many cycles (reference: 20 slots = one cycle), then cosine decay to FINAL_LR_FACTOR;
-    # LR_UPDATE: updated after each "step", or once per "cycle" (reference).
+    # LR_UPDATE: the rate is updated at each "step", or once per "cycle" (reference).
     cfg.SOLVER.WARMUP_CYCLES = 1.0
     cfg.SOLVER.FINAL_LR_FACTOR = 0.0
     cfg.SOLVER.LR_UPDATE = "step"

@@ -137,7 +137,7 @@ def _check_names(names: Sequence[str], specs: Sequence[DatasetSpec], where: str)
 
 
 def _images(dataset: str, sizes: Mapping[tuple[str, str], int]) -> int:
-    """Size of a dataset: the number of images annotated for its most frequent task."""
+    """Size of a dataset: the number of images annotated for the task that has the most."""
     return max((count for (name, _), count in sizes.items() if name == dataset), default=0)
 
 

@@ -161,5 +161,5 @@ def test_best_checkpoints_that_are_there_need_no_more_room(
 
 def test_no_model_is_chosen_on_test_splits(make_cfg: MakeCfg) -> None:
     best = ("SOLVER.CHECKPOINT_BEST", "['student/*/cls/auroc']")
-    with pytest.raises(FXError, match="choose a model on test splits"):
+    with pytest.raises(FXError, match="select a model on test splits"):
         FXTrainer(make_cfg(*best, "TEST.SPLIT", "test"), lambda models, final: {})
