@@ -39,6 +39,7 @@ from fx_d2.engine.plan import build_plan
 from fx_d2.engine.rehearsal import rehearse
 from fx_d2.evaluation import (
     Evaluation,
+    MetricOptions,
     build_thresholds,
     evaluate_model,
     metric_names,
@@ -107,6 +108,7 @@ def run(args: argparse.Namespace) -> None:
     """The command, in one process."""
     started = time.time()
     cfg = setup_run(args, dry=args.dry_run)
+    MetricOptions.from_config(cfg)  # rejects values that else only the evaluation would, which may be days away
     if args.eval_only:
         evaluate(cfg, started, load_models(cfg), final=True, training=False)
         return

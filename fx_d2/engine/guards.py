@@ -44,8 +44,11 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("MODEL.TEACHER.CONSISTENCY", 0, 1),
     ("DATASETS.LIMIT", 0, math.inf),
     ("DATASETS.FEW_SHOT.IMAGES", 0, math.inf),
+    ("DATALOADER.NUM_WORKERS", 0, math.inf),
     ("TEST.EVAL_PASSES", 0, math.inf),
     ("TEST.EVAL_CYCLES", 0, math.inf),
+    ("TEST.BATCH_SIZE", 1, math.inf),
+    *((f"SOLVER.LR_FACTOR.{component.upper()}", 0, math.inf) for component in COMPONENTS),
 )
 """Numeric keys of a training run with their minimum and maximum."""
 

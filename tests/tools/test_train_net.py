@@ -129,6 +129,11 @@ def test_unknown_key(fails: Fails) -> None:
     assert "SOLVER.BASELR" in fails(opts=("SOLVER.BASELR", "1"))
 
 
+def test_a_wrong_option_of_the_evaluation_is_found_before_the_training(fails: Fails, tmp_path: Path) -> None:
+    assert "TEST.SPECIFICITY" in fails(opts=("TEST.SPECIFICITY", "90.0"))
+    assert not list((tmp_path / "out").glob("*.pth"))
+
+
 def test_evaluation_without_weights(fails: Fails) -> None:
     assert "MODEL.WEIGHTS" in fails("--eval-only")
 
