@@ -177,7 +177,8 @@ def _read_inference(folder: Path) -> Bundle:
         content = json.loads(description.read_text(encoding="utf-8"))
     except ValueError:
         content = None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    needed = {"which", "classes", "untrained", "config", "sha256"}
+    if not isinstance(content, dict) or content.get("format") != FORMAT or not needed <= content.keys():
         raise FXError(f"{description} does not describe a model: export the checkpoint again with tools/export.py")
     if _digest(weights) != content["sha256"]:
         raise FXError(f"{weights} is damaged, or not the file that {DESCRIPTION} in the same folder describes")

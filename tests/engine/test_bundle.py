@@ -147,9 +147,10 @@ def test_a_broken_inference_checkpoint_says_why(checkpoint: Path, tmp_path: Path
     (out / "model.safetensors").write_bytes(data)
     with pytest.raises(FXError, match=r"model\.safetensors is damaged"):
         read_bundle(out)
-    (out / "model.json").write_text(json.dumps({"format": "other"}))
-    with pytest.raises(FXError, match=r"model\.json does not describe a model"):
-        read_bundle(out)
+    for content in ({"format": "other"}, {"format": "fx_d2_model", "which": "student"}):
+        (out / "model.json").write_text(json.dumps(content))
+        with pytest.raises(FXError, match=r"model\.json does not describe a model"):
+            read_bundle(out)
 
 
 def test_a_bundle_of_a_teacher_alone_can_be_changed(checkpoint: Path, tmp_path: Path) -> None:
