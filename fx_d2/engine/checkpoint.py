@@ -194,7 +194,7 @@ def load_models(cfg: CfgNode) -> dict[str, FoundationX]:
         {"student": model, "teacher": model}, restricted to TEST.MODELS.
 
     Raises:
-        FXError: see `FXCheckpointer.load`; or the checkpoint contains none of TEST.MODELS.
+        FXError: the file cannot be read, does not match the config, or contains none of TEST.MODELS.
     """
     checkpoint = read_checkpoint(cfg.MODEL.WEIGHTS)
     model = build_model(cfg)

@@ -9,6 +9,8 @@ from detectron2.config import CfgNode
 
 from fx_d2.structures import FXError
 
+logger = logging.getLogger(__name__)
+
 AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 _BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
@@ -28,14 +30,12 @@ def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
     if name == "float16" and not cfg.MODEL.DEVICE.startswith("cuda"):
         raise FXError("SOLVER.AMP.DTYPE float16 needs a GPU: use bfloat16 on the CPU")
     if cfg.MODEL.DEVICE == "cpu" and not cpu_has_bfloat16():
-        logging.getLogger(__name__).warning(
+        logger.warning(
             "this CPU has no bfloat16 instructions, so bfloat16 is far slower than float32: set "
             "SOLVER.AMP.ENABLED False"
         )
     if name == "bfloat16" and cfg.MODEL.DEVICE.startswith("cuda") and not gpu_has_bfloat16():
-        logging.getLogger(__name__).warning(
-            "this GPU has no bfloat16 instructions, so bfloat16 is far slower: set SOLVER.AMP.DTYPE float16"
-        )
+        logger.warning("this GPU has no bfloat16 instructions, so bfloat16 is far slower: set SOLVER.AMP.DTYPE float16")
     return AMP_DTYPES[name]
 
 
