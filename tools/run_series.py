@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train and test one config over a grid of datasets, image counts, seeds or any keys; print mean and deviation.
+"""Train and test one config over a grid of datasets, image counts, seeds or any keys; tabulate the results.
 
 tools/run_series.py --config-file CONFIG --output DIR --grid DATASETS.FEW_SHOT.IMAGES=24,12,3 \\
     --grid SEED,DATASETS.FEW_SHOT.SEED=0,1,2 [KEY VALUE ...]
@@ -9,7 +9,8 @@ A cell is a combination of one value of each --grid and of --datasets (splits to
 datasets). Each cell has its own folder in DIR: a run of tools/train_net.py, started or resumed, followed by an
 evaluation of the splits in DATASETS.TEST in its subfolder test. The evaluated checkpoint is the best one for the first
 pattern of SOLVER.CHECKPOINT_BEST, or the last one if there is no pattern. Cells that have been tested are skipped. The
-first error ends the series (exit code 1). A run stopped by a signal ends it with exit code 75: start it again.
+first error ends the series (exit code 1). A run stopped by a signal ends it with exit code 75: start it again. The
+table printed at the end has mean and standard deviation over seeds.
 
 --dry-run prints a shell command line for each cell, for example for a job array:
     eval "$(tools/run_series.py --dry-run ... | sed -n "${SLURM_ARRAY_TASK_ID}p")"
@@ -87,7 +88,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True)
     parser.add_argument("--output", type=Path, required=True, help="parent folder of the cells")
-    parser.add_argument("--datasets", default="", metavar="SPLIT,...", help="a cell each: splits to test on")
+    parser.add_argument("--datasets", default="", metavar="SPLIT,...", help="one cell per split to test on")
     parser.add_argument("--grid", action="append", default=[], metavar="KEY[,KEY]=VALUE,...", help="one cell per value")
     parser.add_argument("--num-gpus", type=int, default=1, help="per run, as for tools/train_net.py (default 1)")
     parser.add_argument("--prune", action="store_true", help="keep only the evaluated checkpoint of completed cells")
