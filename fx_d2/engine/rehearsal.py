@@ -155,7 +155,7 @@ def durations(schedule: PhaseSchedule, measured: Mapping[Hashable, Measured], wo
     cycle = cycle_seconds(schedule, measured, workers)
     slow = [str(one.phase) for one in measured.values() if one.reading > one.seconds * max(workers, 1)]
     text = (
-        f"estimated: {_time(cycle)} per cycle, {_time(cycle * schedule.cycles)} for {schedule.cycles} cycles, "
+        f"estimated: {_time(cycle)} per cycle, {_time(cycle * schedule.cycles)} for SCHEDULE.CYCLES {schedule.cycles}, "
         f"without evaluations and saving, with DATALOADER.NUM_WORKERS {workers}"
     )
     return text + (f"; loading is slower than computing in {', '.join(slow)}" if slow and workers else "")

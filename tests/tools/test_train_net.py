@@ -222,7 +222,7 @@ def test_dry_run_leaves_a_log_and_nothing_else(train_net: ModuleType, data: Path
     _start(train_net, data, tmp_path, "--dry-run")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["log.txt"]
     told = (tmp_path / "out" / "log.txt").read_text()
-    assert "dry run, nothing saved" in told and "s/step" in told and "the run of 1 cycles" in told
+    assert "dry run, nothing saved" in told and "s/step" in told and "for SCHEDULE.CYCLES 1," in told
 
 
 def test_dry_run_of_a_run_that_is_there_changes_nothing(
