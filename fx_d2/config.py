@@ -1,4 +1,4 @@
-"""Every configuration key of fx_d2, once, under a sentence that says what it does."""
+"""All configuration keys of fx_d2, each defined once, under a comment that documents it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ PAPER_STRATEGY: list[dict[str, Any]] = [
     {"task": "seg", "share": 0.5, "train": ["seg_heads"]},
     {"task": "seg", "share": 1.0, "train": ["backbone", "seg_decoder", "seg_heads"]},
 ]
-"""The paper's table of passes: one row a pass, in the order they run on a dataset.
+"""The paper's passes: one row per pass, in the order in which they run on a dataset.
 
-A row may also have "passes" (it runs so often, one after the other, each time with images drawn anew), "steps" (at most
-so many in a pass) and "datasets" (names; it is for these only).
+Optional keys of a row: "passes" (number of consecutive repetitions, each on a new random sample of images), "steps"
+(maximum number of steps per pass) and "datasets" (names of the only datasets that the row applies to).
 """
 
 
@@ -32,38 +32,41 @@ def add_fx_config(cfg: CN) -> None:
 
 
 def _add_data(cfg: CN) -> None:
-    # Folder of prepared annotation files, <ROOT>/<name>/{train,val,test}.json. Empty: $DETECTRON2_DATASETS,
-    # else ./datasets/prepared. DATASETS.TRAIN and DATASETS.TEST hold names "<row>_<split>" as in Detectron2.
+    # Root folder of the prepared annotation files, <ROOT>/<name>/{train,val,test}.json. Empty: $DETECTRON2_DATASETS if
+    # set, else ./datasets/prepared. As in Detectron2, DATASETS.TRAIN and DATASETS.TEST list registered names,
+    # "<name>_<split>", where <name> is that of a dataset row (`DatasetSpec`).
     cfg.DATASETS.ROOT = ""
-    # The tasks that the datasets are used for, of those they are annotated for: heads, passes and evaluation follow.
+    # Tasks to use, out of those each dataset is annotated for; determines heads, passes and evaluation.
     cfg.DATASETS.TASKS = ["cls", "loc", "seg"]
-    # The classes that are used, of every dataset and task; empty: all. Boxes of other classes are left out.
+    # Class names to use, for all datasets and tasks; empty: all classes. Boxes of other classes are ignored.
     cfg.DATASETS.CLASSES = []
-    # Train on IMAGES images of each dataset (0 = all), drawn by SEED, each of another patient as long as there are
-    # such, and annotated for every task in use. A smaller draw of the same seed is part of a larger one. Validation
-    # and test splits stay whole.
+    # Few-shot training on IMAGES images per dataset (0 = all), sampled with SEED among the images annotated for every
+    # task in use. A patient contributes a second image only once every patient has contributed one. For a given seed,
+    # smaller samples are subsets of larger ones. Validation and test splits are not reduced.
     cfg.DATASETS.FEW_SHOT = CN({"IMAGES": 0, "SEED": 0})
-    # Limit each dataset to its first N images per split, for a trial (0 = all).
+    # Use only the first N images of each split, for debugging (0 = all).
     cfg.DATASETS.LIMIT = 0
-    # File of training images to leave out, written by tools/check_datasets.py --exclude: films that are in another
-    # dataset's test split as well. Empty: none.
+    # File listing training images to exclude because they also occur in another dataset's test split; written by
+    # tools/check_datasets.py --exclude. Empty: no exclusions.
     cfg.DATASETS.EXCLUDE = ""
 
-    # Images are resized to this (height, width) in pixels, aspect ratio not kept, as in the reference recipe.
+    # Network input size (height, width) in pixels. Images are resized without keeping the aspect ratio, as in the
+    # reference recipe.
     cfg.INPUT.SIZE = [224, 224]
-    # Reduce images to this shorter side in pixels as they are read, before augmentation (0: full size). A cache made
-    # when the dataset was prepared (--cache-size) holds the same pixels and is quicker; it must not be smaller.
+    # Shorter side in pixels to which images are downsampled when loaded, before augmentation (0 = full resolution). A
+    # cache written during dataset preparation (--cache-size) holds the same pixels and loads faster; its images must
+    # not be smaller than this.
     cfg.INPUT.READ_SIZE = 0
-    # Grey values of the network's input, in 0..255: "uint8", or "float32", which keeps all the depth of 12- and 16-bit
-    # images and does without a cache.
+    # Data type of loaded grey values, in the range 0..255: "uint8", or "float32", which preserves the full bit depth of
+    # 12- and 16-bit images but cannot use the 8-bit cache.
     cfg.INPUT.DTYPE = "uint8"
-    # What the teacher sees: "same" tensor as the student, or its own "photometric" view (geometry must agree,
-    # because tokens and maps are compared position by position).
+    # Input of the teacher: the "same" tensor as the student's, or a separate "photometric" view. The geometry is always
+    # shared, because tokens and feature maps are compared position by position.
     cfg.INPUT.TEACHER_VIEW = "photometric"
-    # Augmentation per task. FLIP: probability of a left-right flip (classes with a side are swapped);
-    # CROP_AREA: smallest area of a random crop relative to the image (1 = no crop; reference: 0.08 for classification);
-    # ROTATE: degrees; SCALE, SHIFT: relative range of a random affine window; BRIGHTNESS, CONTRAST: +- relative range;
-    # PROB: probability of the affine window, and apart from it of the change of light.
+    # Augmentation per task. FLIP: probability of a horizontal flip (left and right classes are swapped);
+    # CROP_AREA: minimum area of a random crop, relative to the image (1 = no crop; reference: 0.08 for classification);
+    # ROTATE: +- degrees; SCALE, SHIFT: relative range of a random affine transform; BRIGHTNESS, CONTRAST: +- relative
+    # range; PROB: probability of the affine transform and, independently, of the photometric one.
     for task, crop, rotate, scale, shift, prob in (
         ("CLS", 0.5, 7.0, 0.0, 0.0, 1.0),
         ("LOC", 1.0, 0.0, 0.0, 0.0, 1.0),
@@ -77,55 +80,57 @@ def _add_data(cfg: CN) -> None:
 
 def _add_model(cfg: CN) -> None:
     cfg.MODEL.META_ARCHITECTURE = "FoundationX"
-    # Which model of the file MODEL.WEIGHTS a training starts from: "student" or "teacher". Empty: the student, or the
-    # only one; of Ark its teacher, as its authors recommend.
+    # Which model in the file MODEL.WEIGHTS initialises a training run: "student" or "teacher". Empty: the student, or
+    # the only model in the file; for Ark checkpoints the teacher, as its authors recommend.
     cfg.MODEL.WEIGHTS_FROM = ""
-    # Compile with torch.compile what keeps its shapes through a training: the trunk's blocks, the encoder's layers, the
-    # segmentation decoder. The name of a backend, usually "inductor"; empty: nothing. Each kind of pass takes longer
-    # the first time. Results are the same but for the last bits and for what is drawn at random (DROP_PATH, DROPOUT).
+    # Backend of torch.compile, usually "inductor", for the modules whose input shapes are static during training:
+    # backbone blocks, encoder layers and segmentation decoder. Empty: no compilation. The first pass of each kind is
+    # slower. Results are the same up to rounding, except for random layers (DROP_PATH, DROPOUT).
     cfg.MODEL.COMPILE = ""
     cfg.MODEL.BACKBONE.NAME = "build_timm_backbone"
-    # Grey images: one value each, or three for a stem that was trained with a channel's own. In units of [0, 255];
-    # the model normalises, and only once.
-    # Mean .5056 and std .252 are the reference recipe's chest X-ray statistics (classification branch).
+    # Mean and standard deviation for grey values in [0, 255]: one value each, or three for a stem that was pretrained
+    # with per-channel statistics. Normalisation happens once, inside the model.
+    # Mean 0.5056 and std 0.252 are the reference recipe's chest X-ray statistics (classification branch).
     cfg.MODEL.PIXEL_MEAN = [0.5056 * 255]
     cfg.MODEL.PIXEL_STD = [0.252 * 255]
 
-    # The trunk, any timm model that works with features_only. KWARGS go to timm.create_model as they are.
+    # Backbone: any timm model that supports features_only. KWARGS are passed to timm.create_model unchanged.
     cfg.MODEL.TIMM = CN()
     cfg.MODEL.TIMM.NAME = "swin_base_patch4_window7_224"
     cfg.MODEL.TIMM.KWARGS = CN(new_allowed=True)
     cfg.MODEL.TIMM.DROP_PATH = 0.2
-    # 3: the grey image is repeated, which fits ImageNet weights; 1: a one-channel stem.
+    # Input channels of the stem. 3: the grey image is replicated, as ImageNet weights require; 1: a one-channel stem.
     cfg.MODEL.TIMM.IN_CHANS = 3
-    # Recompute activations in the backward pass: less memory, about 20 % slower.
+    # Recompute the backbone's activations in the backward pass: less memory, about 20 % slower.
     cfg.MODEL.TIMM.GRAD_CHECKPOINTING = False
-    # Compute the trunk's attention with torch's fused kernels, where timm's model has a place for them: Swin-T and -B
-    # are 3 to 7 % faster in evaluation, on one CPU core. A Swin that learns on a CPU computes as timm does, which is 4
-    # to 7 % faster there.
+    # Compute the backbone's attention with torch's fused kernels, where the timm model supports them. On one CPU core,
+    # this makes evaluation with Swin-T and Swin-B 3 to 7 % faster. A Swin that is trained on a CPU keeps timm's own
+    # attention, which is 4 to 7 % faster there.
     cfg.MODEL.TIMM.FUSED_ATTENTION = True
-    # The stem and this many stages of the trunk never learn, whatever a pass trains (0 = all of it learns).
+    # Freeze the stem and this many stages of the backbone permanently, whatever a pass trains (0 = nothing is frozen).
     cfg.MODEL.TIMM.FROZEN_STAGES = 0
 
-    # Segmentation: pyramid pooling on the last stage, fused pyramid (shared), 3x3 head per dataset.
+    # Segmentation: a decoder shared by all datasets (pyramid pooling on the last stage, then a fused feature pyramid),
+    # and a head per dataset (3x3 convolution).
     cfg.MODEL.SEG = CN()
     cfg.MODEL.SEG.DIM = 128
     cfg.MODEL.SEG.POOL_BINS = [1, 2, 4, 6]
     cfg.MODEL.SEG.DROPOUT = 0.1
-    # Norm of the decoder's convolutions, a Detectron2 name: BN (reference), SyncBN, GN.
+    # Normalisation of the decoder's convolutions, by its Detectron2 name: BN (reference), SyncBN, GN.
     cfg.MODEL.SEG.NORM = "BN"
-    # Dice over the whole flattened batch ("batch", the reference) or per class, then averaged ("class").
+    # Dice loss over the flattened batch ("batch", reference) or per class and then averaged ("class").
     cfg.MODEL.SEG.DICE = "class"
-    # Region guidance (Foundation X+): the trunk's features f enter the segmentation decoder as
-    # (1 - WEIGHT) * f + WEIGHT * f * map, where the map is 1 inside the boxes that the dataset's localization decoder
-    # finds above SCORE, their area grown by AREA, and falls off outside. The same in training and at test;
-    # datasets without boxes are not guided. WEIGHT 0 = off (Foundation X); Foundation X+: 0.5.
+    # Region guidance (Foundation X+): the backbone features f enter the segmentation decoder as
+    # (1 - WEIGHT) * f + WEIGHT * f * map. The map is 1 inside the boxes that the dataset's localization decoder
+    # predicts with a score above SCORE, their area enlarged by the factor AREA, and decays outside them. Identical in
+    # training and evaluation; not applied to datasets without box classes. WEIGHT 0 = off (Foundation X);
+    # Foundation X+: 0.5.
     cfg.MODEL.SEG.REGION = CN({"WEIGHT": 0.0, "SCORE": 0.3, "AREA": 1.5})
 
-    # EMA teacher. CONSISTENCY = c in (1 - c) * task + c * consistency; 0 or ENABLED False switches the teacher and its
-    # cost off. UPDATE: at the end of each "pass" (reference) or after each "step", which wants a momentum near 1.
-    # SCHEDULE: "constant" MOMENTUM (reference), "cosine" from MOMENTUM to MOMENTUM_END over the run, or "warmup",
-    # min(MOMENTUM, (1 + n) / (10 + n)) at the n-th update.
+    # EMA teacher. CONSISTENCY is c in the loss (1 - c) * task + c * consistency; CONSISTENCY 0 or ENABLED False removes
+    # the teacher and its cost. UPDATE: after each "pass" (reference), or after each "step", which needs a momentum
+    # close to 1. SCHEDULE of the momentum: "constant" MOMENTUM (reference); "cosine" from MOMENTUM to MOMENTUM_END over
+    # the run; or "warmup", min(MOMENTUM, (1 + n) / (10 + n)) at the n-th update.
     cfg.MODEL.TEACHER = CN()
     cfg.MODEL.TEACHER.ENABLED = True
     cfg.MODEL.TEACHER.UPDATE = "pass"
@@ -136,7 +141,8 @@ def _add_model(cfg: CN) -> None:
 
 
 def _add_localization(cfg: CN) -> None:
-    # Localization: DINO-style encoder (shared) and decoders (one per dataset). Reference: 256, 8, 4, 2048, 6, 6, 900.
+    # Localization: DINO-style encoder (shared) and decoders (one per dataset). The reference has 900 queries, and the
+    # same other sizes.
     cfg.MODEL.LOC = CN()
     cfg.MODEL.LOC.HIDDEN_DIM = 256
     cfg.MODEL.LOC.NUM_HEADS = 8
@@ -145,133 +151,139 @@ def _add_localization(cfg: CN) -> None:
     cfg.MODEL.LOC.ENC_LAYERS = 6
     cfg.MODEL.LOC.DEC_LAYERS = 6
     cfg.MODEL.LOC.NUM_QUERIES = 300
-    # Trunk stages (0-based) that feed the encoder; one further level is made by a strided convolution.
+    # Backbone stages (0-based) used as encoder input; a strided convolution adds one more level.
     cfg.MODEL.LOC.STAGES = [1, 2, 3]
-    # One stack of decoder layers for all datasets, locked and released with the encoder; queries and heads stay the
-    # datasets' own (Foundation X+). False: a whole decoder for each dataset (Foundation X).
+    # True: all datasets share one stack of decoder layers, locked and released with the encoder, while queries and
+    # heads remain per dataset (Foundation X+). False: a complete decoder per dataset (Foundation X).
     cfg.MODEL.LOC.SHARED_DECODER = False
-    # Temperatures of the sine position encodings of tokens and of boxes.
+    # Temperatures of the sinusoidal position encodings of tokens and of boxes.
     cfg.MODEL.LOC.TOKEN_TEMPERATURE = 20.0
     cfg.MODEL.LOC.BOX_TEMPERATURE = 10000.0
-    # One box head for refinement and output (True, DINO) or two with separate weights (False, the reference's layout).
+    # One box head for both refinement and output (True, as in DINO), or two with separate weights (False, reference).
     cfg.MODEL.LOC.TIE_BOX_HEADS = True
-    # Logits and label embeddings of every decoder, and the column of a dataset's first class. 0 logits or rows: as
-    # many as the dataset has classes. The reference: 14, 16, and 1 (it uses category ids, which start there).
+    # Number of logits and of label embeddings (for denoising) of each decoder, and the logit index of a dataset's first
+    # class. NUM_LOGITS 0: FIRST_CLASS plus the number of classes; LABEL_ROWS 0: as many as logits. Reference: 14, 16,
+    # and 1, because it indexes by category id.
     cfg.MODEL.LOC.NUM_LOGITS = 0
     cfg.MODEL.LOC.LABEL_ROWS = 0
     cfg.MODEL.LOC.FIRST_CLASS = 0
-    # Let padding and the outermost border compete for queries by their constant score (True, the reference), or
-    # choose them only when nothing else is left (False).
+    # Query selection: rank padding and border tokens by their constant score among all others (True, reference), or
+    # select them only when no other token is left (False).
     cfg.MODEL.LOC.RANK_ALL_TOKENS = False
-    # How deformable attention computes its samples: "torch" (torch's operators), "cpp" (C++, on CPUs; compiled in
-    # seconds on first use, kept for the next), "triton" (GPUs; tested in Triton's interpreter only), or "auto": C++ on
-    # a CPU where a compiler is found, else torch. The result is the same but for the last bits. Two trainings on a GPU
-    # differ in these whatever is chosen: there, gradients are added up in no fixed order.
+    # Implementation of the sampling in deformable attention: "torch" (plain torch operators), "cpp" (C++ for CPUs;
+    # compiled within seconds on first use, then cached), "triton" (GPUs; tested only in Triton's interpreter), or
+    # "auto": "cpp" on a CPU with a compiler, else "torch". Results agree up to rounding. On a GPU, two runs differ by
+    # as much with any of them, because gradients are accumulated in no fixed order.
     cfg.MODEL.LOC.SAMPLER = "auto"
-    # Denoising: number of noised (positive + negative) pairs, label flip probability, box noise scale. 0 pairs = off.
+    # Denoising queries, as in DINO: approximate number of (positive, negative) pairs per image (0 = off); twice the
+    # probability that a label is replaced by a random one; box noise relative to half the box size.
     cfg.MODEL.LOC.DN_NUMBER = 100
     cfg.MODEL.LOC.DN_LABEL_NOISE = 0.5
     cfg.MODEL.LOC.DN_BOX_NOISE = 1.0
-    # Losses and matching costs, from DINO. ENC weighs the loss on the encoder's proposals (reference: 0).
+    # Loss weights and matching costs, from DINO. ENC: weight of the loss on the encoder's proposals (reference: 0).
     cfg.MODEL.LOC.LOSS = CN({"CLASS": 1.0, "L1": 5.0, "GIOU": 2.0, "ENC": 1.0})
     cfg.MODEL.LOC.COST = CN({"CLASS": 2.0, "L1": 5.0, "GIOU": 2.0})
     cfg.MODEL.LOC.FOCAL_ALPHA = 0.25
     cfg.MODEL.LOC.FOCAL_GAMMA = 2.0
-    # Added to the areas by which generalized IoU divides (reference: 1e-6, which biases boxes of a few pixels).
+    # Epsilon added to the denominators of generalized IoU (reference: 1e-6, which biases boxes of a few pixels).
     cfg.MODEL.LOC.GIOU_EPS = 0.0
-    # Boxes kept per image at inference: the best of queries x classes (reference: 300).
+    # Boxes kept per image at inference: the top scores over queries x classes (reference: 300).
     cfg.MODEL.LOC.NUM_SELECT = 100
-    # Recompute the layers of encoder and decoder in the backward pass: less memory, more time.
+    # Gradient checkpointing of the encoder and decoder layers: less memory, slower.
     cfg.MODEL.LOC.GRAD_CHECKPOINTING = False
 
 
 def _add_training(cfg: CN) -> None:
-    # The cycle. STRATEGY: rows as in PAPER_STRATEGY; the passes of every dataset follow from it.
+    # The training cycle. STRATEGY: rows in the format of PAPER_STRATEGY, from which each dataset's passes follow.
     cfg.SCHEDULE = CN()
     cfg.SCHEDULE.STRATEGY = copy.deepcopy(PAPER_STRATEGY)
     cfg.SCHEDULE.CYCLES = 150
-    # The order of the datasets in a cycle: "listed" as in DATASETS.TRAIN; "shuffled", drawn anew in every cycle from
-    # SEED; "largest_first" or "smallest_first" by annotated training images.
+    # Order of the datasets in a cycle: "listed", as in DATASETS.TRAIN; "shuffled", a new random order in each cycle,
+    # from SEED; "largest_first" or "smallest_first", by the number of annotated training images.
     cfg.SCHEDULE.ORDER = "listed"
-    # How often a dataset is visited in a cycle, {name: times}, evenly spread over it; datasets not named: once.
+    # Visits per cycle, {dataset name: count}, spread evenly over the cycle; datasets not listed are visited once.
     cfg.SCHEDULE.REPEAT = CN(new_allowed=True)
-    # At most this many steps a pass (0 = no cap).
+    # Maximum number of steps per pass (0 = no limit).
     cfg.SCHEDULE.ITERS_PER_PASS = 0
-    # Images a step over all processes, per task.
+    # Batch size: images per step over all processes, per task.
     cfg.SCHEDULE.BATCH_SIZE = CN({"CLS": 24, "LOC": 24, "SEG": 24})
 
 
 def _add_solver(cfg: CN) -> None:
-    # "adamw", or "sgd" with Detectron2's SOLVER.MOMENTUM and NESTEROV (the reference fine-tunes with it).
+    # "adamw", or "sgd" with Detectron2's SOLVER.MOMENTUM and SOLVER.NESTEROV (used by the reference for fine-tuning).
     cfg.SOLVER.OPTIMIZER = "adamw"
     cfg.SOLVER.BASE_LR = 1e-4
-    # Decay of matrices; of norms and other scales; of biases; of embeddings and position tables (Mask2Former's key).
+    # Weight decay of matrices; of norms and other scales (_NORM); of biases (_BIAS); and of embeddings and position
+    # tables (_EMBED, Mask2Former's key).
     cfg.SOLVER.WEIGHT_DECAY = 1e-4
     cfg.SOLVER.WEIGHT_DECAY_NORM = 0.0
     cfg.SOLVER.WEIGHT_DECAY_BIAS = 0.0
     cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0
-    # LR of a component = BASE_LR times this.
+    # Learning-rate multiplier of each component, relative to BASE_LR.
     cfg.SOLVER.LR_FACTOR = CN(
         {"BACKBONE": 0.1, "CLS_HEADS": 0.1, "LOC_ENCODER": 1.0, "LOC_DECODERS": 1.0}
         | {"SEG_DECODER": 1.0, "SEG_HEADS": 1.0}
     )
-    # In the trunk times this from each block to the one before it, and to the stem; 1 = off. For fine-tuning.
+    # Layer-wise learning-rate decay of the backbone, for fine-tuning: the factor from each block to the one before it,
+    # and to the stem (1 = off).
     cfg.SOLVER.LAYER_DECAY = 1.0
-    # LR of a task's steps times SCHEDULE.BATCH_SIZE of the task / this; 0 = as it is.
+    # Linear scaling rule: multiply the learning rate of a task's steps by its SCHEDULE.BATCH_SIZE / REFERENCE_BATCH
+    # (0 = off).
     cfg.SOLVER.REFERENCE_BATCH = 0
-    # Linear warm-up over this many cycles (reference: 20 slots = one cycle), then half-cosine to FINAL_LR_FACTOR;
-    # followed at each "step", or set once a "cycle" (reference).
+    # Linear warm-up over this many cycles (reference: 20 slots = one cycle), then cosine decay to FINAL_LR_FACTOR;
+    # LR_UPDATE: the rate is updated at each "step", or once per "cycle" (reference).
     cfg.SOLVER.WARMUP_CYCLES = 1.0
     cfg.SOLVER.FINAL_LR_FACTOR = 0.0
     cfg.SOLVER.LR_UPDATE = "step"
-    # Largest gradient norm of a step, per task; 0 = no clipping. Reference: localization only.
+    # Maximum gradient norm, per task; 0 = no clipping. The reference clips in localization only.
     cfg.SOLVER.CLIP_NORM = CN({"CLS": 0.0, "LOC": 0.1, "SEG": 0.0})
-    # At most this many images go through the network of a process at a time, per task; a larger batch is divided, and
-    # its gradients are added up. 0 = all of a process's images.
+    # Gradient accumulation: maximum number of images per forward pass of a process, per task. Larger batches are split
+    # and their gradients summed. 0 = no splitting.
     cfg.SOLVER.MICRO_BATCH = CN({"CLS": 0, "LOC": 0, "SEG": 0})
-    # Autocast type when SOLVER.AMP.ENABLED: "bfloat16" (CPU or GPU) or "float16" (GPU, with loss scaling).
+    # Autocast dtype if SOLVER.AMP.ENABLED: "bfloat16" (CPU or GPU) or "float16" (GPU only, with loss scaling).
     cfg.SOLVER.AMP.DTYPE = "bfloat16"
-    # Save a checkpoint at the end of every N-th cycle, and at the end; and inside a cycle after every N steps and
-    # when this many minutes have passed since the last one (0 = off).
+    # Save a checkpoint at the end of every N-th cycle and of the run, every N steps, and once this many minutes have
+    # passed since the last one (steps and minutes: 0 = off).
     cfg.SOLVER.CHECKPOINT_CYCLES = 1
     cfg.SOLVER.CHECKPOINT_STEPS = 0
     cfg.SOLVER.CHECKPOINT_MINUTES = 30.0
-    # Checkpoints kept: the last ones (two, so that one may be damaged), and those at the end of every N-th cycle (0 =
-    # none besides).
+    # Checkpoints to keep: the last CHECKPOINTS_TO_KEEP (two, in case one is damaged), and in addition that of every
+    # CHECKPOINT_KEEP_CYCLES-th cycle (0 = none).
     cfg.SOLVER.CHECKPOINTS_TO_KEEP = 2
     cfg.SOLVER.CHECKPOINT_KEEP_CYCLES = 0
-    # Keep model_best_<pattern>.pth for each pattern of metrics, such as "student/*/cls/auroc", whose mean is highest
-    # at an evaluation (TEST.EVAL_PASSES, TEST.EVAL_CYCLES). Refused where TEST.SPLIT is "test".
+    # Metric patterns such as "student/*/cls/auroc". For each, the checkpoint with the highest mean over the matching
+    # metrics at any evaluation (TEST.EVAL_PASSES, TEST.EVAL_CYCLES, end of training) is kept as
+    # model_best_<pattern>.pth. An error if TEST.SPLIT is "test".
     cfg.SOLVER.CHECKPOINT_BEST = []
 
 
 def _add_evaluation(cfg: CN) -> None:
-    # Evaluate at the end of every N-th pass and of every N-th cycle (0: not there), and at the end of training.
+    # Evaluate after every N-th pass and every N-th cycle (0 = off), and always at the end of training.
     cfg.TEST.EVAL_PASSES = 0
     cfg.TEST.EVAL_CYCLES = 0
-    # The split that is evaluated, of the datasets that DATASETS.TEST names: "train", "val" or "test". Empty: "val" in
-    # and after a training, which chooses models by it; with --eval-only the splits as DATASETS.TEST names them.
+    # Split to evaluate of the datasets in DATASETS.TEST: "train", "val" or "test". Empty: during and after training
+    # "val", since models are selected on it; with --eval-only the splits as listed in DATASETS.TEST.
     cfg.TEST.SPLIT = ""
-    # Which models: "student", "teacher".
+    # Models to evaluate: "student", "teacher" or both.
     cfg.TEST.MODELS = ["student", "teacher"]
     cfg.TEST.BATCH_SIZE = 16
-    # Draws of patients behind each 95 % bootstrap interval (0 = no intervals), and their seed.
+    # Number of bootstrap resamples (by patient) for 95 % confidence intervals (0 = no intervals), and their seed.
     cfg.TEST.BOOTSTRAP = 1000
     cfg.TEST.BOOTSTRAP_SEED = 0
-    # Sensitivity is given at this specificity, at which operating points are chosen on validation splits.
+    # Specificity at which sensitivity is reported and operating points are selected on validation splits.
     cfg.TEST.SPECIFICITY = 0.9
-    # IoU from which a box is a hit in FROC.
+    # IoU threshold for a true positive in FROC.
     cfg.TEST.FROC_IOU = 0.2
-    # Also give the 95 % Hausdorff distance of masks, in original pixels; slow for large images.
+    # Also compute the 95th-percentile Hausdorff distance of masks, in original pixels; slow for large images.
     cfg.TEST.HAUSDORFF = False
-    # Keep predictions in <OUTPUT_DIR>/inference/predictions_<which>.json for tools/visualize_predictions.py:
-    # boxes above this score; masks as RLE.
+    # Save predictions to <OUTPUT_DIR>/inference/predictions_<which>.json for tools/visualize_predictions.py: boxes with
+    # a score above SAVE_SCORE_THRESH, masks as RLE.
     cfg.TEST.SAVE_PREDICTIONS = True
     cfg.TEST.SAVE_SCORE_THRESH = 0.05
-    # Keep scores of single images in <OUTPUT_DIR>/inference/scores_<which>_<split>.npz.
+    # Save per-image scores to <OUTPUT_DIR>/inference/scores_<which>_<split>.npz.
     cfg.TEST.SAVE_SCORES = True
-    # Show every image also to those classification heads of other datasets of DATASETS.TRAIN that share a finding
-    # with its own, and compare what they say. Costs a pass of the model for each such head.
+    # Also run each image through the classification heads of other datasets in DATASETS.TRAIN that share a class with
+    # its own dataset, and compare the predictions. Costs one forward pass per additional head.
     cfg.TEST.CROSS_HEADS = False
-    # File of operating points to apply. Empty: operating_points.json beside MODEL.WEIGHTS, if it is there.
+    # File of operating points to apply. Empty: operating_points.json in the folder of MODEL.WEIGHTS, if it exists.
     cfg.TEST.OPERATING_POINTS = ""

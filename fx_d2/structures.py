@@ -1,6 +1,6 @@
-"""The words the whole package speaks: tasks, components, a dataset's row, a phase of training.
+"""The shared vocabulary of the package: tasks, components, dataset rows (`DatasetSpec`), training phases.
 
-Everything here is plain frozen data without torch; every other module imports from here.
+Plain frozen data without torch; every other module may import from here.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import Any
 from detectron2.data import MetadataCatalog
 
 TASKS = ("cls", "loc", "seg")
-"""Classification, localization, segmentation: the order in which a dataset's tasks are visited."""
+"""Classification, localization, segmentation, in the order in which a dataset's tasks are visited."""
 
 SPLITS = ("train", "val", "test")
 
 COMPONENTS = ("backbone", "cls_heads", "loc_encoder", "loc_decoders", "seg_decoder", "seg_heads")
-"""The parts a phase can train or freeze. `*_heads` and `loc_decoders` hold one module per dataset."""
+"""The components that a phase can train or freeze. `*_heads` and `loc_decoders` hold one module per dataset."""
 
 SHARED_COMPONENTS = ("backbone", "loc_encoder", "seg_decoder")
-"""Parts shared by all datasets: what the teacher keeps steady through the consistency losses."""
+"""Components shared by all datasets, which the consistency losses keep close to the teacher."""
 
 TASK_COMPONENTS = {
     "cls": ("backbone", "cls_heads"),
@@ -29,38 +29,38 @@ TASK_COMPONENTS = {
 }
 
 HEAD_COMPONENTS = {task: parts[-1] for task, parts in TASK_COMPONENTS.items()}
-"""Of each task the component that holds one module per dataset."""
+"""The component of each task that holds one module per dataset."""
 
 LABEL_POLICIES = ("ignore", "zeros", "ones", "soft")
 
 
 class FXError(ValueError):
-    """An error of the user's input: its message names the thing and the fix, and is shown without a traceback."""
+    """An error in the user's input. Its message names the cause and the fix, and is shown without a traceback."""
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """One row of the table of datasets; heads, loaders, phases, evaluators and report rows follow from it.
+    """One row of the dataset table; it determines heads, loaders, phases, evaluators and report rows.
 
     Attributes:
         name: the key of its heads and of its registered splits `{name}_{split}`.
-        title: how reports write it.
+        title: name shown in reports.
         cls_classes: image-level classes, in the order of the head's logits; empty = no classification.
-        loc_classes: box classes; class i of the head is `category_id` i + 1 in the annotation file.
+        loc_classes: box classes; class i of the head is `category_id` i + 1 of the annotation file.
         seg_classes: mask channels, each an independent binary mask.
-        cls_kind: "multilabel" (sigmoid per class) or "softmax" (one class per image; softmax at test,
-            binary cross-entropy in training as in the reference recipe).
-        uncertain: what a label of -1 becomes: "ignore" (unknown), "zeros", "ones", or "soft" (uniform in
-            `soft_range`, redrawn each time an image is read; unknown in evaluation).
-        blank: what a missing label (null) becomes: "ignore" (unknown, left out of loss and metric) or "zeros".
-        soft_range: the interval of "soft".
-        reporting: classes whose mean is the headline AUROC; empty = all.
-        published: classes whose mean AUROC the literature gives under the name of `reporting`, where it took other
-            ones; reported as a second column. Empty = none.
-        flip_pairs: pairs of class names, of any task, that change places in a left-right flip; a name is in one pair.
+        cls_kind: "multilabel" (sigmoid per class) or "softmax" (one class per image: softmax in evaluation, binary
+            cross-entropy in training, as in the reference recipe).
+        uncertain: how a label of -1 is treated: "ignore" (unknown), "zeros", "ones", or "soft" (sampled uniformly from
+            `soft_range` each time the image is loaded; unknown in evaluation).
+        blank: how a missing label (null) is treated: "ignore" (unknown, excluded from loss and metric) or "zeros".
+        soft_range: interval for "soft" labels.
+        reporting: classes averaged for the headline AUROC; empty = all.
+        published: classes that the literature averages under the same name, where they differ from `reporting`;
+            reported as a second column. Empty = none.
+        flip_pairs: pairs of class names, of any task, swapped by a horizontal flip; a name occurs in at most one pair.
         source: where the data comes from.
-        licence: its terms.
-        expected: published number of images per split as pairs (split, count); shown beside the counted ones.
+        licence: its terms of use.
+        expected: published image counts as pairs (split, count); shown next to the actual counts.
     """
 
     name: str
@@ -80,15 +80,15 @@ class DatasetSpec:
     expected: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
-        """Check the row; raises FXError naming the dataset and the field."""
+        """Validate the row; raises an FXError that names the dataset and the field."""
         if not self.name.isidentifier():
             raise FXError(
-                f"dataset name {self.name!r} must be letters, digits and _, no digit first: it names checkpoint keys"
+                f"dataset name {self.name!r} must be letters, digits and _, no digit first: checkpoint keys contain it"
             )
         if not self.tasks:
             raise FXError(f"dataset {self.name!r} has no classes: give cls_classes, loc_classes or seg_classes")
         for task in TASKS:
-            names: Any = self.classes(task)  # a yaml file may say anything
+            names: Any = self.classes(task)  # a yaml file may contain anything
             if isinstance(names, str) or not all(isinstance(name, str) for name in names):
                 raise FXError(f"dataset {self.name!r}: {task}_classes must be a list of names, not {names!r}")
             if len(set(names)) != len(names):
@@ -119,20 +119,20 @@ class DatasetSpec:
         return tuple(task for task in TASKS if self.classes(task))
 
     def classes(self, task: str) -> tuple[str, ...]:
-        """Class names of one task (empty when the dataset lacks it)."""
+        """Class names of one task; empty if the dataset is not annotated for it."""
         return {"cls": self.cls_classes, "loc": self.loc_classes, "seg": self.seg_classes}[task]
 
     def flip_permutation(self, task: str) -> list[int]:
-        """Index list p such that class i of a task becomes class p[i] in the mirrored image."""
+        """Permutation p of a task's classes: class i becomes class p[i] in the flipped image."""
         names = self.classes(task)
         partner = {a: b for pair in self.flip_pairs for a, b in (pair, pair[::-1])}
         return [names.index(partner[n]) if partner.get(n) in names else i for i, n in enumerate(names)]
 
     def limited_to(self, tasks: Collection[str], classes: Collection[str] = ()) -> DatasetSpec:
-        """The row with only some of its tasks and, of each of these, only some of its classes (none named: all).
+        """The row restricted to some of its tasks and, within these, to some of its classes (none given: all).
 
         Raises:
-            FXError: nothing is left, or only some of the labels that exclude each other (cls_kind "softmax").
+            FXError: nothing is left, or only some of the mutually exclusive labels of cls_kind "softmax".
         """
         cls, loc, seg = (
             tuple(name for name in self.classes(task) if task in tasks and (not classes or name in classes))
@@ -140,8 +140,8 @@ class DatasetSpec:
         )
         if self.cls_kind == "softmax" and cls and cls != self.cls_classes:
             raise FXError(
-                f"dataset {self.name!r}: one of its labels {list(self.cls_classes)} holds for each image, so that "
-                f"{list(cls)} alone cannot be learned"
+                f"dataset {self.name!r}: its labels {list(self.cls_classes)} are mutually exclusive, so {list(cls)} "
+                "alone cannot be trained"
             )
         return replace(
             self,
@@ -155,7 +155,7 @@ class DatasetSpec:
 
     @classmethod
     def from_dict(cls, row: dict[str, Any], where: str) -> DatasetSpec:
-        """A row from plain data such as a yaml file; `where` names the source in the FXError of a wrong key."""
+        """A row from plain data such as a yaml file; `where` names the source in the FXError for an unknown key."""
         known = {f.name for f in fields(cls)}
         if not isinstance(row, dict) or "name" not in row:
             raise FXError(f"{where}: a dataset row is a mapping with at least `name` and one list of classes")
@@ -167,7 +167,7 @@ class DatasetSpec:
         return cls(**frozen)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data (lists, strings, numbers) that `from_dict` reads back."""
+        """Plain data (lists, strings, numbers), the inverse of `from_dict`."""
         return {f.name: _thaw(getattr(self, f.name)) for f in fields(self)}
 
 
@@ -181,14 +181,14 @@ def _thaw(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Phase:
-    """One pass over one dataset for one task: "RSNA, localization, locked".
+    """One pass over one dataset for one task, for example "RSNA, localization, locked".
 
     Attributes:
-        dataset: name of the DatasetSpec.
+        dataset: name of the dataset row (`DatasetSpec`).
         task: one of TASKS.
-        trainable: components that learn; the task's other components run frozen, the rest do not run.
-        share: part of the annotated training images, drawn afresh in every cycle, in (0, 1].
-        max_steps: at most this many steps; 0 = no cap.
+        trainable: components to train; the task's other components run frozen, all others do not run.
+        share: fraction of the annotated training images to use, in (0, 1]; resampled in every cycle.
+        max_steps: maximum number of steps; 0 = no limit.
     """
 
     dataset: str
@@ -199,17 +199,17 @@ class Phase:
 
     @property
     def frozen(self) -> tuple[str, ...]:
-        """Components that take part in the forward pass but do not learn."""
+        """Components that take part in the forward pass but are not trained."""
         return tuple(c for c in TASK_COMPONENTS[self.task] if c not in self.trainable)
 
     @property
     def kind(self) -> tuple[str, tuple[str, ...]]:
-        """(task, trainable components): passes of one kind do the same work in a step."""
+        """(task, trainable components): passes of the same kind do the same work in a step."""
         return self.task, tuple(sorted(self.trainable))
 
     @property
     def mode(self) -> str:
-        """Either "lock", when a shared component of the task is frozen, or "release"."""
+        """The string "lock" if a shared component of the task is frozen, else "release"."""
         return "lock" if any(c in SHARED_COMPONENTS for c in self.frozen) else "release"
 
     def __str__(self) -> str:
@@ -217,7 +217,7 @@ class Phase:
 
 
 def spec_of(registered: str) -> DatasetSpec:
-    """The row behind a registered split such as "jsrt_train"; raises FXError when it is not registered."""
+    """The dataset row of a registered split such as "jsrt_train"; FXError if it is not registered."""
     metadata = MetadataCatalog.get(registered) if registered in MetadataCatalog.list() else None
     spec = metadata.get("spec") if metadata is not None else None
     if spec is None:
@@ -226,5 +226,5 @@ def spec_of(registered: str) -> DatasetSpec:
 
 
 def specs_of(registered: Iterable[str]) -> tuple[DatasetSpec, ...]:
-    """The distinct rows behind registered splits, in order of first appearance."""
+    """The distinct dataset rows of registered splits, in order of first appearance."""
     return tuple({spec.name: spec for spec in map(spec_of, registered)}.values())

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Print, as a Markdown table, the parameters and the FLOPs of each component for several trunks and image sizes.
+"""Print a Markdown table of the parameters and FLOPs of each component for several backbones and image sizes.
 
 tools/analyze_model.py
 tools/analyze_model.py --config-file X --trunks convnext_tiny --sizes 224 --opts MODEL.LOC.NUM_QUERIES 300
 
-FLOPs are those of one forward pass for one image in 10^9; a multiplication and an addition are two. Counted are matrix
-products, convolutions, attention, and the samples of deformable attention; what else ran is named under the table.
-No weights are made: a laptop can ask for Swin-L at 1024 pixels.
+GFLOPs of one forward pass for one image; a multiply-add counts as two. Counted are matrix products, convolutions,
+attention, and the sampling of deformable attention; the table is followed by a list of the operators not counted.
+No weights are allocated, so a laptop is enough for Swin-L at 1024 pixels.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--config-file", default=str(CONFIG), help="default: the paper's architecture")
     parser.add_argument("--trunks", nargs="+", default=TRUNKS, help="timm models (default: Swin-T, -S, -B, -L)")
     parser.add_argument("--sizes", nargs="+", type=int, default=[224, 384, 512], help="default: 224 384 512")
-    parser.add_argument("--dataset", default="chestx_det", help="row whose heads are counted (default: chestx_det)")
+    parser.add_argument("--dataset", default="chestx_det", help="dataset row with the heads (default: chestx_det)")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="config keys as KEY VALUE pairs, last")
     return parser.parse_args(argv)
 
 
 def table(cfg: CfgNode, spec: DatasetSpec, trunks: Sequence[str], sizes: Sequence[int]) -> str:
-    """The Markdown table: a row for each trunk and component, and their sum; under it what was not counted."""
+    """The Markdown table, with a row per backbone and component and their sum, and the operators not counted."""
     uncounted: set[str] = set()
     lines = [
         "| timm model | component | parameters | " + " | ".join(f"GFLOP, {size}" for size in sizes) + " |",
@@ -61,11 +61,11 @@ def table(cfg: CfgNode, spec: DatasetSpec, trunks: Sequence[str], sizes: Sequenc
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0, or 1 after one line about wrong input on standard error."""
+    """Returns the exit code: 0, or 1 after a one-line error on standard error."""
     args = parse_args(argv)
     try:
         if args.dataset not in BY_NAME:
-            raise FXError(f"--dataset {args.dataset}: not a row of the table ({', '.join(BY_NAME)})")
+            raise FXError(f"--dataset {args.dataset}: not a row of the dataset table ({', '.join(BY_NAME)})")
         cfg = build_cfg(args.config_file, args.opts)
         print(table(cfg, BY_NAME[args.dataset], args.trunks, args.sizes))
     except FXError as error:

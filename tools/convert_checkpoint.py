@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Convert a checkpoint of another program into one that train_net.py takes as MODEL.WEIGHTS.
+"""Convert a third-party checkpoint to one that train_net.py accepts as MODEL.WEIGHTS.
 
-Known layouts: the authors' Foundation X (also student and teacher in one file) and Foundation X+, Ark, POPAR, Swin of
-Microsoft, timm or Detectron2, and any other timm model, as far as the config's model has a place for their weights.
-What matched, is missing, unexpected or of another shape is printed by component; nothing matched is an error.
-The output holds "model", "teacher" where the source has both and --which names neither, and, for layouts with heads,
-the "classes" these stand for.
+Known layouts: the authors' Foundation X (also with student and teacher in one file) and Foundation X+, Ark, POPAR, Swin
+from Microsoft, timm or Detectron2, and any other timm model, as far as their weights have a counterpart in the config's
+model. The numbers of matched, missing, unexpected and reshaped weights are printed by component; no match at all is an
+error. The output contains "model"; "teacher" too if the source has both and --which is not given (from Ark only the
+teacher is taken, as "model"); and, if all weights of the model are present, the "classes" of its heads.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def convert(args: argparse.Namespace) -> None:
     for which in chosen:
         conversion = convert_source(source, which, model)
         print(conversion.describe() + "\n")
-        if content:  # the student is there: this is its teacher, under the names EMATeacher gives
+        if content:  # the student is already there: this is its teacher, with the key names of EMATeacher
             content["teacher"] = {f"model.{key}": value for key, value in conversion.state.items()}
         else:
             content["model"] = conversion.state
@@ -51,13 +51,13 @@ def convert(args: argparse.Namespace) -> None:
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """Arguments of the command."""
+    """Command line; see --help."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", help=".pth of tensors or .pkl of arrays")
-    parser.add_argument("--output", required=True, help="the file to write")
-    parser.add_argument("--which", choices=("student", "teacher"), help="only this one; default: what the file holds")
-    parser.add_argument("--config-file", default=str(CONFIG), help="the model; default: the authors' architecture")
-    parser.add_argument("opts", nargs="*", help="KEY VALUE pairs that change the config")
+    parser.add_argument("--output", required=True, help="file to write")
+    parser.add_argument("--which", choices=("student", "teacher"), help="only this one (default: by layout)")
+    parser.add_argument("--config-file", default=str(CONFIG), help="model config (default: the authors' architecture)")
+    parser.add_argument("opts", nargs="*", help="KEY VALUE pairs to override the config")
     return parser
 
 

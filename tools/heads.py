@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""List the heads of a checkpoint, or write one with other heads; the weights that stay are untouched.
+"""List the heads of a checkpoint, or write a checkpoint with other heads; all other weights are unchanged.
 
 tools/heads.py model_final.pth
 tools/heads.py model_final.pth --drop chexpert tbx11k/loc --add path/to/dataset.yaml --output new.pth
 tools/heads.py model_final.pth --keep --add path/to/dataset.yaml --output new.pth
 
-A dataset that is added under the name of one that is there replaces it: heads of equal classes stay. New heads are
-random until they are trained: start a run from the file with MODEL.WEIGHTS.
+A dataset added under an existing name replaces the old one, but heads with the same classes are kept. New heads are
+randomly initialised: train them in a run with MODEL.WEIGHTS set to the new file.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help=".pth of a run, or an inference checkpoint's folder")
     choice = parser.add_mutually_exclusive_group()
-    choice.add_argument("--drop", nargs="+", default=[], metavar="NAME", help="DATASET or DATASET/TASK, as jsrt/loc")
-    choice.add_argument("--keep", nargs="*", metavar="NAME", help="only these, in the same form; no name = none")
-    parser.add_argument("--add", nargs="+", default=[], metavar="ROW", help="a dataset.yaml, or a row of the table")
-    parser.add_argument("--seed", type=int, default=0, help="of the new weights (default 0)")
-    parser.add_argument("--output", help=".pth to write; needed when something changes")
+    choice.add_argument("--drop", nargs="+", default=[], metavar="NAME", help="DATASET or DATASET/TASK, e.g. jsrt/loc")
+    choice.add_argument("--keep", nargs="*", metavar="NAME", help="keep only these, same format; no NAME: none")
+    parser.add_argument("--add", nargs="+", default=[], metavar="ROW", help="a dataset.yaml or a row of the table")
+    parser.add_argument("--seed", type=int, default=0, help="for the new weights (default 0)")
+    parser.add_argument("--output", help=".pth to write; required if anything changes")
     return parser.parse_args(argv)
 
 
 def chosen_rows(specs: Sequence[DatasetSpec], args: argparse.Namespace) -> list[DatasetSpec]:
-    """The rows of the new checkpoint; FXError for a name that is not there."""
+    """The dataset rows of the new checkpoint; FXError for an unknown head."""
     names = args.drop if args.keep is None else args.keep
     marked: dict[str, set[str]] = {}
     there = {spec.name: spec for spec in specs}
@@ -48,7 +48,7 @@ def chosen_rows(specs: Sequence[DatasetSpec], args: argparse.Namespace) -> list[
         tasks = there[dataset].tasks if dataset in there else ()
         if not tasks or (task and task not in tasks):
             heads = [f"{spec.name}/{t}" for spec in specs for t in spec.tasks]
-            raise FXError(f"{name}: no such head in {args.checkpoint}; there are {', '.join(heads)}")
+            raise FXError(f"{name}: no such head in {args.checkpoint}; it has {', '.join(heads)}")
         marked.setdefault(dataset, set()).update([task] if task else tasks)
     rows = {}
     for spec in specs:
@@ -65,12 +65,12 @@ def _added(row: str) -> DatasetSpec:
     if Path(row).is_file():
         return load_spec(Path(row))
     if row not in BY_NAME:
-        raise FXError(f"--add {row}: neither a file nor a row of the table ({', '.join(BY_NAME)})")
+        raise FXError(f"--add {row}: neither a file nor a row of the dataset table ({', '.join(BY_NAME)})")
     return BY_NAME[row]
 
 
 def listing(bundle: Bundle) -> str:
-    """One line a head: its name in the checkpoint, parameters, whether it has learned, its classes."""
+    """One line per head: name in the checkpoint, parameters, trained or untrained, classes."""
     state = bundle.states[bundle.choose()]
     lines = [f"{bundle.path}: {' and '.join(bundle.states)}"]
     for task in TASKS:
@@ -85,16 +85,16 @@ def listing(bundle: Bundle) -> str:
 
 
 def run(args: argparse.Namespace) -> str:
-    """Do what is asked and return what there is to say."""
+    """Run the command and return the text to print."""
     bundle = read_bundle(args.checkpoint)
     if not (args.drop or args.add or args.keep is not None):
         if args.output:
-            raise FXError("--output: nothing changes; give --drop, --keep or --add")
+            raise FXError("--output: nothing to change; give --drop, --keep or --add")
         return listing(bundle)
     if not args.output:
-        raise FXError("--output is missing: name the .pth to write")
+        raise FXError("--output is missing: give the .pth to write")
     if Path(args.output).exists():
-        raise FXError(f"--output {args.output} exists already: give another name, or remove it")
+        raise FXError(f"--output {args.output} already exists: choose another name, or remove it")
     torch.manual_seed(args.seed)
     changed, change = with_heads(bundle, chosen_rows(bundle.specs, args))
     write_training_checkpoint(changed, args.output)
@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0, or 1 after one line about wrong input on standard error."""
+    """Returns the exit code: 0, or 1 after a one-line error on standard error."""
     try:
         print(run(parse_args(argv)))
     except FXError as error:

@@ -1,19 +1,20 @@
 #!/usr/bin/env python
-"""Train and test one config many times: over datasets, numbers of images, seeds, or any key; then mean and deviation.
+"""Train and test one config over a grid of datasets, image counts, seeds or any keys; tabulate the results.
 
 tools/run_series.py --config-file CONFIG --output DIR --grid DATASETS.FEW_SHOT.IMAGES=24,12,3 \\
     --grid SEED,DATASETS.FEW_SHOT.SEED=0,1,2 [KEY VALUE ...]
 tools/run_series.py --config-file CONFIG --output DIR --datasets chexpert_val,nih_shenzhen_test
 
-A cell is one value of each --grid, and of --datasets: names of splits to test, whose datasets are trained on. Each
-cell is a run of tools/train_net.py in its own folder of DIR, begun or continued (--resume), and then, in its folder
-test, the evaluation of the splits that DATASETS.TEST names, with the best checkpoint of the first pattern of
-SOLVER.CHECKPOINT_BEST, or the last one where there is no pattern. A cell that has been tested is not run again. The
-first error ends the series (exit code 1); a run that a signal stopped ends it with 75: start it again.
+A cell is a combination of one value of each --grid and of --datasets (splits to test on; the model is trained on their
+datasets). Each cell has its own folder in DIR: a run of tools/train_net.py, started or resumed, followed by an
+evaluation of the splits in DATASETS.TEST in its subfolder test. The evaluated checkpoint is the best one for the first
+pattern of SOLVER.CHECKPOINT_BEST, or the last one if there is no pattern. Cells that have been tested are skipped. The
+first error ends the series (exit code 1). A run stopped by a signal ends it with exit code 75: start it again. The
+table printed at the end has mean and standard deviation over seeds.
 
---dry-run prints a line of shell for each cell, for a cluster to run them in any order:
+--dry-run prints a shell command line for each cell, for example for a job array:
     eval "$(tools/run_series.py --dry-run ... | sed -n "${SLURM_ARRAY_TASK_ID}p")"
---collect only reads the results that are there.
+--collect only reads existing results.
 """
 
 from __future__ import annotations
@@ -55,10 +56,10 @@ class Cell:
     """One run of the series.
 
     Attributes:
-        labels: axis -> value, as folder and table show them; means are taken over the axis "seed".
-        cfg: of its training, with OUTPUT_DIR.
-        train: the training's command.
-        test: the command of the evaluation.
+        labels: axis -> value, as in folder names and the table; results are averaged over the axis "seed".
+        cfg: of the training run, with OUTPUT_DIR.
+        train: command of the training run.
+        test: command of the evaluation.
     """
 
     labels: Mapping[str, str]
@@ -68,17 +69,17 @@ class Cell:
 
     @property
     def folder(self) -> Path:
-        """OUTPUT_DIR of the training."""
+        """OUTPUT_DIR of the training run."""
         return Path(self.cfg.OUTPUT_DIR)
 
     @property
     def trained(self) -> bool:
-        """Whether the training and its last evaluation are done."""
+        """Whether training and its final evaluation are complete."""
         return (self.folder / FINAL).is_file() and (self.folder / RESULTS).is_file()
 
     @property
     def tested(self) -> bool:
-        """Whether nothing is left to do."""
+        """Whether the cell is complete."""
         return (self.folder / TEST / RESULTS).is_file()
 
 
@@ -86,20 +87,20 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line; see --help."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True)
-    parser.add_argument("--output", type=Path, required=True, help="folder of the cells' folders")
-    parser.add_argument("--datasets", default="", metavar="SPLIT,...", help="a cell each: test on it, train on its row")
-    parser.add_argument("--grid", action="append", default=[], metavar="KEY[,KEY]=VALUE,...", help="a cell a value")
-    parser.add_argument("--num-gpus", type=int, default=1, help="of each run, as of tools/train_net.py (default 1)")
-    parser.add_argument("--prune", action="store_true", help="of a tested cell keep only the checkpoint tested")
+    parser.add_argument("--output", type=Path, required=True, help="parent folder of the cells")
+    parser.add_argument("--datasets", default="", metavar="SPLIT,...", help="one cell per split to test on")
+    parser.add_argument("--grid", action="append", default=[], metavar="KEY[,KEY]=VALUE,...", help="one cell per value")
+    parser.add_argument("--num-gpus", type=int, default=1, help="per run, as for tools/train_net.py (default 1)")
+    parser.add_argument("--prune", action="store_true", help="keep only the evaluated checkpoint of completed cells")
     mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--dry-run", action="store_true", help="print the commands")
-    mode.add_argument("--collect", action="store_true", help="print the table of what is there")
+    mode.add_argument("--dry-run", action="store_true", help="print the commands and exit")
+    mode.add_argument("--collect", action="store_true", help="print the table of existing results")
     parser.add_argument("opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs for every cell")
     return parser.parse_args(argv)
 
 
 def axes_of(args: argparse.Namespace) -> list[list[tuple[str, str, Opts]]]:
-    """Per axis its values as (axis, value, KEY VALUE pairs); FXError for an axis that is not understood."""
+    """The values of each axis as (axis, value, KEY VALUE pairs); FXError for an invalid axis."""
     axes = []
     if args.datasets:
         pairs = [(split_name(name)[0], name) for name in args.datasets.split(",")]
@@ -117,7 +118,7 @@ def axes_of(args: argparse.Namespace) -> list[list[tuple[str, str, Opts]]]:
 
 
 def build_cells(args: argparse.Namespace) -> list[Cell]:
-    """Every combination of the axes' values; FXError for a key or value that the config does not know."""
+    """All combinations of the axes' values; FXError for an unknown key or invalid value."""
     cells = []
     for combination in itertools.product(*axes_of(args)):
         labels = {axis.rpartition(".")[2].lower(): re.sub(r"[^\w.-]", "", value) for axis, value, _ in combination}
@@ -132,8 +133,8 @@ def build_cells(args: argparse.Namespace) -> list[Cell]:
         test = (*base, "--eval-only", *opts, "MODEL.WEIGHTS", str(weights), "OUTPUT_DIR", str(folder / TEST))
         if patterns and any(split_name(split)[1] == "val" for split in cfg.DATASETS.TEST):
             raise FXError(
-                f"SOLVER.CHECKPOINT_BEST would choose the model on {', '.join(cfg.DATASETS.TEST)}, on which it is then "
-                'tested: test on another split, or take the last model: SOLVER.CHECKPOINT_BEST "[]"'
+                f"SOLVER.CHECKPOINT_BEST would select the model on {', '.join(cfg.DATASETS.TEST)}, on which it is then "
+                'tested: test on another split, or use the last model: SOLVER.CHECKPOINT_BEST "[]"'
             )
         cells.append(Cell(labels, cfg, train, test))
     folders = [cell.folder for cell in cells]
@@ -144,7 +145,7 @@ def build_cells(args: argparse.Namespace) -> list[Cell]:
 
 
 def require_same_settings(cell: Cell) -> None:
-    """FXError when the cell's folder holds a run of other settings, initial weights among them."""
+    """FXError if the cell's folder contains a run with other settings, including other initial weights."""
     file = cell.folder / "config.yaml"
     if not file.is_file():
         return
@@ -156,11 +157,11 @@ def require_same_settings(cell: Cell) -> None:
 
 
 def call(command: Opts, folder: Path) -> None:
-    """Run a command, its output going to <folder>/console.txt; signals that stop a run are passed on.
+    """Run a command with its output appended to <folder>/console.txt; stop signals are forwarded to it.
 
     Raises:
-        FXError: with the last line of its output.
-        SystemExit: `signals.EXIT_CODE`, when the run was stopped and saved.
+        FXError: the command failed; with the last line of its output.
+        SystemExit: `signals.EXIT_CODE`, if the run was stopped by a signal.
     """
     folder.mkdir(parents=True, exist_ok=True)
     console = folder / "console.txt"
@@ -177,7 +178,8 @@ def call(command: Opts, folder: Path) -> None:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-    if code in (EXIT_CODE, *(-number for number in STOP_SIGNALS)):
+    # A process killed by a signal has its negative number as code; the launcher of several processes exits as a shell.
+    if code in (EXIT_CODE, *(-number for number in STOP_SIGNALS), *(128 + number for number in STOP_SIGNALS)):
         sys.exit(EXIT_CODE)
     if code:
         lines = console.read_text(encoding="utf-8", errors="replace").split("\n")
@@ -186,17 +188,17 @@ def call(command: Opts, folder: Path) -> None:
 
 
 def run_cell(cell: Cell, *, prune: bool) -> str:
-    """Do what is left to do of a cell; returns what that was."""
+    """Run the remaining commands of a cell; returns its status for display."""
     require_same_settings(cell)
     if cell.tested:
-        return "was done"
+        return "already done"
     if not cell.trained:
         call(cell.train, cell.folder)
     tested = Path(cell.test[cell.test.index("MODEL.WEIGHTS") + 1])
     if not tested.is_file():
         raise FXError(
-            f"{cell.folder}: no evaluation of the training defined {cell.cfg.SOLVER.CHECKPOINT_BEST[0]}, so that there "
-            f'is no {tested.name}: evaluate on more images, or take the last model: SOLVER.CHECKPOINT_BEST "[]"'
+            f"{cell.folder}: {cell.cfg.SOLVER.CHECKPOINT_BEST[0]} was undefined in all evaluations, so there is no "
+            f'{tested.name}: evaluate on more images, or use the last model: SOLVER.CHECKPOINT_BEST "[]"'
         )
     call(cell.test, cell.folder / TEST)
     if prune:
@@ -207,9 +209,9 @@ def run_cell(cell: Cell, *, prune: bool) -> str:
 
 
 def series_table(cells: Sequence[Cell]) -> str:
-    """Headline metrics of the tested cells in percent: several seeds as mean and deviation, one with its interval.
+    """Headline metrics of the tested cells in percent, with standard deviation over seeds or, for one, the interval.
 
-    Cells that have not been tested are named below.
+    Cells that have not been tested are listed below the table.
 
     Raises:
         FXError: see `reporting.read_runs`.
@@ -235,7 +237,7 @@ def series_table(cells: Sequence[Cell]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command."""
+    """Entry point."""
     args = parse_args(argv)
     try:
         cells = build_cells(args)
@@ -248,7 +250,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             sys.stdout.flush()
             sys.stdout.write(f"{run_cell(cell, prune=args.prune)}\n")
         sys.stdout.write(f"\n{series_table(cells)}\n")
-    except (FXError, OSError) as error:  # the latter names what cannot be written
+    except (FXError, OSError) as error:  # an OSError names the file
         sys.exit(f"error: {error}")
 
 

@@ -1,14 +1,15 @@
 #!/usr/bin/env python
-"""Train, or with --eval-only evaluate, a Foundation X model.
+"""Train a Foundation X model, or evaluate it with --eval-only.
 
---print-schedule prints the passes of a cycle, --dry-run tries a step of each kind of pass; both leave nothing behind.
+--print-schedule prints the passes of a cycle, --dry-run runs two steps of each kind of pass; neither saves anything.
 
-Detectron2's usual arguments: --config-file, --num-gpus (with MODEL.DEVICE cpu: processes), --num-machines,
---machine-rank, --dist-url, --resume (the run in OUTPUT_DIR, from the beginning if there is none yet), --eval-only, and
-`KEY VALUE` overrides at the end. torchrun and srun start it as well. Exit codes: 0; 1 after an error, told in one line;
-75 after SIGTERM or SIGUSR1, with everything saved (docs/training.md). A run leaves in OUTPUT_DIR: checkpoints,
-metrics.json and TensorBoard events, log.txt, evaluations.jsonl, and, of validation splits, results.json, results.md,
-operating_points.json and inference/ (docs/results.md). Test splits are evaluated on request: --eval-only.
+Takes Detectron2's usual arguments: --config-file, --num-gpus (with MODEL.DEVICE cpu: number of processes),
+--num-machines, --machine-rank, --dist-url, --resume (the run in OUTPUT_DIR, or a new one if it has no checkpoint yet),
+--eval-only, and `KEY VALUE` overrides at the end. It can also be started with torchrun or srun. Exit codes: 0; 1 after
+an error, reported in one line; 75 after SIGTERM or SIGUSR1, with everything saved (docs/training.md). A run writes to
+OUTPUT_DIR: checkpoints, metrics.json and TensorBoard events, log.txt, evaluations.jsonl, and, for validation splits,
+results.json, results.md, operating_points.json and inference/ (docs/results.md). Test splits are evaluated only with
+--eval-only.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from fx_d2.engine.plan import build_plan
 from fx_d2.engine.rehearsal import rehearse
 from fx_d2.evaluation import (
     Evaluation,
+    MetricOptions,
     build_thresholds,
     evaluate_model,
     metric_names,
@@ -55,10 +57,10 @@ logger = logging.getLogger("fx_d2.train_net")
 def evaluate(
     cfg: CfgNode, started: float, models: Mapping[str, nn.Module], final: bool, *, training: bool = True
 ) -> dict[str, float]:
-    """Evaluate models on the splits that TEST.SPLIT means, and print the table.
+    """Evaluate models on the splits selected by TEST.SPLIT, log the table of results and return the metrics.
 
-    A `final` evaluation also writes results.json, results.md, predictions and scores and, of validation splits,
-    operating_points.json; one in passing gives the metrics only.
+    A `final` evaluation also writes results.json, results.md, predictions and scores and, for validation splits,
+    operating_points.json.
     """
     splits = evaluation_splits(cfg, training=training)
     if not splits:
@@ -67,7 +69,7 @@ def evaluate(
     specs = tuple({spec.name: spec for spec in (*rows, *specs_of(cfg.DATASETS.TRAIN))}.values())
     loaders = {name: functools.partial(build_test_loader, cfg, name) for name in splits}
     weights = on_first(lambda: {which: weights_hash(model) for which, model in models.items()}) if final else {}
-    # What lies beside the weights that a training starts from belongs to those weights.
+    # In training, operating points next to the initial weights belong to those weights, not to this model.
     thresholds = {} if training else on_first(lambda: build_thresholds(cfg, weights))
     found = evaluate_model(cfg, models, loaders, specs, full=final, thresholds=thresholds)
     if comm.is_main_process():
@@ -80,7 +82,7 @@ def evaluate(
 def write_found(
     cfg: CfgNode, found: Evaluation, weights: Mapping[str, str], splits: Sequence[str], started: float
 ) -> None:
-    """Write what a final evaluation found, with its origin, into OUTPUT_DIR."""
+    """Write the results of a final evaluation, with their provenance, to OUTPUT_DIR."""
     files = {name: MetadataCatalog.get(name).json_file for name in splits}
     meta = {
         "command": " ".join(sys.argv),
@@ -103,16 +105,17 @@ def write_found(
 
 
 def run(args: argparse.Namespace) -> None:
-    """One process of the command."""
+    """The command, in one process."""
     started = time.time()
     cfg = setup_run(args, dry=args.dry_run)
+    MetricOptions.from_config(cfg)  # rejects values that else only the evaluation would, which may be days away
     if args.eval_only:
         evaluate(cfg, started, load_models(cfg), final=True, training=False)
         return
     workers = cfg.DATALOADER.NUM_WORKERS
     if args.dry_run:
         cfg.defrost()
-        cfg.DATALOADER.NUM_WORKERS = 0  # reading is timed apart
+        cfg.DATALOADER.NUM_WORKERS = 0  # loading is timed separately
         cfg.freeze()
     trainer = FXTrainer(cfg, functools.partial(evaluate, cfg, started))
     splits = evaluation_splits(cfg, training=True)
@@ -127,7 +130,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """`run`, with an error of the user's input as one line and exit code 1."""
+    """`run`, with errors in the user's input reported in one line and exit code 1."""
     try:
         run(args)
     except FXError as error:
@@ -139,18 +142,18 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = default_argument_parser()
     parser.description = __doc__
     instead = parser.add_mutually_exclusive_group()
-    instead.add_argument("--print-schedule", action="store_true", help="print the passes of a cycle, and end")
-    instead.add_argument("--dry-run", action="store_true", help="check all, try a step of each kind of pass, and end")
+    instead.add_argument("--print-schedule", action="store_true", help="print the passes of a cycle and exit")
+    instead.add_argument("--dry-run", action="store_true", help="check all, run two steps of each kind of pass, exit")
     # Detectron2's default is one port for all runs of a user.
     parser.set_defaults(dist_url="auto")
     args = parser.parse_args(argv)
     if args.eval_only and (args.print_schedule or args.dry_run):
-        parser.error("--print-schedule and --dry-run are about trainings: leave --eval-only out")
+        parser.error("--print-schedule and --dry-run apply to training: omit --eval-only")
     return args
 
 
 def start(argv: Sequence[str] | None = None) -> None:
-    """The command: as many processes of `main` as asked for."""
+    """Entry point: run `main` in the requested number of processes."""
     args = parse_args(argv)
     try:
         cfg = build_cfg(args.config_file, list(args.opts))

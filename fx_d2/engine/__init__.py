@@ -1,4 +1,4 @@
-"""Training: schedule, lock, optimizer, loop, checkpoints."""
+"""Training: schedule, locking, optimizer, training loop, checkpoints."""
 
 from fx_d2.engine.checkpoint import FXCheckpointer, load_models
 from fx_d2.engine.distributed import launch

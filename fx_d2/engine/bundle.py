@@ -1,4 +1,4 @@
-"""A model with all that is needed to use it: weights, config, and what its heads stand for."""
+"""A model with everything needed to use it: weights, config, and the classes of its heads."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
 @dataclass(frozen=True)
 class Bundle:
-    """What a checkpoint holds for use, as against for training on.
+    """The parts of a checkpoint needed for inference, without optimizer state.
 
     Attributes:
-        path: where it was read.
+        path: file or folder that it was read from.
         cfg: the config of the run, not frozen.
-        specs: the rows whose heads are there; their classes are what the numbers of a head mean.
-        untrained: heads, by their name in the checkpoint, that no training has reached; their output is noise.
+        specs: dataset rows (`DatasetSpec`) of the heads; their class lists define the heads' outputs.
+        untrained: names, as in the checkpoint, of heads that were never trained; their output is meaningless.
         states: "student", "teacher" or both -> state dict.
     """
 
@@ -50,31 +50,31 @@ class Bundle:
     states: Mapping[str, Mapping[str, Tensor]]
 
     def trained_tasks(self, spec: DatasetSpec) -> tuple[str, ...]:
-        """The tasks for which a dataset has a head that has learned."""
+        """The tasks for which a dataset has a trained head."""
         return tuple(task for task in spec.tasks if head_name(spec.name, task) not in self.untrained)
 
     def build(self, which: str | None = None, device: str = "cpu") -> FoundationX:
-        """The model in evaluation mode, without gradients.
+        """The model in evaluation mode, with requires_grad False.
 
         Args:
-            which: "student" or "teacher"; None: the student, or the only one that is there.
+            which: "student" or "teacher"; None: the student if available, else the teacher.
             device: a torch device.
 
         Raises:
-            FXError: the one asked for is not there, or weights and config do not belong together.
+            FXError: the requested model is missing, or the weights do not match the config.
         """
         which = self.choose(which)
         cfg = self.cfg.clone()
         cfg.MODEL.DEVICE = device
         cfg.MODEL.LOC.SAMPLER = possible_sampler(cfg.MODEL.LOC.SAMPLER, torch.device(device).type)
-        cfg.MODEL.TIMM.KWARGS.pop("pretrained", None)  # the weights are here: nothing is to be downloaded
+        cfg.MODEL.TIMM.KWARGS.pop("pretrained", None)  # no download: the weights are loaded below
         model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg, specs=self.specs)
         require_match(model, self.states[which], self.path)
         model.load_state_dict(self.states[which])
         return model.to(device).requires_grad_(False).eval()
 
     def choose(self, which: str | None = None) -> str:
-        """The name of the model asked for, which must be there; by default the student goes before the teacher."""
+        """The name of the requested model; by default the student if available, else the teacher."""
         which = which or next(name for name in ("student", "teacher") if name in self.states)
         if which not in self.states:
             raise FXError(f"{self.path} holds no {which}, only the {' and the '.join(self.states)}")
@@ -82,11 +82,11 @@ class Bundle:
 
 
 def read_bundle(path: str | Path) -> Bundle:
-    """Read a checkpoint of a training run, or an inference checkpoint (its folder or one of its two files).
+    """Read a training checkpoint, or an inference checkpoint (its folder or one of its two files).
 
     Raises:
-        FXError: naming the file: missing, damaged, without config or classes, or of a config that this version of
-            fx_d2 does not know.
+        FXError: the file is missing or damaged, lacks config or classes, or its config is not valid in this version of
+            fx_d2.
     """
     path = Path(path)
     if path.is_dir() or path.name == DESCRIPTION or path.suffix == ".safetensors":
@@ -94,8 +94,8 @@ def read_bundle(path: str | Path) -> Bundle:
     content = read_checkpoint(str(path))
     if "config" not in content or "classes" not in content:
         raise FXError(
-            f"checkpoint {path} holds weights without config and class lists, so nobody knows what its heads mean: "
-            "give one that tools/train_net.py or tools/heads.py has written"
+            f"checkpoint {path} contains weights without config and class lists, so the classes of its heads are "
+            "unknown: use one written by tools/train_net.py or tools/heads.py"
         )
     states = {"student": content["model"]}
     if "teacher" in content:
@@ -104,7 +104,7 @@ def read_bundle(path: str | Path) -> Bundle:
 
 
 def write_training_checkpoint(bundle: Bundle, path: str | Path) -> None:
-    """Write a .pth from which a run can start (MODEL.WEIGHTS); it has no optimizer's state, so none can resume it.
+    """Write a .pth that can initialise a run (MODEL.WEIGHTS), but not resume one: it has no optimizer state.
 
     Raises:
         FXError: see `checkpoint_files.write_new`.
@@ -117,26 +117,26 @@ def write_training_checkpoint(bundle: Bundle, path: str | Path) -> None:
 
 
 def write_inference(bundle: Bundle, folder: str | Path, which: str | None = None) -> None:
-    """Write an inference checkpoint of one model: `model.safetensors` and, beside it, `model.json`.
+    """Write an inference checkpoint of one model: `model.safetensors` and `model.json` in the same folder.
 
-    The json holds "format", "fx_d2" (version), "which", "classes", "untrained", "config" (yaml) and "sha256" of the
-    weights. No pickle: neither file can run code.
+    The json contains "format", "fx_d2" (version), "which", "classes", "untrained", "config" (yaml) and "sha256" of the
+    weights. No pickle: neither file can execute code.
     """
     which = bundle.choose(which)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = {key: value.detach().cpu().contiguous() for key, value in bundle.states[which].items()}
-    (folder / WEIGHTS).write_bytes(save(state, metadata={"format": "pt"}))  # save_file would let only its user read it
+    (folder / WEIGHTS).write_bytes(save(state, metadata={"format": "pt"}))  # save_file: for its owner only
     document = {"format": FORMAT, "fx_d2": fx_d2.__version__, "which": which, **_description(bundle)}
     document["sha256"] = _digest(folder / WEIGHTS)
     (folder / DESCRIPTION).write_text(json.dumps(document, indent=1), encoding="utf-8")
 
 
 def with_heads(bundle: Bundle, specs: Sequence[DatasetSpec]) -> tuple[Bundle, HeadChange]:
-    """The same models with exactly the heads of these rows; see `modeling.change_heads`.
+    """The same models with exactly the heads of these dataset rows; see `modeling.change_heads`.
 
-    What is created starts equal in student and teacher and counts as untrained. DATASETS of the config follows: splits
-    of rows that are gone leave, new rows enter as "<row>_train" and "<row>_test".
+    New heads are initialised identically in student and teacher and count as untrained. DATASETS in the config is
+    updated: splits of removed rows are dropped, new rows are added as "<name>_train" and "<name>_test".
     """
     states, change = {}, None
     for which in bundle.states:
@@ -160,7 +160,7 @@ def with_heads(bundle: Bundle, specs: Sequence[DatasetSpec]) -> tuple[Bundle, He
 
 
 def _description(bundle: Bundle) -> dict[str, Any]:
-    """What says, as plain data, what the weights are."""
+    """Plain data that describes the weights."""
     return {
         "classes": {spec.name: spec.to_dict() for spec in bundle.specs},
         "untrained": list(bundle.untrained),
@@ -177,14 +177,15 @@ def _read_inference(folder: Path) -> Bundle:
         content = json.loads(description.read_text(encoding="utf-8"))
     except ValueError:
         content = None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise FXError(f"{description} does not describe a model: write the checkpoint again with tools/export.py")
+    needed = {"which", "classes", "untrained", "config", "sha256"}
+    if not isinstance(content, dict) or content.get("format") != FORMAT or not needed <= content.keys():
+        raise FXError(f"{description} does not describe a model: export the checkpoint again with tools/export.py")
     if _digest(weights) != content["sha256"]:
-        raise FXError(f"{weights} is damaged, or not the file that {DESCRIPTION} beside it describes")
+        raise FXError(f"{weights} is damaged, or not the file that {DESCRIPTION} in the same folder describes")
     try:
         states = {content["which"]: load_file(weights)}
     except safetensors.SafetensorError as error:
-        raise FXError(f"{weights} cannot be read ({error}): write it again with tools/export.py") from error
+        raise FXError(f"{weights} cannot be read ({error}): export it again with tools/export.py") from error
     return _bundle(str(folder), content, states)
 
 
@@ -202,7 +203,7 @@ def _config(text: str, path: str) -> CfgNode:
         cfg.merge_from_other_cfg(CfgNode.load_cfg(text))
     except (KeyError, ValueError, AssertionError, yaml.YAMLError) as error:
         reason = " ".join(str(error.args[0] if error.args else error).split())
-        raise FXError(f"{path}: its config does not suit fx_d2 {fx_d2.__version__} ({reason})") from error
+        raise FXError(f"{path}: its config is not valid in fx_d2 {fx_d2.__version__} ({reason})") from error
     return cfg
 
 

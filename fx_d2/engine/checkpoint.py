@@ -1,4 +1,4 @@
-"""Reading and writing checkpoints, loudly."""
+"""Reading and writing checkpoints, with an error for everything that does not match."""
 
 from __future__ import annotations
 
@@ -24,28 +24,29 @@ logger = logging.getLogger(__name__)
 
 
 def class_lists(model: FoundationX) -> dict[str, dict[str, Any]]:
-    """The rows whose heads the model has, as plain data: what the numbers of a head mean."""
+    """The dataset rows (`DatasetSpec`) of the model's heads as plain data; they define the heads' outputs."""
     return {name: spec.to_dict() for name, spec in model.specs.items()}
 
 
 class FXCheckpointer(Checkpointer):
-    """Saves a run's state, and refuses to load what does not fit.
+    """Saves the state of a run, and refuses to load a checkpoint that does not match.
 
-    A file holds only plain data and tensors, so that `torch.load(weights_only=True)` reads it:
+    A file contains only plain data and tensors, readable with `torch.load(weights_only=True)`:
 
-    - "model" (the student), "teacher" (when there is one), "optimizer", "scheduler", "scaler": state dicts;
-    - "iteration": the last one done, 0-based; "position": the same as {"cycle", "pass", "step", "phase"}, for people;
-    - "seed": of the run. With "iteration" and "world_size" it stands for every generator of every process: all
-      randomness of a step is drawn from generators seeded anew by (seed, process, iteration), or, for the images, by
-      (seed, iteration, place in the batch), so that no generator's state outlives a step;
-    - "best": {pattern: {"value", "iteration"}} of SOLVER.CHECKPOINT_BEST; "evaluated": iterations done at the last
+    - "model" (the student), "teacher" (if enabled), "optimizer", "scheduler", "scaler": state dicts;
+    - "iteration": the last completed one, 0-based; "position": the same in readable form, {"cycle", "pass", "step",
+      "phase"};
+    - "seed": of the run. Together with "iteration" and "world_size" it replaces the state of all random generators: in
+      every step they are re-seeded from (seed, rank, iteration), and those of image augmentation from (seed,
+      iteration, index in the batch), so no generator state outlives a step;
+    - "best": {pattern: {"value", "iteration"}} of SOLVER.CHECKPOINT_BEST; "evaluated": iterations completed at the last
       evaluation;
-    - "classes": {dataset: its row}, what the heads stand for; "config": yaml; "datasets", "world_size", "versions":
+    - "classes": {dataset: its row}, the classes of the heads; "config": yaml; "datasets", "world_size", "versions":
       see `resume.run_record`.
     """
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write <folder>/<name>.pth, whole or not at all, on the main process.
+        """Write <folder>/<name>.pth atomically, on the main process.
 
         Raises:
             FXError: see `checkpoint_files.write`.
@@ -59,21 +60,21 @@ class FXCheckpointer(Checkpointer):
         logger.info("checkpoint %s written", path)
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
-        """`restore` of a file; FXError also where it is missing or cannot be read."""
+        """`restore` from a file; also raises an FXError if it is missing or unreadable."""
         return self.restore(read_checkpoint(path), path, checkpointables)
 
     def restore(
         self, checkpoint: dict[str, Any], path: str, checkpointables: list[str] | None = None
     ) -> dict[str, Any]:
-        """Restore everything, exactly; gives back what a checkpoint holds besides.
+        """Restore the model and the checkpointables, with exact match; returns the checkpoint's other entries.
 
         Args:
-            checkpoint: its content, which is emptied of what is restored.
-            path: its file, for errors.
-            checkpointables: names of what is restored beside the model; None = all.
+            checkpoint: content of the file; restored entries are removed from it.
+            path: the file, for error messages.
+            checkpointables: names of what to restore in addition to the model; None = all.
 
         Raises:
-            FXError: it is of another architecture or class list, or lacks something.
+            FXError: architecture or class lists differ, or an entry is missing.
         """
         model = self.model
         require_match(model, checkpoint["model"], path)
@@ -82,7 +83,7 @@ class FXCheckpointer(Checkpointer):
         missing = [key for key in wanted if key not in checkpoint]
         if missing:
             raise FXError(
-                f"{path} holds no {missing[0]}, so that no run can be resumed from it: start anew from its weights, "
+                f"{path} contains no {missing[0]}, so no run can be resumed from it: start a new run from its weights, "
                 "with MODEL.WEIGHTS and without --resume"
             )
         model.load_state_dict(checkpoint.pop("model"))
@@ -100,7 +101,7 @@ def read_checkpoint(path: str) -> dict[str, Any]:
 
 
 def require_match(model: nn.Module, state: Mapping[str, torch.Tensor], path: str) -> None:
-    """FXError unless names and shapes agree exactly."""
+    """FXError unless names and shapes match exactly."""
     report = compare(model, state)
     wrong = {key: names for key, names in report.items() if key != "matched" and names}
     if wrong:
@@ -109,10 +110,10 @@ def require_match(model: nn.Module, state: Mapping[str, torch.Tensor], path: str
 
 
 def require_classes(model: FoundationX, checkpoint: Mapping[str, Any], path: str) -> None:
-    """FXError when the file's heads stand for other classes than the model's."""
+    """FXError if the classes of the file's heads differ from those of the model."""
     stored = checkpoint.get("classes")
     if stored is None:
-        logger.warning("%s does not say which classes its heads stand for; taking the config's word", path)
+        logger.warning("%s does not list the classes of its heads; assuming those of the config", path)
         return
     for name, row in class_lists(model).items():
         for key in ("cls_classes", "loc_classes", "seg_classes"):
@@ -124,12 +125,12 @@ def require_classes(model: FoundationX, checkpoint: Mapping[str, Any], path: str
 
 
 def initialize(model: FoundationX, path: str, which: str = "") -> frozenset[str]:
-    """Start from weights of any layout that `modeling.convert` knows: load what matches, log what does not.
+    """Initialise from weights in any layout known to `modeling.convert`: load what matches, log what does not.
 
-    A head of the same name that stands for other classes in the file does not match.
+    A head of the same name but with other classes in the file does not match.
 
     Args:
-        model: gets the weights.
+        model: receives the weights.
         path: the file.
         which: MODEL.WEIGHTS_FROM.
 
@@ -137,21 +138,21 @@ def initialize(model: FoundationX, path: str, which: str = "") -> frozenset[str]
         The names of the weights that were loaded.
 
     Raises:
-        FXError: the file cannot be read, does not hold that model, or nothing in it matches.
+        FXError: the file cannot be read, lacks the requested model, or contains no matching weight.
     """
     source = read_source(path)
     conversion = convert_source(source, which or source.default[0], model)
     state, heads = matching_heads(model, conversion.renamed.state, source.classes)
-    # Not strict, but not silent: the table names what is missing.
+    # strict=False, but not silent: the logged table lists what is missing.
     loaded = {key: state[key] for key in conversion.report["matched"] if key in state}
     model.load_state_dict(loaded, strict=False)
     logger.info("initial weights from %s", conversion.describe())
-    logger.info("heads of %s (created: random weights; dropped: not used)\n%s", path, heads)
+    logger.info("heads of %s (created: randomly initialised; dropped: not used)\n%s", path, heads)
     return frozenset(loaded)
 
 
 def begin(cfg: CfgNode, model: FoundationX, phases: Iterable[Phase]) -> None:
-    """The first weights of a run: MODEL.WEIGHTS, or what the model was built with.
+    """Initialise the weights of a new run: from MODEL.WEIGHTS if set, else the model is left as built.
 
     Args:
         cfg: MODEL is read.
@@ -159,8 +160,8 @@ def begin(cfg: CfgNode, model: FoundationX, phases: Iterable[Phase]) -> None:
         phases: of a cycle.
 
     Raises:
-        FXError: see `initialize`; or the file lacks weights of a shared part that every pass freezes: they would stay
-            random to the end. Without a file that is a warning: random features are what was asked for.
+        FXError: see `initialize`; or the file lacks weights of a shared component that every pass freezes, so they
+            would remain random throughout. Without MODEL.WEIGHTS this is only a warning.
     """
     loaded: Collection[str] = ()
     if cfg.MODEL.WEIGHTS:
@@ -169,7 +170,7 @@ def begin(cfg: CfgNode, model: FoundationX, phases: Iterable[Phase]) -> None:
     used, learned = ({part for phase in phases for part in getattr(phase, kind)} for kind in ("frozen", "trainable"))
     given = {"backbone"} if cfg.MODEL.TIMM.KWARGS.get("pretrained") else set()
     frozen = tuple(f"{part}." for part in SHARED_COMPONENTS if part in used - learned - given)
-    # Scales and biases begin neutral; a trunk's file has none for the norms that are ours.
+    # Scales and biases have a neutral initialisation; a backbone checkpoint has none for the norms we add.
     random = [
         name
         for name, weight in model.named_parameters()
@@ -180,20 +181,20 @@ def begin(cfg: CfgNode, model: FoundationX, phases: Iterable[Phase]) -> None:
     text = f"no pass of SCHEDULE.STRATEGY trains {random[0].split('.')[0]}"
     if cfg.MODEL.WEIGHTS:
         raise FXError(
-            f"{text}, and {cfg.MODEL.WEIGHTS} lacks {len(random)} of its weights, such as {random[0]}: they would stay "
-            "random. Train it as well, or start from a checkpoint that has it (MODEL.WEIGHTS)"
+            f"{text}, and {cfg.MODEL.WEIGHTS} lacks {len(random)} of its weights, such as {random[0]}: they would "
+            "remain random. Train this component, or use a checkpoint that contains it (MODEL.WEIGHTS)"
         )
-    logger.warning("%s, and MODEL.WEIGHTS is empty: it stays random", text)
+    logger.warning("%s, and MODEL.WEIGHTS is empty: it remains random", text)
 
 
 def load_models(cfg: CfgNode) -> dict[str, FoundationX]:
-    """Student and, where the checkpoint has one, teacher, in evaluation mode, from MODEL.WEIGHTS.
+    """Load the student and, if the checkpoint has one, the teacher from MODEL.WEIGHTS, in evaluation mode.
 
     Returns:
-        {"student": model, "teacher": model}; limited to TEST.MODELS.
+        {"student": model, "teacher": model}, restricted to TEST.MODELS.
 
     Raises:
-        FXError: see `FXCheckpointer.load`; or TEST.MODELS asks for nothing that is there.
+        FXError: the file cannot be read, does not match the config, or contains none of TEST.MODELS.
     """
     checkpoint = read_checkpoint(cfg.MODEL.WEIGHTS)
     model = build_model(cfg)

@@ -1,4 +1,4 @@
-"""Checkpoints as files: written whole or not at all, checked, found again, and thrown away in turn."""
+"""Checkpoint files: atomic writes, integrity checks, discovery and rotation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 FINAL = "model_final.pth"
 
 BEST = "model_best_*.pth"
-"""Names of the checkpoints of best scores."""
+"""File names of the best checkpoints."""
 
 _NUMBERED = re.compile(r"model_(\d{7,})\.pth")
 _TEMPORARY = ".tmp"
@@ -34,21 +34,21 @@ def path_of(folder: Path, iteration: int) -> Path:
 
 
 def best_name(pattern: str) -> str:
-    """The name under which the best checkpoint of a pattern of SOLVER.CHECKPOINT_BEST is kept."""
+    """File name of the best checkpoint for a pattern of SOLVER.CHECKPOINT_BEST."""
     return BEST.replace("*", re.sub("[^A-Za-z0-9]+", "_", pattern).strip("_"))
 
 
 def numbered(folder: Path) -> dict[int, Path]:
-    """The folder's checkpoints by iteration, in order."""
+    """The checkpoints of a folder by iteration, in ascending order."""
     found = ((_NUMBERED.fullmatch(path.name), path) for path in folder.glob("model_*.pth"))
     return dict(sorted((int(match.group(1)), path) for match, path in found if match))
 
 
 def write(content: Mapping[str, Any], path: Path) -> None:
-    """Write a checkpoint: whoever reads `path`, now or after a crash, finds the old file or the whole new one.
+    """Write a checkpoint atomically: at any time, even after a crash, `path` is the old or the complete new file.
 
     Raises:
-        FXError: the disk is full or refuses; the old file and all others are as they were.
+        FXError: the disk is full or not writable; existing files are left unchanged.
     """
     temporary = path.with_name(path.name + _TEMPORARY)
     try:
@@ -58,18 +58,18 @@ def write(content: Mapping[str, Any], path: Path) -> None:
             os.fsync(stream.fileno())
         os.replace(temporary, path)
         _sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # torch's writer turns some of the former into the latter
+    except (OSError, RuntimeError) as error:  # torch's writer raises some OSErrors as RuntimeError
         reason = (isinstance(error, OSError) and error.strerror) or str(error).splitlines()[0]
         with contextlib.suppress(OSError):
-            reason += f"; {shutil.disk_usage(path.parent).free / 2**30:.2f} GB free"
+            reason += f"; {shutil.disk_usage(path.parent).free / 1e9:.2f} GB free"
             temporary.unlink(missing_ok=True)
         raise FXError(
-            f"checkpoint {path} could not be written ({reason}): make room, or choose another folder"
+            f"checkpoint {path} could not be written ({reason}): free some space, or choose another folder"
         ) from error
 
 
 def write_new(content: Mapping[str, Any], path: Path) -> None:
-    """`write` for a tool: makes the folder. That of a run must be there, or its disk is gone. Raises as `write`."""
+    """`write` for tools, which also creates the folder; a run's folder must exist already. Raises as `write`."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -78,10 +78,10 @@ def write_new(content: Mapping[str, Any], path: Path) -> None:
 
 
 def link(source: Path, name: str) -> None:
-    """Give a checkpoint a second name beside it that outlives its rotation: a hard link, else a copy.
+    """Give a checkpoint a second name in its folder, exempt from rotation: a hard link, or else a copy.
 
     Raises:
-        FXError: neither is possible.
+        FXError: neither can be created.
     """
     temporary = source.with_name(name + _TEMPORARY)
     temporary.unlink(missing_ok=True)
@@ -98,7 +98,7 @@ def link(source: Path, name: str) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut."""
+    """Flush a rename to disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -107,25 +107,25 @@ def _sync_folder(folder: Path) -> None:
 
 
 def damage(path: Path) -> str:
-    """What is wrong with a checkpoint file, or "". Reads all of it: `torch.load` does not check the checksums."""
+    """What is wrong with a checkpoint file, or "". Reads all of it, as `torch.load` does not verify checksums."""
     try:
         with zipfile.ZipFile(path) as archive:
             record = archive.testzip()
     except (OSError, zipfile.BadZipFile, EOFError) as error:
         return str(error) or type(error).__name__
-    return f"checksum of {record} is wrong" if record else ""
+    return f"wrong checksum of {record}" if record else ""
 
 
 def newest_sound(folder: Path, *, set_aside: bool = True) -> Path | None:
-    """The latest undamaged checkpoint, or None when there is none at all; a warning tells of each damaged one.
+    """The latest intact checkpoint, or None if the folder has no checkpoints; damaged ones are logged as warnings.
 
     Args:
         folder: of a run.
-        set_aside: rename damaged checkpoints, if there is a sound one.
+        set_aside: rename damaged checkpoints if there is an intact one.
 
     Raises:
-        FXError: there are checkpoints, and all are damaged. They keep their names: a job that is started again must
-            not take the folder for an empty one.
+        FXError: all checkpoints are damaged. They keep their names, so a restarted job does not mistake the folder for
+            an empty one.
     """
     found = numbered(folder)
     damaged: list[Path] = []
@@ -133,26 +133,26 @@ def newest_sound(folder: Path, *, set_aside: bool = True) -> Path | None:
         wrong = damage(path)
         if wrong:
             damaged.append(path)
-            logger.warning("checkpoint %s is damaged (%s), looking at the one before", path, wrong)
+            logger.warning("checkpoint %s is damaged (%s), trying the previous one", path, wrong)
             continue
         for bad in damaged if set_aside else ():
             aside = bad.with_name(bad.name + _DAMAGED)
             os.replace(bad, aside)
-            logger.warning("%s kept as %s", bad, aside.name)
+            logger.warning("%s renamed to %s", bad, aside.name)
         return path
     if found:
-        raise FXError(f"--resume: all {len(found)} checkpoints of {folder} are damaged; use another OUTPUT_DIR")
+        raise FXError(f"--resume: all {len(found)} checkpoints in {folder} are damaged: use another OUTPUT_DIR")
     return None
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what a killed writer left unfinished."""
+    """Delete incomplete files left by a process that was killed while writing."""
     for path in folder.glob(f"model_*.pth{_TEMPORARY}"):
         path.unlink(missing_ok=True)
 
 
 def rotate(folder: Path, *, keep: int, every: int) -> None:
-    """Delete numbered checkpoints but the last `keep` and, unless `every` is 0, those after each `every` iterations."""
+    """Delete numbered checkpoints except the last `keep` and, if `every` > 0, those after each `every` iterations."""
     found = numbered(folder)
     for iteration in list(found)[:-keep]:
         if not every or (iteration + 1) % every:

@@ -1,4 +1,4 @@
-"""How long a run will still take, from what it has taken so far."""
+"""Estimates of the remaining time of a run, from the times measured so far."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fx_d2.engine.schedule import PhaseSchedule
 
 @dataclass(frozen=True)
 class Left:
-    """Seconds left of the pass, of the cycle and of the run."""
+    """Estimated seconds left in the pass, in the cycle and in the run."""
 
     in_pass: float
     in_cycle: float
@@ -19,9 +19,9 @@ class Left:
 
 
 class StepTimes:
-    """Mean seconds of a step, apart for each kind of phase: a locked pass is several times as quick as a released one.
+    """Mean seconds per step for each kind of phase: steps of a locked pass are several times faster than released ones.
 
-    The first step of a kind, which warms it up, does not count once there is another.
+    The first step of a kind is a warm-up and ignored as soon as there is another.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class StepTimes:
         self._others: dict[Hashable, tuple[int, float]] = {}
 
     def add(self, kind: Hashable, seconds: float) -> None:
-        """One step more."""
+        """Record a step."""
         if kind in self._first:
             count, total = self._others.get(kind, (0, 0.0))
             self._others[kind] = count + 1, total + seconds
@@ -37,7 +37,7 @@ class StepTimes:
             self._first[kind] = seconds
 
     def mean(self, kind: Hashable) -> float:
-        """Seconds a step of the kind; of all kinds together where it has had none yet; 0 where there was no step."""
+        """Mean seconds per step of the kind; over all kinds if it has none yet; 0 before the first step."""
         if kind in self._others:
             count, total = self._others[kind]
             return total / count
@@ -49,7 +49,7 @@ class StepTimes:
 
 
 def due_passes(first: int, last: int, every: int, every_other: int) -> int:
-    """How many of the numbers first + 1 .. last are multiples of `every` or `every_other`, where these are not 0."""
+    """Count the multiples of `every` or `every_other` in first + 1 .. last; a period of 0 has none."""
 
     def multiples(step: int) -> int:
         return last // step - first // step if step > 0 else 0
@@ -59,10 +59,10 @@ def due_passes(first: int, last: int, every: int, every_other: int) -> int:
 
 
 class RunClock:
-    """Estimates the time left: steps by their kind, evaluations by their mean, and the rest (saving) by the step."""
+    """Estimates the time left from step times by kind, the mean evaluation time, and overhead (saving) per step."""
 
     def __init__(self, *, eval_passes: int, eval_cycles: int, at_end: bool) -> None:
-        """Nothing measured yet.
+        """Start without measurements.
 
         Args:
             eval_passes: TEST.EVAL_PASSES.
@@ -75,23 +75,21 @@ class RunClock:
         self._evaluations, self._evaluation_seconds = 0, 0.0
 
     def step(self, kind: Hashable, seconds: float) -> None:
-        """A step took so long."""
+        """Record the duration of a step."""
         self._times.add(kind, seconds)
         self._steps, self._step_seconds = self._steps + 1, self._step_seconds + seconds
 
     def evaluation(self, seconds: float) -> None:
-        """An evaluation took so long."""
+        """Record the duration of an evaluation."""
         self._evaluations, self._evaluation_seconds = self._evaluations + 1, self._evaluation_seconds + seconds
 
     def left(self, schedule: PhaseSchedule, done: int, elapsed: float) -> Left:
-        """What is left after `done` iterations of the run.
-
-        Until one has been measured, evaluations count nothing.
+        """The time left after `done` iterations of the run; evaluations count only once one has been measured.
 
         Args:
             schedule: of the run.
-            done: at least 1.
-            elapsed: seconds since the first step of this command.
+            done: completed iterations, at least 1.
+            elapsed: seconds since this process started training.
         """
         state = schedule.at(done - 1)
         cycle = schedule.cycle(state.cycle)
@@ -103,8 +101,7 @@ class RunClock:
         mean = self._evaluation_seconds / max(self._evaluations, 1)
         passes = len(seconds)
         every = (self._eval_passes, self._eval_cycles * passes)
-        # The evaluation that belongs to a pass which has just ended is still to come; the last pass's is that at the
-        # end.
+        # The evaluation after a pass that has just ended is still to come; that of the last pass is the final one.
         ended, last = state.cycle * passes + state.pass_index, schedule.cycles * passes - 1
         to_cycle = due_passes(ended, min((state.cycle + 1) * passes, last), *every)
         to_end = due_passes(ended, last, *every) + self._at_end

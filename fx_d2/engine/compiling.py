@@ -1,4 +1,4 @@
-"""`torch.compile` of the layers whose inputs keep one shape through a training: MODEL.COMPILE."""
+"""`torch.compile` of the layers whose input shapes are static during training: MODEL.COMPILE."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from fx_d2.structures import FXError
 logger = logging.getLogger(__name__)
 
 VARIANTS = 128
-"""Compiled forms that torch may keep of one class's forward: one for each size, shift, frozen or learning, with and
-without gradient. At its own limit of 8 it would go on uncompiled."""
+"""Recompile limit for the forward of one class: each size, window shift, frozen or trainable state, with and without
+gradient, needs its own graph. At torch's default limit of 8 it would fall back to eager mode."""
 
 
 def compile_layers(model: FoundationX, backend: str) -> None:
-    """Compile, each when it first runs, the trunk's blocks, the encoder's layers and the segmentation decoder.
+    """Compile backbone blocks, encoder layers and the segmentation decoder, each on its first call.
 
-    Layers of one class and shape share what is compiled, so that the time it takes does not grow with their number.
-    Names, parameters and the rest of the model stay as they are. Localization decoders are left alone: the number of
-    their queries changes with the boxes of a batch. Evaluations run uncompiled.
+    Layers of the same class and shape share compiled code, so compile time does not grow with their number. Parameter
+    names and the rest of the model are unchanged. Localization decoders are not compiled: their number of queries
+    varies with the boxes in a batch. Evaluation runs in eager mode.
 
     Args:
-        model: changed in place.
-        backend: of `torch.compile`; empty = nothing is done.
+        model: modified in place.
+        backend: of `torch.compile`; empty = no compilation.
 
     Raises:
         FXError: torch has no such backend.
@@ -40,26 +40,26 @@ def compile_layers(model: FoundationX, backend: str) -> None:
         known = torch.compiler.list_backends()
         raise FXError(f"MODEL.COMPILE is {backend!r}: leave it empty, or choose a backend of torch.compile, {known}")
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
-    # With several processes torch would cut each layer where a bucket of gradients is full, to send it earlier. A layer
-    # is small: what is fused stays whole, and the buckets are sent between layers.
+    # With several processes, Dynamo's DDP optimizer would split each graph at gradient bucket boundaries to overlap
+    # communication. Layers are small: keep each graph whole; buckets are reduced between layers.
     torch._dynamo.config.optimize_ddp = False
     trunk = model.backbone.trunk
     layers = [*repeated_blocks(trunk)] or [trunk]
     layers += [part for part in model.modules() if isinstance(part, (EncoderLayer, SegDecoder))]
     for layer in layers:
         layer.compile(backend=backend, dynamic=False)
-    logger.info("MODEL.COMPILE: %d layers are compiled by %s, each when it first runs", len(layers), backend)
+    logger.info("MODEL.COMPILE: %d layers will be compiled with %s, each on its first call", len(layers), backend)
 
 
 def repeated_blocks(trunk: nn.Module) -> Iterator[nn.Module]:
-    """The blocks of a timm trunk: the innermost modules that stand in a row with others of their own class."""
-    for row in trunk.modules():
-        if _is_row(row) and not any(_is_row(part) for block in row.children() for part in block.modules()):
-            yield from row.children()
+    """The blocks of a timm backbone: elements of the innermost sequences whose elements all have the same class."""
+    for stage in trunk.modules():
+        if _is_stage(stage) and not any(_is_stage(part) for block in stage.children() for part in block.modules()):
+            yield from stage.children()
 
 
-def _is_row(module: nn.Module) -> bool:
-    """Whether it is a list of timm's modules, all of one class."""
+def _is_stage(module: nn.Module) -> bool:
+    """Whether the module is a sequence of timm modules of one class."""
     kinds = {type(part) for part in module.children()}
     listed = isinstance(module, (nn.Sequential, nn.ModuleList)) and len(kinds) == 1
     return listed and kinds.pop().__module__.startswith("timm.models.")

@@ -1,4 +1,4 @@
-"""From a file of any known layout to the weights of one of our models, with a report of what became of each."""
+"""Conversion of checkpoints in any known layout to the weights of an fx_d2 model, with a report for each weight."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fx_d2.structures import COMPONENTS, FXError
 
 
 def compare(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, list[str]]:
-    """Names that match, are missing in the file, are unexpected there, or differ in shape."""
+    """Names that match, are missing in the state, are unexpected in it, or differ in shape."""
     own = model.state_dict()
     both = [key for key in own if key in state]
     return {
@@ -32,12 +32,12 @@ def compare(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, list[str
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a file gives a model.
+    """The result of converting a file for a model.
 
     Attributes:
         path: the file.
         which: "student" or "teacher".
-        renamed: the file's tensors under our names, and what has no place.
+        renamed: the file's tensors under fx_d2's names, and those without a counterpart.
         report: from `compare`.
     """
 
@@ -48,16 +48,16 @@ class Conversion:
 
     @property
     def state(self) -> dict[str, Tensor]:
-        """The weights that fit."""
+        """The weights that match."""
         return {key: self.renamed.state[key] for key in self.report["matched"]}
 
     @property
     def complete(self) -> bool:
-        """Whether every weight of the model is there."""
+        """Whether all weights of the model are present."""
         return not self.report["missing"] and not self.report["reshaped"]
 
     def describe(self) -> str:
-        """Table of counts by component, then what had no place and what was done beyond renaming."""
+        """Table of counts by component, followed by the unmatched weights and by notes on what was changed."""
         counts = {kind: Counter(name.split(".", 1)[0] for name in names) for kind, names in self.report.items()}
         parts = [*COMPONENTS, *sorted({part for count in counts.values() for part in count} - set(COMPONENTS))]
         rows = [[part, *(count[part] for count in counts.values())] for part in parts]
@@ -66,9 +66,9 @@ class Conversion:
         for kind in ("missing", "unexpected", "reshaped"):
             lines += [f"{kind}: {_some(names)}"] if (names := self.report[kind]) else []
         if self.renamed.unknown:
-            lines.append(f"in the file, not known to this layout: {_some(self.renamed.unknown)}")
+            lines.append(f"in the file, but not part of this layout: {_some(self.renamed.unknown)}")
         if self.renamed.unused:
-            lines.append(f"in the file, known to have no place here: {_some(self.renamed.unused)}")
+            lines.append(f"in the file, without a counterpart in fx_d2: {_some(self.renamed.unused)}")
         return "\n".join([*lines, *(f"note: {note}" for note in self.renamed.notes)])
 
 
@@ -78,15 +78,15 @@ def _some(names: list[str]) -> str:
 
 
 def convert_source(source: Source, which: str, model: nn.Module) -> Conversion:
-    """Rename, reshape and compare; the model itself is not changed, and may lie on the meta device.
+    """Rename, reshape and compare; the model itself is not modified, and may be on the meta device.
 
     Args:
         source: the file.
         which: "student" or "teacher".
-        model: whose weights are wanted.
+        model: the target model.
 
     Raises:
-        FXError: the file does not hold that model, or nothing in it matches.
+        FXError: the file lacks that model, or contains no matching weight.
     """
     renamed = convert_state(source.pick(which), model.state_dict())
     renamed.notes += source.notes if which == "teacher" else []
@@ -94,13 +94,13 @@ def convert_source(source: Source, which: str, model: nn.Module) -> Conversion:
     if not conversion.report["matched"]:
         raise FXError(
             f"checkpoint {source.path} matches no weight of this model: it is of another architecture "
-            f"({renamed.layout} layout; its names are like {next(iter(source.pick(which)))})"
+            f"({renamed.layout} layout, with names such as {next(iter(source.pick(which)))})"
         )
     return conversion
 
 
 def build_shapes(cfg: CfgNode) -> FoundationX:
-    """The model of a config on the meta device: names, shapes and types of its weights, without memory or download."""
+    """The model of a config on the meta device: names, shapes and dtypes of its weights, without memory or download."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "meta"

@@ -1,4 +1,4 @@
-"""A run's evaluations, one line each: what curves over passes are drawn from."""
+"""The log of a run's evaluations, one line each: the data behind curves over passes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ FILE_NAME = "evaluations.jsonl"
 
 
 class EvaluationLog:
-    """<folder>/evaluations.jsonl. Only the main process may use it.
+    """<folder>/evaluations.jsonl, used by the main process only.
 
-    A line is {"iteration" (steps done), "cycle", "pass" (both from 0), "dataset", "task", "mode" (of the pass that has
-    just ended), "metrics": {"student/<dataset>/<task>/<metric>": value or null}}. metrics.json has them too, among
-    the numbers of steps, and without what is not defined.
+    Each line is {"iteration" (completed steps), "cycle", "pass" (both 0-based), "dataset", "task", "mode" (of the pass
+    that has just ended), "metrics": {"student/<dataset>/<task>/<metric>": value or null}}. metrics.json contains them
+    too, among the step metrics and without undefined values.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -27,7 +27,7 @@ class EvaluationLog:
         self._path = folder / FILE_NAME
 
     def add(self, done: int, state: PhaseState, metrics: Mapping[str, float]) -> None:
-        """Append the evaluation after `done` steps; `state` is that of the last one."""
+        """Append the evaluation after `done` steps; `state` is that of the last step."""
         phase = state.phase
         line = {
             "iteration": done,
@@ -42,12 +42,12 @@ class EvaluationLog:
             stream.write(json.dumps(line, separators=(",", ":"), allow_nan=False) + "\n")
 
     def rewind(self, done: int) -> None:
-        """Forget evaluations after `done` steps, which a resumed run makes again, and a line cut off by a kill."""
+        """Drop evaluations after `done` steps, which a resumed run repeats, and a line truncated by a kill."""
         keep_lines(self._path, lambda line: line["iteration"] <= done)
 
 
 def keep_lines(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
-    """Leave in a file of JSON lines, if it is there, those that are wanted and whole."""
+    """Keep only the complete lines of a JSON lines file that `wanted` accepts; a missing file is ignored."""
     if not path.is_file():
         return
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)

@@ -1,4 +1,4 @@
-"""What metrics.json and TensorBoard hold: numbers of steps and passes under the names of dataset and task."""
+"""The scalars in metrics.json and TensorBoard: metrics of steps and passes, named by dataset and task."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 METRICS = "metrics.json"
 
 PERIOD = 20
-"""Steps between two writings, and each pass ends with one. A line of each step would fill a disk: a run has 10^6."""
+"""Write every PERIOD steps and at the end of each pass. A line per step would fill a disk: a run has 10^6 steps."""
 
 
 class LearningRates:
-    """The learning rate of each component: the largest, where it has groups of several."""
+    """The learning rate of each component; the largest one if its parameter groups differ."""
 
     def __init__(self, model: FoundationX, optimizer: torch.optim.Optimizer) -> None:
-        """model, optimizer: which groups hold which component's parameters."""
+        """Map each component to the optimizer's parameter groups that contain its parameters."""
         self._optimizer = optimizer
         component_of = {p: name.split(".", 1)[0] for name, p in model.named_parameters()}
         groups: dict[str, set[int]] = defaultdict(set)
@@ -43,45 +43,45 @@ class LearningRates:
         self._groups = dict(groups)
 
     def now(self) -> dict[str, float]:
-        """{component: rate}."""
+        """{component: learning rate}."""
         groups = self._optimizer.param_groups
         return {name: float(max(groups[i]["lr"] for i in indices)) for name, indices in self._groups.items()}
 
 
 class EventsHook(HookBase):
-    """Adds to the step's losses what else there is to know of it, and at the end of a pass the means over its steps.
+    """Records the scalars of a step beyond its losses and, at the end of a pass, the mean losses over the pass.
 
-    Runs before the hook that moves the learning rates, on the main process. All of it is known to the host: no number
-    is fetched from the device. Names, for dataset D, task T and mode M (lock, release):
+    Runs on the main process, before the hook that updates the learning rates. All values are available on the host, so
+    nothing synchronises with the device. Names, for dataset D, task T and mode M (lock, release):
 
-    - D/T/<loss>, D/T/total_loss, D/T/grad_norm (`FXTrainer`), D/T/step_time: of one step;
-    - pass/D/T/M/<loss>: means over the steps of a pass that this command made, at its last step;
-    - lr/<component>; cycle, pass (from 0); memory_mb (`memory.memory_used`); step_time, data_time in seconds.
+    - D/T/<loss>, D/T/total_loss, D/T/grad_norm (from `FXTrainer`), D/T/step_time: of one step;
+    - pass/D/T/M/<loss>: means over the steps of a pass run by this process, at its last step;
+    - lr/<component>; cycle, pass (0-based); memory_mb (`memory.memory_used`); step_time, data_time in seconds.
     """
 
     trainer: FXTrainer
 
     def __init__(self, clock: RunClock) -> None:
-        """clock: is told how long steps take."""
+        """clock: receives the step times."""
         self._clock = clock
         self._sums: dict[str, float] = {}
         self._count = 0
 
     def before_train(self) -> None:
-        """The optimizer is complete by now."""
+        """Set up what needs the complete optimizer."""
         self._rates = LearningRates(self.trainer.model, self.trainer.optimizer)
-        # Detectron2 would remember 10^6 values of each name, gigabytes in all; the writers look back over PERIOD steps.
+        # Detectron2 would keep 10^6 values per name, gigabytes in all; the writers look back PERIOD steps at most.
         self.trainer.storage.histories().default_factory = functools.partial(HistoryBuffer, max_length=PERIOD)
         self._started = time.perf_counter()
 
     def before_step(self) -> None:
-        """Start the step's clock."""
+        """Start timing the step."""
         if self.trainer.schedule.at(self.trainer.iter).first:
             self._sums, self._count = {}, 0
         self._started = time.perf_counter()
 
     def after_step(self) -> None:
-        """Put the step's numbers."""
+        """Record the step's scalars."""
         trainer = self.trainer
         state, seconds = trainer.schedule.at(trainer.iter), time.perf_counter() - self._started
         self._clock.step(state.phase.kind, seconds)
@@ -102,20 +102,20 @@ class EventsHook(HookBase):
         trainer.storage.put_scalars(**scalars, smoothing_hint=False)
 
     def pass_means(self) -> dict[str, float]:
-        """Means of the losses over the steps so far of this pass."""
+        """Mean losses over the steps of the current pass so far."""
         return {name: total / self._count for name, total in self._sums.items()}
 
 
 class WriterHook(HookBase):
     """Writes metrics.json and TensorBoard events every PERIOD steps and at the end of each pass and of the run.
 
-    A resumed run goes on in the same files; what they hold of steps that it makes again is dropped first.
+    A resumed run appends to the same files; entries of steps that it will repeat are dropped first.
     """
 
     trainer: FXTrainer
 
     def __init__(self, folder: Path) -> None:
-        """folder: the run's OUTPUT_DIR; nothing is written before training begins."""
+        """folder: the run's OUTPUT_DIR; nothing is written before training starts."""
         self._folder = folder
         self._writers: list[EventWriter] = []
 
@@ -134,12 +134,12 @@ class WriterHook(HookBase):
                 writer.write()
 
     def after_train(self) -> None:
-        """What hooks before this one found at the end, or until the run broke off."""
+        """Write what earlier hooks recorded at the end, or before the run was interrupted."""
         for writer in self._writers:
             writer.write()
             writer.close()
 
 
 def defined(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Without values that are not a number, which JSON has no word for."""
+    """The metrics without NaNs, which JSON cannot represent."""
     return {name: value for name, value in metrics.items() if not math.isnan(value)}

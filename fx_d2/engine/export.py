@@ -1,4 +1,4 @@
-"""A model as one function of tensors, for programs without fx_d2: torch.export and ONNX."""
+"""Export of a model as a function of tensors, usable without fx_d2: torch.export and ONNX."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from fx_d2.modeling.backbone import normalize_images
 from fx_d2.structures import FXError
 
 OPSET = 20
-"""Of ONNX; 16 brought the bilinear sampling that deformable attention needs, 20 its present form."""
+"""ONNX opset. GridSample, which deformable attention needs, was added in 16 and revised in 20."""
 
 
 class TensorModel(nn.Module):
-    """Trunk, shared parts and the heads that are wanted, from grey images to probabilities.
+    """Backbone, shared components and the requested heads, from grey images to probabilities.
 
     Args:
         model: in evaluation mode.
@@ -41,11 +41,11 @@ class TensorModel(nn.Module):
         return [f"{name}/{part}" for name, tasks in self.wanted.items() for task in tasks for part in parts[task]]
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Grey images float32 (B, 1, H, W) in [0, 255], resized to the network's size, to the tensors of `names`.
+        """Map grey images float32 (B, 1, H, W) in [0, 255], resized to the network's input size, to `names`.
 
         Returns:
-            By name, float32: "<dataset>/cls" (B, C) probabilities; "<dataset>/loc_scores" (B, Q, K) in [0, 1] and
-            "<dataset>/loc_boxes" (B, Q, 4) as x1, y1, x2, y2 in parts of the image's sides, not clipped;
+            Float32 tensors: "<dataset>/cls" (B, C) probabilities; "<dataset>/loc_scores" (B, Q, K) in [0, 1] and
+            "<dataset>/loc_boxes" (B, Q, 4) as (x1, y1, x2, y2) relative to the image size, not clipped;
             "<dataset>/seg" (B, C, H, W) probabilities.
         """
         model = self.model
@@ -68,19 +68,23 @@ class TensorModel(nn.Module):
 
 
 def export_program(model: TensorModel, size: Sequence[int]) -> torch.export.ExportedProgram:
-    """The graph of a model for images of one size (height, width) and batches of any size.
+    """Trace a model for a fixed image size (height, width) and a dynamic batch size.
 
     Raises:
-        FXError: torch cannot trace this trunk.
+        FXError: torch cannot trace this backbone.
     """
     example = torch.zeros(2, 1, *size, device=model.model.device)
     try:
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's own, about its own deprecated parts
+            warnings.simplefilter("ignore")  # about torch's use of its own deprecated APIs
             return torch.export.export(model.eval(), (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    except Exception as error:  # it raises many classes, some of them private
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise FXError(f"torch.export cannot trace {model.model.backbone.name}: {reason}") from error
+    except Exception as error:  # torch raises many exception classes, some of them private
+        raise FXError(f"torch.export cannot trace {model.model.backbone.name}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error's message, or its class if it has none."""
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def write_torch(program: torch.export.ExportedProgram, model: TensorModel, path: Path) -> None:
@@ -92,14 +96,14 @@ def write_onnx(program: torch.export.ExportedProgram, model: TensorModel, path: 
     """Write an ONNX file; its metadata entry "fx_d2" is `describe` as json.
 
     Raises:
-        FXError: the packages of the extra `export` are missing, or an operator of the model has no form in ONNX.
+        FXError: packages of the extra `export` are missing, or the model has an operator that ONNX cannot express.
     """
     if missing := [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]:
         raise FXError(f"ONNX needs the package {missing[0]}: pip install -e '.[export]'")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            # Not optimized: onnxscript's folding loses a node of the localization decoders; runtimes optimize anyway.
+            # optimize=False: onnxscript's folding loses a node of the localization decoders; runtimes optimize anyway.
             exported = torch.onnx.export(
                 program,
                 dynamo=True,
@@ -109,15 +113,15 @@ def write_onnx(program: torch.export.ExportedProgram, model: TensorModel, path: 
                 optimize=False,
                 verbose=False,
             )
-    except Exception as error:  # it raises many classes, some of them private
-        raise FXError(f"ONNX has no form for this model: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # torch raises many exception classes, some of them private
+        raise FXError(f"this model cannot be exported to ONNX: {_reason(error)}") from error
     assert exported is not None, "torch.onnx.export with dynamo returns a program"
     exported.model.metadata_props["fx_d2"] = json.dumps(describe(model))
     exported.save(path)
 
 
 def describe(model: TensorModel) -> dict[str, Any]:
-    """What the outputs mean: {"outputs": names, "classes": {dataset: {task: class names}}}."""
+    """Description of the outputs: {"outputs": names, "classes": {dataset: {task: class names}}}."""
     specs = model.model.specs
     classes = {name: {task: list(specs[name].classes(task)) for task in tasks} for name, tasks in model.wanted.items()}
     return {"outputs": model.names, "classes": classes}

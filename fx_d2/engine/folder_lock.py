@@ -1,4 +1,4 @@
-"""One training at a time in an OUTPUT_DIR."""
+"""A lock that allows one training run at a time in an OUTPUT_DIR."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from fx_d2.structures import FXError
 logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
-"""The file in OUTPUT_DIR that is locked. It stays, empty; only the lock on it means something."""
+"""The lock file in OUTPUT_DIR. It remains there, empty; only the lock on it matters."""
 
 
 @contextmanager
 def hold_folder(folder: Path) -> Iterator[None]:
-    """Keep a folder for this training while the block runs. A collective call; the main process has the lock.
+    """Lock a folder for this training run while the block runs. A collective call; rank 0 holds the lock.
 
-    The lock ends with the process, however it ends. A file system without locks is used without.
+    The lock is released when the process ends, in whatever way. On a file system without locks, training goes unlocked.
 
     Args:
-        folder: exists.
+        folder: an existing folder.
 
     Raises:
-        FXError: another process trains there.
+        FXError: another training run holds the lock, or the lock file cannot be opened.
     """
     held: list[int] = []
     on_first(lambda: held.append(_locked(folder)))
@@ -41,16 +41,20 @@ def hold_folder(folder: Path) -> Iterator[None]:
 
 
 def _locked(folder: Path) -> int:
-    """Descriptor of the locked file."""
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    """Lock the file and return its descriptor."""
     try:
-        # Not flock: loader workers would inherit it, and keep it for seconds after a kill of this process.
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise FXError(f"OUTPUT_DIR {folder}: {LOCK} in it cannot be opened for writing ({error.strerror})") from error
+    try:
+        # Not flock: loader workers would inherit the lock and hold it for seconds after this process is killed.
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):
             os.close(descriptor)
             raise FXError(
-                f"OUTPUT_DIR {folder}: another training runs there: wait until it ends, or choose another OUTPUT_DIR"
+                f"OUTPUT_DIR {folder}: another training run is active there: wait until it ends, or choose another "
+                "OUTPUT_DIR"
             ) from error
         logger.debug("OUTPUT_DIR %s cannot be locked, training without a lock: %s", folder, error)
     return descriptor

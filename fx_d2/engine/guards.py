@@ -1,4 +1,4 @@
-"""What can be known to go wrong before the first step, checked before the first step."""
+"""Checks before the first step, for everything that would otherwise fail later in a run."""
 
 from __future__ import annotations
 
@@ -44,14 +44,17 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("MODEL.TEACHER.CONSISTENCY", 0, 1),
     ("DATASETS.LIMIT", 0, math.inf),
     ("DATASETS.FEW_SHOT.IMAGES", 0, math.inf),
+    ("DATALOADER.NUM_WORKERS", 0, math.inf),
     ("TEST.EVAL_PASSES", 0, math.inf),
     ("TEST.EVAL_CYCLES", 0, math.inf),
+    ("TEST.BATCH_SIZE", 1, math.inf),
+    *((f"SOLVER.LR_FACTOR.{component.upper()}", 0, math.inf) for component in COMPONENTS),
 )
-"""Numbers that a training reads, and the least and the largest that mean something."""
+"""Numeric keys of a training run with their minimum and maximum."""
 
 
 def check_values(cfg: CfgNode) -> None:
-    """What can be said of keys by themselves, of those that nothing else checks.
+    """Check the values of keys that nothing else checks, each on its own.
 
     Raises:
         FXError: naming the key.
@@ -69,12 +72,12 @@ def check_values(cfg: CfgNode) -> None:
         raise FXError("SOLVER.NESTEROV needs a SOLVER.MOMENTUM above 0")
     models = ["student", "teacher"]
     if not cfg.TEST.MODELS or not all(name in models for name in cfg.TEST.MODELS):
-        raise FXError(f"TEST.MODELS is {list(cfg.TEST.MODELS)}: name some of {models}")
+        raise FXError(f"TEST.MODELS is {list(cfg.TEST.MODELS)}: choose from {models}")
     if cfg.MODEL.WEIGHTS_FROM not in ["", *models]:
         raise FXError(f"MODEL.WEIGHTS_FROM is {cfg.MODEL.WEIGHTS_FROM!r}: choose one of {models}, or leave it empty")
     if cfg.MODEL.WEIGHTS_FROM and not cfg.MODEL.WEIGHTS:
         raise FXError(
-            f"MODEL.WEIGHTS_FROM is {cfg.MODEL.WEIGHTS_FROM!r}, but MODEL.WEIGHTS names no file: name one, or leave "
+            f"MODEL.WEIGHTS_FROM is {cfg.MODEL.WEIGHTS_FROM!r}, but MODEL.WEIGHTS is empty: set it, or leave "
             "MODEL.WEIGHTS_FROM empty"
         )
 
@@ -82,16 +85,16 @@ def check_values(cfg: CfgNode) -> None:
 def check_start(
     cfg: CfgNode, model: FoundationX, schedule: PhaseSchedule, data: TrainData, *, with_tests: bool
 ) -> None:
-    """Check norms, heads, settings of checkpoints and, on the main process, that images can be read.
+    """Check norms, heads, checkpoint settings and, on the main process, that images can be read.
 
-    That every parameter is in exactly one group is checked where the groups are made (`build_optimizer`), that
-    batches can be shared where the loaders are. A collective call.
+    `build_optimizer` checks that every parameter is in exactly one group, and the loaders check that batch sizes are
+    divisible by the number of processes. A collective call.
 
     Args:
-        cfg: the run's.
-        model: as trained.
-        schedule: as trained.
-        data: as trained.
+        cfg: of the run.
+        model: to be trained.
+        schedule: of the run.
+        data: training data.
         with_tests: whether the run will evaluate.
 
     Raises:
@@ -102,25 +105,25 @@ def check_start(
     node = cfg.SOLVER
     if node.CHECKPOINT_BEST and cfg.TEST.SPLIT == "test":
         raise FXError(
-            "SOLVER.CHECKPOINT_BEST would choose a model on test splits: set TEST.SPLIT to val, or leave it out"
+            "SOLVER.CHECKPOINT_BEST would select a model on test splits: set TEST.SPLIT to val, or leave it empty"
         )
     splits = evaluation_splits(cfg, training=True) if with_tests else ()
     if node.CHECKPOINT_BEST and with_tests and not splits:
-        raise FXError("SOLVER.CHECKPOINT_BEST needs a validation split, and no dataset of DATASETS.TEST has one")
+        raise FXError("SOLVER.CHECKPOINT_BEST needs a validation split, but no dataset of DATASETS.TEST has one")
     if splits:
         strange = [name for name in splits if spec_of(name).name not in model.specs]
         if strange:
-            raise FXError(f"DATASETS.TEST has {strange} evaluated, but DATASETS.TRAIN gives the model no head for them")
+            raise FXError(f"DATASETS.TEST evaluates {strange}, but DATASETS.TRAIN creates no head for them")
     on_first(lambda: _check_images(cfg, data, splits))
 
 
 def check_patterns(cfg: CfgNode, metrics: Sequence[str]) -> None:
-    """FXError for a pattern of SOLVER.CHECKPOINT_BEST that matches none of the metrics of the run's evaluations."""
+    """FXError for a pattern of SOLVER.CHECKPOINT_BEST that matches no metric of the run's evaluations."""
     for pattern in cfg.SOLVER.CHECKPOINT_BEST:
         if not fnmatch.filter(metrics, pattern):
             raise FXError(
                 f"SOLVER.CHECKPOINT_BEST {pattern!r} matches no metric of the models, datasets and tasks that are "
-                f"evaluated: correct it, or leave it out; there are {', '.join(_headlines(metrics))}"
+                f"evaluated: correct or remove it; available are {', '.join(_headlines(metrics))}"
             )
 
 
@@ -140,7 +143,7 @@ def _check_images(cfg: CfgNode, data: TrainData, splits: Iterable[str]) -> None:
 
 
 def check_norm(cfg: CfgNode, model: nn.Module) -> None:
-    """FXError for a norm that fails in a step: of one image a process, or of synchronised statistics on a CPU."""
+    """FXError for norms that would fail in a step: BN with one image per process, or SyncBN on CPUs."""
     kinds = {type(module) for module in model.modules()}
     if nn.SyncBatchNorm in kinds and cfg.MODEL.DEVICE == "cpu" and comm.get_world_size() > 1:
         raise FXError("MODEL.SEG.NORM SyncBN needs GPUs: use naiveSyncBN on CPUs, or GN")
@@ -148,30 +151,30 @@ def check_norm(cfg: CfgNode, model: nn.Module) -> None:
     here = cfg.SCHEDULE.BATCH_SIZE.SEG // comm.get_world_size()
     if nn.BatchNorm2d in kinds and trains_masks and here == 1:
         raise FXError(
-            "SCHEDULE.BATCH_SIZE.SEG gives each process one image, of which batch statistics (MODEL.SEG.NORM BN) "
-            "cannot be taken: use a larger batch, or MODEL.SEG.NORM GN or SyncBN"
+            "SCHEDULE.BATCH_SIZE.SEG gives each process one image, for which batch statistics (MODEL.SEG.NORM BN) "
+            "are undefined: use a larger batch, or MODEL.SEG.NORM GN or SyncBN"
         )
 
 
 def check_heads(model: FoundationX, schedule: PhaseSchedule) -> None:
-    """Every pass has its head, and every head its dataset; a head that no pass trains is worth a warning.
+    """Check that every pass has a head and every head a dataset row; warn about heads that no pass trains.
 
     Raises:
-        FXError: a pass without a head, or a head without a row.
+        FXError: a pass without a head, or a head without a dataset row.
     """
     heads = {(name, task) for task, part in HEAD_COMPONENTS.items() for name in getattr(model, part)}
     rows = {(name, task) for name, spec in model.specs.items() for task in spec.tasks}
     trained = {(phase.dataset, phase.task) for phase in schedule.phases}
     if heads != rows or not trained <= heads:
         wrong = sorted(heads ^ rows | trained - heads)
-        raise FXError(f"heads and datasets do not agree: {wrong} have only one of head and row, or a pass but no head")
+        raise FXError(f"heads and datasets do not match: {wrong} have only one of head and row, or a pass but no head")
     if heads - trained:
         names = ", ".join(f"{name}/{task}" for name, task in sorted(heads - trained))
-        logger.warning("SCHEDULE.STRATEGY never trains the heads %s: their results mean nothing", names)
+        logger.warning("SCHEDULE.STRATEGY never trains the heads %s: their results are meaningless", names)
 
 
 def checkpoint_bytes(cfg: CfgNode, model: nn.Module, teacher: nn.Module | None) -> int:
-    """Size of a checkpoint in full: student, teacher, and what the optimizer keeps once all parameters have learned."""
+    """Size of a full checkpoint: student, teacher, and optimizer state once all parameters have been trained."""
     parameters = sum(p.numel() * p.element_size() for p in model.parameters())
     states = _state_bytes(model) + (_state_bytes(teacher) if teacher is not None else 0)
     return states + moments_kept(cfg) * parameters
@@ -182,38 +185,38 @@ def _state_bytes(module: nn.Module) -> int:
 
 
 def checkpoints_kept(cfg: CfgNode) -> int:
-    """The most checkpoints of a run that lie on the disk at once, one being written among them."""
+    """Maximum number of a run's checkpoints on disk at a time, including the one being written."""
     node = cfg.SOLVER
     kept = cfg.SCHEDULE.CYCLES // node.CHECKPOINT_KEEP_CYCLES if node.CHECKPOINT_KEEP_CYCLES else 0
     return node.CHECKPOINTS_TO_KEEP + kept + len(node.CHECKPOINT_BEST) + 1
 
 
 def check_disk(cfg: CfgNode, model: nn.Module, teacher: nn.Module | None) -> None:
-    """Say how large checkpoints are, and check that all that will be kept, and one being written, has room.
+    """Log the size of a checkpoint, and check that there is space for all that will be kept and the one being written.
 
     Raises:
-        FXError: OUTPUT_DIR's disk has not enough free space.
+        FXError: there is not enough free disk space in OUTPUT_DIR.
     """
     folder = Path(cfg.OUTPUT_DIR)
     size, count = checkpoint_bytes(cfg, model, teacher), checkpoints_kept(cfg)
     free = shutil.disk_usage(folder).free
     missing = count * size - _present_bytes([*numbered(folder).values(), *folder.glob(BEST)]) - free
-    logger.info("a checkpoint is %.3f GB; up to %d of them are kept or being written", size / 2**30, count)
+    logger.info("a checkpoint takes %.3f GB; up to %d are on disk at a time", size / 1e9, count)
     if missing > 0:
         raise FXError(
-            f"OUTPUT_DIR {folder}: {count} checkpoints of {size / 2**30:.2f} GB need {math.ceil(missing / 2**20)} MB "
-            "more than is free: make room, or keep fewer (SOLVER.CHECKPOINTS_TO_KEEP, CHECKPOINT_KEEP_CYCLES, "
+            f"OUTPUT_DIR {folder}: {count} checkpoints of {size / 1e9:.2f} GB need {math.ceil(missing / 1e6)} MB "
+            "more than is free: free some space, or keep fewer (SOLVER.CHECKPOINTS_TO_KEEP, CHECKPOINT_KEEP_CYCLES, "
             "CHECKPOINT_BEST)"
         )
 
 
 def _present_bytes(paths: Iterable[Path]) -> int:
-    """What files take on the disk: two names of one file take it once."""
+    """Disk usage of files; hard links to the same file count once."""
     return sum({(found.st_dev, found.st_ino): found.st_size for found in (path.stat() for path in paths)}.values())
 
 
 def check_components(model: nn.Module) -> None:
-    """Raise when a child of the model is no component the lock table could name."""
+    """ValueError if a child of the model is not one of COMPONENTS, so no phase could lock it."""
     strange = [name for name, _ in model.named_children() if name not in COMPONENTS]
     if strange:
-        raise ValueError(f"children {strange} are not among COMPONENTS {COMPONENTS}: they could not be locked")
+        raise ValueError(f"children {strange} are not among COMPONENTS {COMPONENTS}: no phase could lock them")

@@ -1,4 +1,4 @@
-"""What happens around a step: phases, teacher, learning rate, progress, checkpoints, evaluation."""
+"""Training hooks: phases, teacher, learning rate, progress, checkpoints, evaluation."""
 
 from __future__ import annotations
 
@@ -27,45 +27,45 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _QUIET_SECONDS = 30.0
-"""Longest silence inside a pass before a line says where it stands."""
+"""Maximum time between progress lines within a pass."""
 
 
 class PhaseHook(HookBase):
-    """Enters each phase at its first step, with its lock, and leaves it at its last, where the teacher moves."""
+    """Enters each phase at its first step, applying its lock, and leaves it after its last, updating the teacher."""
 
     trainer: FXTrainer
 
     def before_step(self) -> None:
-        """Lock and release at the boundary, and where a resumed run starts in the middle of a pass."""
+        """Enter the phase at its first step, or where a resumed run starts in the middle of a pass."""
         state = self.trainer.schedule.at(self.trainer.iter)
         if state.first or self.trainer.iter == self.trainer.start_iter:
             self.trainer.enter_phase(state)
 
     def after_step(self) -> None:
-        """The end of a pass."""
+        """Leave the phase at the end of its pass."""
         if self.trainer.schedule.at(self.trainer.iter).last:
             self.trainer.leave_phase()
 
 
 class ProgressHook(HookBase):
-    """Says at the start of each pass what learns, and at its end, and now and then inside, where the run stands.
+    """Logs what is trained at the start of each pass, and progress at its end and every half minute in between.
 
-    Its times left are estimates of `RunClock`.
+    The times left are estimates of `RunClock`.
     """
 
     trainer: FXTrainer
 
     def __init__(self, clock: RunClock, events: EventsHook) -> None:
-        """clock: knows the time left; events: the means of the pass."""
+        """clock: estimates the time left; events: provides the mean losses of the pass."""
         self._clock, self._events = clock, events
         self._pass_started = self._run_started = self._last_line = 0.0
 
     def before_train(self) -> None:
-        """Start the clocks."""
+        """Start the timers."""
         self._run_started = self._last_line = time.perf_counter()
 
     def before_step(self) -> None:
-        """Start the pass's clock and say what learns; also where a resumed run begins inside a pass."""
+        """Start the pass timer and log what is trained; also where a resumed run starts in the middle of a pass."""
         trainer = self.trainer
         state = trainer.schedule.at(trainer.iter)
         if not state.first and trainer.iter != trainer.start_iter:
@@ -87,7 +87,7 @@ class ProgressHook(HookBase):
         )
 
     def after_step(self) -> None:
-        """Print at the end of the pass, and inside a long one every half minute."""
+        """Log at the end of the pass, and every half minute within a long one."""
         trainer, now = self.trainer, time.perf_counter()
         state = trainer.schedule.at(trainer.iter)
         if not state.last and now - self._last_line < _QUIET_SECONDS:
@@ -120,11 +120,11 @@ class EvaluationHook(HookBase):
     trainer: FXTrainer
 
     def __init__(self, log: EvaluationLog, clock: RunClock) -> None:
-        """log: keeps what is found; clock: is told how long it takes."""
+        """log: stores the metrics; clock: receives the evaluation times."""
         self._log, self._clock = log, clock
 
     def before_train(self) -> None:
-        """A run that was interrupted while it evaluated makes up for it."""
+        """Repeat an evaluation during which the run was interrupted."""
         done = self.trainer.start_iter
         missed = done > 0 and self._due(done) and self.trainer.evaluated != done
         if comm.is_main_process():
@@ -134,12 +134,12 @@ class EvaluationHook(HookBase):
             self._evaluate(done)
 
     def after_step(self) -> None:
-        """In between; the phase's modes are put back by the evaluation itself."""
+        """Evaluate when due; the evaluation itself restores the modules' training modes."""
         if self._due(self.trainer.iter + 1):
             self._evaluate(self.trainer.iter + 1)
 
     def after_train(self) -> None:
-        """At the end, unless the run broke off: Detectron2 counts on only after a step that ended well."""
+        """Evaluate at the end unless the run failed: Detectron2 increments `iter` only after a successful step."""
         if self.trainer.iter >= self.trainer.max_iter:
             self._evaluate(self.trainer.max_iter)
 
@@ -156,7 +156,7 @@ class EvaluationHook(HookBase):
         if self.trainer.evaluate is None:
             return
         started = time.perf_counter()
-        with torch.compiler.set_stance("force_eager"):  # batches of every size: compiling each would take longer
+        with torch.compiler.set_stance("force_eager"):  # batch sizes vary: compiling for each would take longer
             metrics = self.trainer.evaluate(self.trainer.models(), done == self.trainer.max_iter)
         self._clock.evaluation(time.perf_counter() - started)
         self.trainer.evaluated = done
@@ -167,9 +167,9 @@ class EvaluationHook(HookBase):
 
 
 def build_hooks(trainer: FXTrainer) -> Sequence[HookBase]:
-    """The hooks in the order in which they must run: the teacher moves before anything is saved or evaluated.
+    """The hooks in the required order: the teacher is updated before checkpoints are saved and models evaluated.
 
-    Saved before evaluated, so that what interrupts an evaluation costs no step.
+    Saving comes before evaluating, so an interrupted evaluation loses no steps.
     """
     test, folder = trainer.cfg.TEST, Path(trainer.cfg.OUTPUT_DIR)
     at_end = trainer.evaluate is not None

@@ -1,4 +1,4 @@
-"""Freezing and releasing components at a phase's boundary."""
+"""Freezing and releasing components at phase boundaries."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from fx_d2.structures import Phase
 
 
 def apply_phase(model: FoundationX, phase: Phase) -> None:
-    """Put the model into a phase: only the phase's trainable modules learn and are in training mode.
+    """Apply a phase to the model: only the phase's trainable modules require grad and are in training mode.
 
-    Everything else is in evaluation mode without gradients: no drop path, no running statistics, no graph. The
-    model's own flag stays in training, because it decides between losses and results.
+    Everything else is in evaluation mode without gradients: no drop path, no running statistics, no autograd graph. The
+    model's own `training` flag stays True, because it selects between losses and predictions.
     """
     model.eval()
     model.requires_grad_(False)
@@ -25,24 +25,22 @@ def apply_phase(model: FoundationX, phase: Phase) -> None:
 
 
 def trainable_modules(model: FoundationX, phase: Phase) -> Iterator[nn.Module]:
-    """The modules that learn in a phase: of the trainable components, what the phase's task runs through."""
+    """The modules trained in a phase: those of its trainable components that its task and dataset use."""
     for component, modules in model.modules_of(phase.dataset, phase.task).items():
         if component in phase.trainable:
             yield from modules
 
 
 def running_statistics(model: nn.Module) -> list[Tensor]:
-    """What a step changes besides weights, and each process differently: the running means and variances of the norms
-    in training mode.
-    """
+    """The running means and variances of norms in training mode: a step changes them differently in each process."""
     norms = (m for m in model.modules() if m.training and getattr(m, "track_running_stats", False))
     return [buffer for norm in norms for buffer in norm.buffers(recurse=False) if buffer.is_floating_point()]
 
 
 def parameters_of(model: FoundationX, phase: Phase) -> tuple[dict[str, int], dict[str, int]]:
-    """Parameters that learn and that take part frozen, by component, each where there are any.
+    """Numbers of trainable and of frozen parameters in a phase, by component; components without any are omitted.
 
-    Stages of the trunk that are frozen for good (MODEL.TIMM.FROZEN_STAGES) count among the frozen.
+    Permanently frozen stages of the backbone (MODEL.TIMM.FROZEN_STAGES) count as frozen.
     """
     learning: dict[str, int] = {}
     frozen: dict[str, int] = {}
@@ -65,7 +63,7 @@ def describe_parameters(counts: Mapping[str, int]) -> str:
 
 
 def short_count(count: float) -> str:
-    """Three or four digits and a unit: 512, 14.4K, 86.7M, 1.2G."""
+    """A count with three or four digits and a suffix: 512, 14.4K, 86.7M, 1.2G."""
     for unit in ("", "K", "M"):
         if count < 999.95:
             return f"{count:.1f}{unit}" if unit else f"{count:.0f}"

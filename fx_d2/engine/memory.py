@@ -1,4 +1,4 @@
-"""How much memory this process takes, at most and now."""
+"""Current and peak memory usage of this process."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import torch
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
-"""What Linux takes as the order to begin the peak of resident memory anew; see proc(5)."""
+"""Written to clear_refs, this resets the peak resident set size on Linux; see proc(5)."""
 
 
 class PeakMemory:
     """Peak memory since `reset`.
 
-    On a GPU that of torch's allocator; on a CPU the resident memory of the process, all of it: code, libraries and
-    images as well. Linux can begin that anew; elsewhere it is the peak since the process began.
+    On a GPU: of torch's allocator. On a CPU: the resident memory of the whole process, including code, libraries and
+    images. Only Linux can reset this peak; elsewhere it is the peak since the process started.
 
     Attributes:
-        source: what is measured, in a few words.
+        source: what is measured, for display.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -35,18 +35,18 @@ class PeakMemory:
             self.source = "resident memory of the process" + ("" if self._proc else " since its start")
 
     def reset(self) -> None:
-        """Begin anew."""
+        """Reset the peak."""
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
         elif self._proc:
             try:
                 _CLEAR_REFS.write_text(_RESET_PEAK)
-            except OSError:  # a container may forbid it
+            except OSError:  # not permitted in some containers
                 self._proc = False
                 self.source = "resident memory of the process since its start"
 
     def read(self) -> int:
-        """Bytes."""
+        """The peak in bytes."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device)
         peak = _status("VmHWM") if self._proc else None
@@ -54,9 +54,9 @@ class PeakMemory:
 
 
 def memory_used(device: torch.device) -> int:
-    """Bytes: on a GPU the peak of torch's allocator, on a CPU the resident memory now (where /proc is, else its peak).
+    """Bytes: on a GPU the peak of torch's allocator, on a CPU the current resident memory (without /proc, its peak).
 
-    No synchronisation: both are known to the host.
+    Neither synchronises with the device.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
@@ -70,7 +70,7 @@ def _since_start() -> int:
 
 
 def _status(key: str) -> int | None:
-    """A line of /proc/self/status in bytes, None where there is none."""
+    """An entry of /proc/self/status in bytes, or None if it is not available."""
     if not _STATUS.is_file():
         return None
     match = re.search(rf"^{key}:\s+(\d+) kB$", _STATUS.read_text(encoding="ascii", errors="replace"), re.MULTILINE)

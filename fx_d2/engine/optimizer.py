@@ -1,4 +1,4 @@
-"""One optimizer over all parameters, with a learning rate per component, depth of the trunk, and task."""
+"""One optimizer over all parameters, with learning rates by component, backbone depth and task."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from fx_d2.structures import TASKS, FXError
 logger = logging.getLogger(__name__)
 
 _TABLES = ("relative_position_bias_table", "pos_embed", "level_embed", "cls_token", "reg_token")
-"""Ends of names of parameters that are looked up, not multiplied, beside those of nn.Embedding."""
+"""Name suffixes of lookup tables other than nn.Embedding."""
 
 _BLOCK = re.compile(r"\bblocks\.\d+(\.\d+)?\b|\blayer\d+\.\d+\b|\bs\d+\.b\d+\b")
-"""Names of a trunk's blocks in timm: Swin, ConvNeXt, ViT and EfficientNet; ResNet; RegNet."""
+"""Names of backbone blocks in timm: Swin, ConvNeXt, ViT and EfficientNet; ResNet; RegNet."""
 
 
 def build_optimizer(cfg: CfgNode, model: FoundationX) -> torch.optim.Optimizer:
-    """AdamW or SGD over every parameter of the model, each in exactly one group, in as few groups as differ.
+    """AdamW or SGD over all parameters of the model, each in exactly one group; equal settings share a group.
 
-    Parameters without a gradient in a step are skipped: no moment, no weight decay touches a frozen part.
+    Parameters without a gradient in a step are skipped, so neither moments nor weight decay affect frozen components.
 
     Raises:
-        FXError: SOLVER.OPTIMIZER is unknown, or SOLVER.LAYER_DECAY meets a trunk without blocks.
-        RuntimeError: a parameter is in no group or in two.
+        FXError: SOLVER.OPTIMIZER is unknown, or SOLVER.LAYER_DECAY is set for a backbone without known blocks.
+        RuntimeError: a parameter is in no group or in more than one.
     """
     node = cfg.SOLVER
     model.requires_grad_(True)
@@ -44,23 +44,23 @@ def build_optimizer(cfg: CfgNode, model: FoundationX) -> torch.optim.Optimizer:
     if node.OPTIMIZER == "adamw":
         return torch.optim.AdamW(groups, lr=node.BASE_LR, fused=True)
     if node.OPTIMIZER == "sgd":
-        # Not fused, which fails where a pass brings parameters without a momentum yet to others that have one.
+        # foreach, since fused SGD fails if only some of the parameters in a pass have a momentum buffer yet.
         return torch.optim.SGD(groups, lr=node.BASE_LR, momentum=node.MOMENTUM, nesterov=node.NESTEROV, foreach=True)
     raise FXError(f"SOLVER.OPTIMIZER is {node.OPTIMIZER!r}: choose adamw or sgd")
 
 
 def moments_kept(cfg: CfgNode) -> int:
-    """Tensors of a parameter's size that the optimizer of `build_optimizer` keeps for it."""
+    """Number of state tensors of the parameter's size that the optimizer keeps for each parameter."""
     if cfg.SOLVER.OPTIMIZER == "adamw":
         return 2
     return 1 if cfg.SOLVER.MOMENTUM else 0
 
 
 def parameter_groups(cfg: CfgNode, model: FoundationX) -> list[dict]:
-    """The groups {"params", "lr", "weight_decay"}; those of equal numbers are one.
+    """Parameter groups {"params", "lr", "weight_decay"}, merged where learning rate and weight decay are equal.
 
-    The learning rate is BASE_LR times the component's LR_FACTOR and, in the trunk, times LAYER_DECAY once for each
-    block that follows, and once more. Weight decay has a value each for matrices, norms, biases and tables.
+    The learning rate is BASE_LR times the component's LR_FACTOR and, in the backbone, the factor of `layer_scales`.
+    Weight decay is set separately for matrices, norms, biases and tables.
     """
     node = cfg.SOLVER
     factors = {component.lower(): factor for component, factor in node.LR_FACTOR.items()}
@@ -81,7 +81,7 @@ def parameter_groups(cfg: CfgNode, model: FoundationX) -> list[dict]:
 
 
 def _kind(module: nn.Module, name: str, parameter: nn.Parameter) -> str:
-    """What a parameter is to weight decay. A vector that is no bias is a norm's weight, or scales as one does."""
+    """The weight decay category of a parameter. A vector other than a bias is a norm's weight, or a similar scale."""
     if isinstance(module, nn.Embedding) or name.endswith(_TABLES):
         return "table"
     if name.endswith("bias"):
@@ -90,15 +90,15 @@ def _kind(module: nn.Module, name: str, parameter: nn.Parameter) -> str:
 
 
 def layer_scales(trunk: nn.Module, decay: float) -> dict[nn.Parameter, float]:
-    """Factors of learning rates that fall from the trunk's end to its stem, as BEiT's and ViTDet's fine-tuning has it.
+    """Layer-wise learning-rate decay from the end of the backbone to its stem, as in BEiT and ViTDet.
 
-    What is registered before a block and belongs to none (a patch merging) counts to the block.
+    Parameters between blocks (such as patch merging) belong to the block that follows.
 
     Returns:
-        Parameter of the trunk -> decay ** (n + 1 - i): i = 0 in the stem, 1 to n in the blocks.
+        Parameter of the backbone -> decay ** (n + 1 - i), with i = 0 for the stem and 1 to n for the blocks.
 
     Raises:
-        FXError: no block is found by its name.
+        FXError: no parameter name matches that of a block.
     """
     depth, block = 0, ""
     found: dict[nn.Parameter, int] = {}
@@ -110,18 +110,18 @@ def layer_scales(trunk: nn.Module, decay: float) -> dict[nn.Parameter, float]:
             continue
         here = name[: match.end()]
         if here != block:
-            # What came before the first block is the stem.
+            # Parameters before the first block are the stem.
             found |= dict.fromkeys(waiting, depth + 1 if depth else 0)
             depth, block, waiting = depth + 1, here, []
         found[parameter] = depth
     if not depth:
-        raise FXError(f"SOLVER.LAYER_DECAY: {type(trunk).__name__} has no blocks that are known by name; set it to 1.0")
+        raise FXError(f"SOLVER.LAYER_DECAY: {type(trunk).__name__} has no blocks with a known name: set it to 1.0")
     found |= dict.fromkeys(waiting, depth)
     return {parameter: decay ** (depth + 1 - i) for parameter, i in found.items()}
 
 
 def check_groups(model: torch.nn.Module, groups: Iterable[Mapping]) -> None:
-    """Raise RuntimeError, naming parameters, unless each one of the model is in exactly one group."""
+    """RuntimeError, with the names, unless each parameter of the model is in exactly one group."""
     seen = Counter(id(p) for group in groups for p in group["params"])
     wrong = [name for name, p in model.named_parameters() if seen[id(p)] != 1]
     if wrong or len(seen) != len(list(model.parameters())):
@@ -129,14 +129,14 @@ def check_groups(model: torch.nn.Module, groups: Iterable[Mapping]) -> None:
 
 
 class RunScheduler(ParamScheduler):
-    """Factor of all learning rates, as a function of the iteration alone, so that resuming is exact.
+    """Multiplier of all learning rates, a function of the iteration only, so resuming is exact.
 
     Args:
         curve: warm-up and decay over the run.
         schedule: of the run.
-        scales: factor of each task's steps.
-        by_cycle: one value a cycle, that after the cycle's first slot if all slots were equally long: what the
-            reference sets, which counts slots from one.
+        scales: additional factor for the steps of each task.
+        by_cycle: one value per cycle, as in the reference: the one reached after the first slot of the cycle if all
+            slots had equal length, since the reference counts slots from one.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class RunScheduler(ParamScheduler):
         self._slots = len({(phase.dataset, phase.task) for phase in schedule.phases})
 
     def __call__(self, where: float) -> float:
-        """where: iterations done, as a part of the run's."""
+        """The multiplier at `where`, the completed fraction of the run's iterations."""
         state = self._schedule.at(round(where * self._schedule.total))
         if self._by_cycle:
             where = min((state.cycle + 1 / self._slots) / self._schedule.cycles, 1.0)
@@ -154,12 +154,11 @@ class RunScheduler(ParamScheduler):
 
 
 def build_lr_schedule(cfg: CfgNode, optimizer: torch.optim.Optimizer, schedule: PhaseSchedule) -> LRMultiplier:
-    """Linear warm-up over SOLVER.WARMUP_CYCLES, half a cosine over what follows it, as in the reference, times the
-    task's factor; stepped every iteration.
+    """Linear warm-up over SOLVER.WARMUP_CYCLES, then cosine decay, as in the reference, times the factor of the task.
 
     Args:
-        cfg: SOLVER and SCHEDULE.BATCH_SIZE.
-        optimizer: its groups' learning rates are multiplied.
+        cfg: SOLVER and SCHEDULE.BATCH_SIZE are read.
+        optimizer: the learning rates of its groups are scaled at every iteration.
         schedule: of the run.
 
     Raises:
@@ -170,7 +169,7 @@ def build_lr_schedule(cfg: CfgNode, optimizer: torch.optim.Optimizer, schedule: 
         raise FXError(f"SOLVER.LR_UPDATE is {node.LR_UPDATE!r}: choose step or cycle")
     by_cycle = node.LR_UPDATE == "cycle"
     warmup = min(round(node.WARMUP_CYCLES * schedule.cycle_length), total - 1)
-    # The first step gets 1/warmup of the rate, as the reference's warm-up counts from one; a cycle is counted whole.
+    # The first step has 1 / warmup of the rate, since the reference's warm-up counts from one. By cycle it starts at 0.
     first = 0.0 if by_cycle else 1 / max(warmup, 1)
     cosine = CosineParamScheduler(1.0, node.FINAL_LR_FACTOR)
     curve = WarmupParamScheduler(cosine, first, warmup / total, "linear", rescale_interval=True)
@@ -178,17 +177,17 @@ def build_lr_schedule(cfg: CfgNode, optimizer: torch.optim.Optimizer, schedule: 
     if node.REFERENCE_BATCH:
         for task in dict.fromkeys(phase.task for phase in schedule.phases):
             size = cfg.SCHEDULE.BATCH_SIZE[task.upper()]
-            logger.info("%s: batches of %d, learning rates times %.4g", task, size, scales[task])
+            logger.info("%s: batch size %d, learning rates scaled by %.4g", task, size, scales[task])
     return LRMultiplier(optimizer, RunScheduler(curve, schedule, scales, by_cycle), max_iter=total)
 
 
 def task_scales(cfg: CfgNode) -> dict[str, float]:
-    """Factor of each task's learning rates: batch / SOLVER.REFERENCE_BATCH (Goyal et al., 2017); 1 where that is 0.
+    """Learning-rate factor of each task: batch size / SOLVER.REFERENCE_BATCH (Goyal et al., 2017), or 1 if that is 0.
 
     Raises:
         FXError: SOLVER.REFERENCE_BATCH is negative.
     """
     sizes, reference = cfg.SCHEDULE.BATCH_SIZE, cfg.SOLVER.REFERENCE_BATCH
     if reference < 0:
-        raise FXError(f"SOLVER.REFERENCE_BATCH is {reference}: images a step, or 0 for rates as they are")
+        raise FXError(f"SOLVER.REFERENCE_BATCH is {reference}: images per step, or 0 for no scaling")
     return {task: sizes[task.upper()] / reference if reference else 1.0 for task in TASKS}

@@ -1,6 +1,6 @@
-"""What a config will train, told beforehand: each pass of a cycle with its parameters, images, steps and share of work.
+"""Preview of what a config trains: the passes of a cycle with parameters, images, steps and share of the compute.
 
-No image is read, no weight is made, and no GPU is needed.
+Loads no images, allocates no weights, and needs no GPU.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class PlannedPass:
     """A pass of the cycle.
 
     Attributes:
-        phase: what runs.
-        learning: parameters that learn, by component.
-        frozen: parameters that take part and do not learn.
-        images: different images.
+        phase: the phase of the pass.
+        learning: number of trainable parameters, by component.
+        frozen: number of parameters that take part but are frozen, by component.
+        images: number of distinct images.
         steps: optimizer steps.
-        flops: of all its steps; see `phase_flops`.
+        flops: of all steps; see `phase_flops`.
     """
 
     phase: Phase
@@ -46,14 +46,14 @@ class PlannedPass:
 
 @dataclass(frozen=True)
 class Plan:
-    """The first cycle of a run, and how many there are.
+    """The first cycle of a run, and the number of cycles.
 
     Attributes:
-        passes: in order.
-        cycles: their number.
-        published: datasets without an annotation file, whose images are the published number.
-        parameters: of the whole model.
-        remark: what to know of the order; may be empty.
+        passes: passes of the first cycle, in order.
+        cycles: number of cycles.
+        published: datasets without an annotation file, for which published image counts are used.
+        parameters: number of parameters of the whole model.
+        remark: a note on the order of the datasets; may be empty.
     """
 
     passes: tuple[PlannedPass, ...]
@@ -63,7 +63,7 @@ class Plan:
     remark: str
 
     def table(self) -> str:
-        """For a terminal of 160 columns."""
+        """The table, for a terminal 160 columns wide."""
         whole = sum(one.flops for one in self.passes)
         rows = [
             [
@@ -84,7 +84,7 @@ class Plan:
         return tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True, colalign=align)
 
     def totals(self) -> str:
-        """Lines under the table."""
+        """The lines below the table."""
         steps, slots = sum(one.steps for one in self.passes), {(p.phase.dataset, p.phase.task) for p in self.passes}
         images, flops = sum(one.images for one in self.passes), sum(one.flops for one in self.passes)
         lines = [
@@ -92,12 +92,12 @@ class Plan:
             f"{steps:,} steps, {flops / 1e15:,.3g} PFLOP",
             f"the run: {self.cycles:,} cycles, {steps * self.cycles:,} iterations; the model has "
             f"{short_count(self.parameters)} parameters",
-            "time: share of the cycle's counted arithmetic, an estimate (docs/training.md, Schedule)",
+            "time: estimated from the share of the cycle's FLOPs (docs/training.md, Schedule)",
         ]
         if self.published:
             lines.append(
-                "~: no annotation file there; the published number of images (of all splits, where the release has "
-                "none), as if all were annotated"
+                "~: no annotation file; published number of images (of all splits if the release has none), assuming "
+                "that all are annotated"
             )
         return "\n".join([*lines, self.remark] if self.remark else lines)
 
@@ -106,10 +106,10 @@ def build_plan(cfg: CfgNode) -> Plan:
     """The plan of a config. Writes nothing.
 
     Args:
-        cfg: of a training; registers its datasets.
+        cfg: of a training run; its datasets are registered here.
 
     Raises:
-        FXError: what the schedule, the rows or the annotation files have wrong.
+        FXError: an error in the schedule, the dataset rows or the annotation files.
     """
     register_rows(cfg)
     sizes, published = count_images(cfg)
@@ -136,17 +136,17 @@ def build_plan(cfg: CfgNode) -> Plan:
 def _remark(cfg: CfgNode, seed: int) -> str:
     if cfg.SCHEDULE.ORDER != "shuffled":
         return ""
-    return f"SCHEDULE.ORDER shuffled: every cycle has its own order; this is the first's with SEED {seed}"
+    return f"SCHEDULE.ORDER shuffled: each cycle has its own order; this is that of the first with SEED {seed}"
 
 
 def count_images(cfg: CfgNode) -> tuple[dict[tuple[str, str], int], list[str]]:
-    """Annotated training images by (dataset, task) of what DATASETS.TRAIN is trained for, from the annotation files.
+    """Numbers of annotated training images by (dataset, task), for the tasks trained on DATASETS.TRAIN.
 
     Returns:
-        The numbers, and the datasets for which they are the published ones because there is no file.
+        The counts from the annotation files, and the datasets without a file, for which published counts are used.
 
     Raises:
-        FXError: no file and no published number; else as `training_dicts`.
+        FXError: neither a file nor a published count; otherwise see `training_dicts`.
     """
     sizes: dict[tuple[str, str], int] = {}
     published = []
@@ -161,7 +161,7 @@ def count_images(cfg: CfgNode) -> tuple[dict[tuple[str, str], int], list[str]]:
         count = expected.get(split_name(registered)[1], expected.get("total", 0))
         if not count:
             raise FXError(
-                f"{registered}: annotation file {str(file)!r} not found, and no number of images is published"
+                f"{registered}: annotation file {str(file)!r} not found, and no published image count is known"
             )
         published.append(spec.name)
         sizes |= {(spec.name, task): min(count, cfg.DATASETS.LIMIT or count) for task in trained_tasks(cfg, spec)}
@@ -169,15 +169,15 @@ def count_images(cfg: CfgNode) -> tuple[dict[tuple[str, str], int], list[str]]:
 
 
 def phase_flops(phase: Phase, costs: Mapping[str, int], guides: Sequence[str], *, guided: bool = False) -> int:
-    """FLOPs of one image in a step of a phase: forward, backward, teacher.
+    """FLOPs per image in a step of a phase: forward, backward, teacher.
 
-    The backward pass costs twice the forward one in a component that learns (gradients of inputs and of weights), once
-    in a frozen one through which a gradient must pass on, and nothing before the first that learns.
+    The backward pass costs twice the forward pass in a trainable component (gradients of inputs and weights), once in a
+    frozen one that gradients must pass through, and nothing before the first trainable one.
 
     Args:
-        phase: what runs.
+        phase: the phase.
         costs: FLOPs of one forward pass for one image, by component.
-        guides: components whose outputs the teacher gives; it runs up to the last of them.
+        guides: components whose teacher outputs are needed; the teacher runs up to the last of them.
         guided: whether segmentation is guided by the dataset's boxes (MODEL.SEG.REGION).
     """
     parts = TASK_COMPONENTS[phase.task]
@@ -197,7 +197,7 @@ def phase_flops(phase: Phase, costs: Mapping[str, int], guides: Sequence[str], *
 
 
 def _costs(cfg: CfgNode) -> dict[str, int]:
-    """FLOPs by component, of heads with as many classes as the largest of DATASETS.TRAIN has."""
+    """FLOPs by component, with heads as large as the largest ones in DATASETS.TRAIN."""
     specs = specs_of(cfg.DATASETS.TRAIN)
     cls, loc, seg = (max((spec.classes(task) for spec in specs), key=len) or ("none",) for task in TASKS)
     largest = DatasetSpec("largest", "largest", cls_classes=cls, loc_classes=loc, seg_classes=seg)

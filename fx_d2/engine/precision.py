@@ -1,4 +1,4 @@
-"""Mixed precision: the type of autocast, and the optimizer's step under float16's loss scale."""
+"""Mixed precision: the autocast dtype, and optimizer steps with float16 loss scaling."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from detectron2.config import CfgNode
 
 from fx_d2.structures import FXError
 
+logger = logging.getLogger(__name__)
+
 AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 _BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
-"""torch's names of instructions for bfloat16, of x86 and of ARM."""
+"""torch's names for bfloat16 instruction sets on x86 and ARM."""
 
 LEAST_SCALE = 1e-4
-"""Of float16's loss, as fairseq has it: a gradient that still overflows was not finite before it was scaled."""
+"""Minimum float16 loss scale, as in fairseq: a gradient that still overflows was not finite before scaling."""
 
 
 def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
-    """The type of autocast from SOLVER.AMP, None without; FXError for an unknown one, or one the device lacks."""
+    """The autocast dtype from SOLVER.AMP, None if disabled; FXError if unknown or not supported by the device."""
     if not cfg.SOLVER.AMP.ENABLED:
         return None
     name = cfg.SOLVER.AMP.DTYPE
@@ -28,41 +30,39 @@ def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
     if name == "float16" and not cfg.MODEL.DEVICE.startswith("cuda"):
         raise FXError("SOLVER.AMP.DTYPE float16 needs a GPU: use bfloat16 on the CPU")
     if cfg.MODEL.DEVICE == "cpu" and not cpu_has_bfloat16():
-        logging.getLogger(__name__).warning(
-            "this processor has no instructions for bfloat16 and computes in it far slower than in float32: set "
+        logger.warning(
+            "this CPU has no bfloat16 instructions, so bfloat16 is far slower than float32: set "
             "SOLVER.AMP.ENABLED False"
         )
     if name == "bfloat16" and cfg.MODEL.DEVICE.startswith("cuda") and not gpu_has_bfloat16():
-        logging.getLogger(__name__).warning(
-            "this GPU has no instructions for bfloat16 and computes in it far slower: set SOLVER.AMP.DTYPE float16"
-        )
+        logger.warning("this GPU has no bfloat16 instructions, so bfloat16 is far slower: set SOLVER.AMP.DTYPE float16")
     return AMP_DTYPES[name]
 
 
 def gpu_has_bfloat16() -> bool:
-    """Whether the GPU computes in bfloat16 rather than by way of float32: since NVIDIA's Ampere."""
+    """Whether the GPU supports bfloat16 natively, rather than emulating it in float32: NVIDIA Ampere and later."""
     return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def cpu_has_bfloat16() -> bool:
-    """Whether the processor computes in bfloat16 rather than by way of float32."""
+    """Whether the CPU supports bfloat16 natively, rather than emulating it in float32."""
     known = torch.cpu.get_capabilities()
     return any(known.get(name, False) for name in _BFLOAT16)
 
 
 def step_unless_overflown(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer, finite: bool) -> float | None:
-    """The optimizer's step, left out where the gradient is not finite; then the loss scale falls, or in time grows.
+    """Step the optimizer unless the gradient is not finite, then update the loss scale.
 
     Args:
-        scaler: has unscaled the gradients.
-        optimizer: steps.
-        finite: whether the gradients' norm is; the same on all processes.
+        scaler: has already unscaled the gradients.
+        optimizer: the optimizer.
+        finite: whether the gradient norm is finite; the same on all processes.
 
     Returns:
-        The loss scale of the next step, or None without one.
+        The loss scale of the next step, or None without loss scaling.
 
     Raises:
-        FXError: the scale has become so small that the fault is not its.
+        FXError: the scale fell below LEAST_SCALE, so the overflow has another cause.
     """
     if finite:
         scaler.step(optimizer)

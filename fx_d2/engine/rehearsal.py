@@ -1,4 +1,4 @@
-"""A dry run: a few real steps of each kind of pass, with their time and memory, before a training of days."""
+"""Dry run: a few real steps of each kind of pass, with time and memory, before a long training run."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Measured:
-    """A kind of pass, tried.
+    """Measurements of one kind of pass.
 
     Attributes:
-        phase: the pass that was tried.
-        seconds: of a step that is not the first, of the slowest process.
-        reading: seconds to read and augment a process's part of the batch, without workers.
-        memory: peak bytes, of the largest process.
-        learning: parameters that learn, by component.
-        frozen: parameters that take part and do not learn.
+        phase: the phase that was measured.
+        seconds: time of the second step, of the slowest process.
+        reading: seconds to load and augment a process's share of the batch, without workers.
+        memory: peak memory in bytes, of the process with the largest.
+        learning: number of trainable parameters, by component.
+        frozen: number of parameters that take part but are frozen, by component.
     """
 
     phase: Phase
@@ -48,18 +48,18 @@ class Measured:
 
 
 def rehearse(trainer: FXTrainer, workers: int) -> str:
-    """Try each kind of pass of a trainer that is ready to train, and tell what was measured.
+    """Run each kind of pass of a trainer that is ready to train, and return a report of the measurements.
 
-    Two steps each on one real batch, with teacher and optimizer, on the dataset with most classes of those the kind
-    runs on; batches of a task are all equally large. The weights are not those of a run afterwards; nothing is saved.
+    For each kind, two steps on one real batch, with teacher and optimizer, on the dataset with the most classes among
+    those of that kind; all batches of a task have the same size. This changes the trainer's weights; nothing is saved.
     A collective call.
 
     Args:
-        trainer: built with DATALOADER.NUM_WORKERS 0, so that reading can be timed.
-        workers: that the training will have.
+        trainer: built with DATALOADER.NUM_WORKERS 0, so loading can be timed.
+        workers: number of workers of the actual run.
 
     Raises:
-        FXError: no room for checkpoints, an unreadable image, a loss that is not finite.
+        FXError: not enough disk space for checkpoints, an unreadable image, or a non-finite loss.
     """
     on_first(lambda: check_disk(trainer.cfg, trainer.model, trainer.teacher))
     memory = PeakMemory(trainer.model.device)
@@ -67,7 +67,7 @@ def rehearse(trainer: FXTrainer, workers: int) -> str:
     with EventStorage(0) as trainer.storage:
         for kind, index in representatives(trainer.schedule, _classes(trainer)).items():
             measured[kind] = _try(trainer, index, memory)
-    lines = [kinds_table(trainer.schedule, measured), f"memory: {memory.source}, the largest of the processes", ""]
+    lines = [kinds_table(trainer.schedule, measured), f"memory: {memory.source}, maximum over processes", ""]
     return "\n".join([*lines, durations(trainer.schedule, measured, workers), disk_line(trainer)])
 
 
@@ -76,7 +76,7 @@ def _classes(trainer: FXTrainer) -> dict[tuple[str, str], int]:
 
 
 def representatives(schedule: PhaseSchedule, classes: Mapping[tuple[str, str], int]) -> dict[Hashable, int]:
-    """Of each kind of pass the first one on the dataset with most classes: kind -> its place in the first cycle."""
+    """For each kind of pass, the index in the first cycle of its first pass on the dataset with the most classes."""
     chosen: dict[Hashable, int] = {}
     for index, phase in enumerate(schedule.phases):
         before = chosen.get(phase.kind)
@@ -120,7 +120,7 @@ def _try(trainer: FXTrainer, index: int, memory: PeakMemory) -> Measured:
 
 
 def kinds_table(schedule: PhaseSchedule, measured: Mapping[Hashable, Measured]) -> str:
-    """A row for each kind, for a terminal of 160 columns."""
+    """One row per kind of pass, for a terminal 160 columns wide."""
     rows = []
     for kind, one in measured.items():
         steps = sum(n for phase, n in zip(schedule.phases, schedule.steps, strict=True) if phase.kind == kind)
@@ -142,7 +142,7 @@ def kinds_table(schedule: PhaseSchedule, measured: Mapping[Hashable, Measured]) 
 
 
 def cycle_seconds(schedule: PhaseSchedule, measured: Mapping[Hashable, Measured], workers: int) -> float:
-    """Seconds of a cycle: workers read while steps compute, so that the slower of both counts; without any, both."""
+    """Seconds per cycle: the slower of loading and computing, which overlap, or their sum without workers."""
     seconds = 0.0
     for phase, steps in zip(schedule.phases, schedule.steps, strict=True):
         one = measured[phase.kind]
@@ -151,23 +151,23 @@ def cycle_seconds(schedule: PhaseSchedule, measured: Mapping[Hashable, Measured]
 
 
 def durations(schedule: PhaseSchedule, measured: Mapping[Hashable, Measured], workers: int) -> str:
-    """What a cycle and the run will take, and what that leaves out."""
+    """The estimated duration of a cycle and of the run, and what it excludes."""
     cycle = cycle_seconds(schedule, measured, workers)
     slow = [str(one.phase) for one in measured.values() if one.reading > one.seconds * max(workers, 1)]
     text = (
-        f"estimated: {_time(cycle)} a cycle, {_time(cycle * schedule.cycles)} the run of {schedule.cycles} cycles, "
+        f"estimated: {_time(cycle)} per cycle, {_time(cycle * schedule.cycles)} for SCHEDULE.CYCLES {schedule.cycles}, "
         f"without evaluations and saving, with DATALOADER.NUM_WORKERS {workers}"
     )
-    return text + (f"; reading is the slower part in {', '.join(slow)}" if slow and workers else "")
+    return text + (f"; loading is slower than computing in {', '.join(slow)}" if slow and workers else "")
 
 
 def disk_line(trainer: FXTrainer) -> str:
-    """What checkpoints take and what the disk has."""
+    """The disk space required by checkpoints and available in OUTPUT_DIR."""
     size, count = checkpoint_bytes(trainer.cfg, trainer.model, trainer.teacher), checkpoints_kept(trainer.cfg)
     free = shutil.disk_usage(trainer.cfg.OUTPUT_DIR).free
     return (
-        f"a checkpoint takes {size / 2**30:.3f} GB, up to {count} of them {count * size / 2**30:.2f} GB; "
-        f"{trainer.cfg.OUTPUT_DIR} has {free / 2**30:.1f} GB free"
+        f"a checkpoint takes {size / 1e9:.3f} GB, up to {count} of them {count * size / 1e9:.2f} GB; "
+        f"{trainer.cfg.OUTPUT_DIR} has {free / 1e9:.1f} GB free"
     )
 
 

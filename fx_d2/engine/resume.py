@@ -1,4 +1,4 @@
-"""Whether a checkpoint and a command belong to the same run: nothing but the end of a run may change on the way."""
+"""Checks that a resumed run is the same run: only settings without influence on the training may have changed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FREE = (
     "MODEL.TIMM.KWARGS.pretrained",
     "VIS_PERIOD",
 )
-"""Beginnings of keys that may change: they have no part in the weights, or only in the first ones."""
+"""Prefixes of keys that may change: they do not influence the weights, or only their initialisation."""
 
 INEXACT = (
     "SCHEDULE.CYCLES",
@@ -48,21 +48,21 @@ INEXACT = (
     "SOLVER.MICRO_BATCH.SEG",
     "CUDNN_BENCHMARK",
 )
-"""Keys that may change, with a warning: the run goes on, but is no longer bit by bit the run it was."""
+"""Keys that may change, with a warning: the run continues, but not bit-for-bit as it would have without the change."""
 
 OPEN = ("MODEL.TIMM.KWARGS.", "SCHEDULE.REPEAT.")
-"""Beginnings of keys that are there in some configs only; all others every config of a version has."""
+"""Prefixes of optional keys. All other keys are in every config of a version."""
 
 _DATASET_PARTS = {
     "annotations": "annotation file",
     "row": "row (classes, policies)",
-    "excluded": "list of images left out (DATASETS.EXCLUDE)",
-    "drawn": "draw of images (DATASETS.FEW_SHOT)",
+    "excluded": "list of excluded images (DATASETS.EXCLUDE)",
+    "drawn": "sample of images (DATASETS.FEW_SHOT)",
 }
 
 
 def versions() -> dict[str, str]:
-    """Versions of everything that computes."""
+    """Versions of fx_d2, its main dependencies and Python."""
     return {
         "fx_d2": fx_d2.__version__,
         "detectron2": detectron2.__version__,
@@ -73,11 +73,11 @@ def versions() -> dict[str, str]:
 
 
 def dataset_hashes(cfg: CfgNode) -> dict[str, dict[str, Any]]:
-    """What fixes the samples and their order, per split of DATASETS.TRAIN.
+    """What determines the training samples and their order, for each split of DATASETS.TRAIN.
 
     Returns:
-        "annotations": SHA-256 of the annotation file; "row"; "excluded": ids of the images left out, in order; "drawn":
-        ids of the images that DATASETS.FEW_SHOT draws, in order, [] where all are taken.
+        "annotations": SHA-256 of the annotation file; "row"; "excluded": sorted ids of the excluded images; "drawn":
+        ids of the images sampled by DATASETS.FEW_SHOT, in order, or [] if all are used.
     """
     exclude, few = cfg.DATASETS.EXCLUDE, cfg.DATASETS.FEW_SHOT.IMAGES > 0
     return {
@@ -92,7 +92,7 @@ def dataset_hashes(cfg: CfgNode) -> dict[str, dict[str, Any]]:
 
 
 def run_record(cfg: CfgNode) -> dict[str, Any]:
-    """What `require_same_run` compares, as plain data for the checkpoint: config, datasets, processes, versions."""
+    """The record compared by `require_same_run`, as plain data: config, datasets, world size, versions."""
     device = torch.device(cfg.MODEL.DEVICE).type
     return {
         "config": cfg.dump(),
@@ -103,19 +103,19 @@ def run_record(cfg: CfgNode) -> dict[str, Any]:
 
 
 def require_same_run(stored: Mapping[str, Any], record: Mapping[str, Any], path: str) -> None:
-    """Warn of what makes a resumed run differ in the last bits; refuse what makes it another run.
+    """Reject a checkpoint of a different run; warn about changes that only prevent bit-for-bit identical results.
 
     Args:
-        stored: a checkpoint's content.
-        record: `run_record` of the command.
+        stored: content of the checkpoint.
+        record: `run_record` of this command.
         path: of the checkpoint.
 
     Raises:
-        FXError: keys of the config, annotations or rows have changed.
+        FXError: config keys, annotations or dataset rows have changed.
     """
     missing = [key for key in record if key not in stored]
     if missing:
-        raise FXError(f"--resume: {path} does not say its {missing[0]}: start anew from its weights with MODEL.WEIGHTS")
+        raise FXError(f"--resume: {path} has no {missing[0]}: start a new run from its weights with MODEL.WEIGHTS")
     changed = differences(yaml.safe_load(stored["config"]), yaml.safe_load(record["config"]))
     changed = {key: pair for key, pair in changed.items() if not key.startswith(FREE)}
     inexact = {key: changed.pop(key) for key in INEXACT if key in changed}
@@ -124,29 +124,29 @@ def require_same_run(stored: Mapping[str, Any], record: Mapping[str, Any], path:
         if foreign:
             raise FXError(
                 f"--resume: {path} was written by another version of fx_d2, whose keys differ: {', '.join(foreign)}. "
-                "Continue it with that version; or, to start another run from its weights, set MODEL.WEIGHTS to it, "
-                "another OUTPUT_DIR, and leave --resume out"
+                "Continue it with that version; or, to start a new run from its weights, set MODEL.WEIGHTS to this "
+                "file and another OUTPUT_DIR, without --resume"
             )
         raise FXError(
-            f"--resume: the run of {path} had other settings: {_told(changed)}. Put them back; or, to start another "
-            "run from its weights, set MODEL.WEIGHTS to it, another OUTPUT_DIR, and leave --resume out"
+            f"--resume: the run of {path} had other settings: {_list(changed)}. Restore them; or, to start a new run "
+            "from its weights, set MODEL.WEIGHTS to this file and another OUTPUT_DIR, without --resume"
         )
     for name, now in record["datasets"].items():
         for key, what in _DATASET_PARTS.items():
             if stored["datasets"][name][key] != now[key]:
                 raise FXError(
-                    f"--resume: the {what} of {name} has changed since {path} was written, which changes "
-                    "samples or their order: put it back, or start another run from its weights with MODEL.WEIGHTS"
+                    f"--resume: the {what} of {name} has changed since {path} was written, which changes the samples "
+                    "or their order: restore it, or start a new run from its weights with MODEL.WEIGHTS"
                 )
     for key in ("world_size", "versions"):
         if stored[key] != record[key]:
             inexact[key] = (stored[key], record[key])
     if inexact:
-        logger.warning("resuming, but not bit by bit: %s", _told(inexact))
+        logger.warning("resuming, but not bit for bit: %s", _list(inexact))
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """Dotted keys whose values differ -> (before, now); None where a key is absent."""
+    """Dotted keys whose values differ -> (before, now), with None for an absent key."""
     found: dict[str, tuple[Any, Any]] = {}
     for key in {**before, **now}:
         a, b = before.get(key), now.get(key)
@@ -157,5 +157,5 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str =
     return found
 
 
-def _told(changed: Mapping[str, tuple[Any, Any]]) -> str:
+def _list(changed: Mapping[str, tuple[Any, Any]]) -> str:
     return "; ".join(f"{key} was {before} and is now {now}" for key, (before, now) in changed.items())

@@ -1,4 +1,4 @@
-"""When a run is saved, what is kept, and how it ends on request."""
+"""When a run saves checkpoints, which ones are kept, and how it stops on request."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class RunSaver:
     """Writes the run's checkpoints, on the main process.
 
     Attributes:
-        best: {pattern: {"value", "iteration"}}: the best score so far of each pattern of SOLVER.CHECKPOINT_BEST.
-        saved: iterations done at the last checkpoint of this command, 0 before the first.
+        best: {pattern: {"value", "iteration"}}: the best score so far for each pattern of SOLVER.CHECKPOINT_BEST.
+        saved: iterations completed at the last checkpoint written by this process, 0 before the first.
     """
 
     def __init__(self, trainer: FXTrainer) -> None:
@@ -47,10 +47,10 @@ class RunSaver:
         return self._record
 
     def save(self, done: int) -> Path:
-        """Write the state after `done` iterations, then delete what rotation does not keep.
+        """Write the state after `done` iterations, then delete the checkpoints that are not to be kept.
 
         Raises:
-            FXError: it cannot be written; nothing is deleted then.
+            FXError: it cannot be written; nothing is deleted.
         """
         trainer, node = self._trainer, self._trainer.cfg.SOLVER
         iteration = done - 1
@@ -72,17 +72,17 @@ class RunSaver:
         return path
 
     def finish(self, done: int) -> None:
-        """Write the last state, also under the name `checkpoint_files.FINAL`. Raises FXError as `save`."""
+        """Write the final state, also under the name `checkpoint_files.FINAL`. Raises as `save`."""
         self.save(done)
         self.name_final()
 
     def name_final(self) -> None:
-        """Give the run's last checkpoint, which is there, the name `checkpoint_files.FINAL`."""
+        """Link the run's last checkpoint, which must exist, to the name `checkpoint_files.FINAL`."""
         if comm.is_main_process():
             link(path_of(self._folder, self._trainer.max_iter - 1), FINAL)
 
     def keep_best(self, metrics: Mapping[str, float], done: int) -> None:
-        """Keep this state as model_best_<pattern>.pth for each pattern whose score it raises, in the file as well."""
+        """Keep this state as model_best_<pattern>.pth for each pattern whose best score it improves."""
         raised = []
         for pattern in self._trainer.cfg.SOLVER.CHECKPOINT_BEST:
             value = _score(metrics, pattern)
@@ -99,11 +99,11 @@ class RunSaver:
                 link(path, best_name(pattern))
                 logger.info("best %s so far: %.4f", pattern, self.best[pattern]["value"])
         except FXError as error:
-            logger.error("%s; training goes on", error)
+            logger.error("%s; training continues", error)
 
 
 def _score(metrics: Mapping[str, float], pattern: str) -> float:
-    """Mean of the defined metrics that a pattern matches; -inf when none is.
+    """Mean of the defined metrics that match a pattern; -inf if all are undefined.
 
     Raises:
         FXError: the pattern matches no metric.
@@ -111,25 +111,25 @@ def _score(metrics: Mapping[str, float], pattern: str) -> float:
     values = [float(value) for name, value in metrics.items() if fnmatch.fnmatchcase(name, pattern)]
     if not values:
         raise FXError(
-            f"SOLVER.CHECKPOINT_BEST {pattern!r} matches no metric; there are, for example, {sorted(metrics)[:3]}"
+            f"SOLVER.CHECKPOINT_BEST {pattern!r} matches no metric; available are, for example, {sorted(metrics)[:3]}"
         )
     defined = [value for value in values if not math.isnan(value)]
     return sum(defined) / len(defined) if defined else -math.inf
 
 
 class CheckpointHook(HookBase):
-    """Saves at the end of every N-th cycle, every so many steps and minutes, and at the end of the run."""
+    """Saves at the end of every N-th cycle, at intervals of steps and minutes, and at the end of the run."""
 
     trainer: FXTrainer
 
     def before_train(self) -> None:
-        """Start the clock; name the last checkpoint of a run that was killed once it was written."""
+        """Start the timer; link the final checkpoint if the run was killed right after writing it."""
         self._last = time.monotonic()
         if self.trainer.start_iter == self.trainer.max_iter:
             self.trainer.saver.name_final()
 
     def after_step(self) -> None:
-        """Save when due. Only the save at the end must succeed: with a full disk the run goes on and tries again."""
+        """Save when due. Only the final save must succeed; after any other failure the run continues."""
         done, final = self.trainer.iter + 1, self.trainer.iter + 1 == self.trainer.max_iter
         if not final and not self._due(done):
             return
@@ -139,7 +139,7 @@ class CheckpointHook(HookBase):
         except FXError as error:
             if final:
                 raise
-            logger.error("%s; training goes on, and saves again when it is next due", error)
+            logger.error("%s; training continues until the next checkpoint is due", error)
 
     def _due(self, done: int) -> bool:
         node = self.trainer.cfg.SOLVER
@@ -147,21 +147,21 @@ class CheckpointHook(HookBase):
             return True
         if node.CHECKPOINT_STEPS and done % node.CHECKPOINT_STEPS == 0:
             return True
-        # Each process has its own clock, but only the main one writes, and no other takes part.
+        # Each process has its own timer, but only the main process writes, without a collective.
         return 0 < node.CHECKPOINT_MINUTES * 60 <= time.monotonic() - self._last
 
 
 class StopHook(HookBase):
-    """Saves and ends the run, with `signals.EXIT_CODE`, at the step where the processes agree that a signal came."""
+    """Saves and exits with `signals.EXIT_CODE` at the step where the processes agree that a signal was received."""
 
     trainer: FXTrainer
 
     def before_train(self) -> None:
-        """Listen."""
+        """Install the signal handlers."""
         self.trainer.stop_request.install()
 
     def after_step(self) -> None:
-        """All processes leave together, once the checkpoint is there."""
+        """Exit in all processes together, once the checkpoint has been written."""
         if not self.trainer.stopping:
             return
         name = self.trainer.stop_request.received or "a signal to another process"
@@ -170,7 +170,7 @@ class StopHook(HookBase):
             self.trainer.saver.save(done)
         comm.synchronize()
         logger.warning(
-            "stopped by %s after iteration %d: saved, continue with --resume (exit code %d)",
+            "stopped by %s after iteration %d, checkpoint saved: continue with --resume (exit code %d)",
             name,
             self.trainer.iter,
             EXIT_CODE,
@@ -178,5 +178,5 @@ class StopHook(HookBase):
         sys.exit(EXIT_CODE)
 
     def after_train(self) -> None:
-        """What comes now, the last evaluation, loses nothing when it is interrupted."""
+        """Restore the handlers: interrupting what follows, the final evaluation, loses nothing."""
         self.trainer.stop_request.restore()

@@ -1,4 +1,4 @@
-"""The training schedule as pure data: which phase runs at which iteration."""
+"""The training schedule as a pure function: the phase of each iteration."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def build_schedule(cfg: CfgNode, sizes: Mapping[tuple[str, str], int], seed: int
     """The run's schedule.
 
     Args:
-        cfg: SCHEDULE and DATASETS.TRAIN are read; its datasets are registered.
-        sizes: annotated training images by (dataset, task).
-        seed: of the run; decides the orders of SCHEDULE.ORDER shuffled.
+        cfg: SCHEDULE and DATASETS.TRAIN are read; the datasets must be registered.
+        sizes: numbers of annotated training images by (dataset, task).
+        seed: of the run; determines the order of datasets with SCHEDULE.ORDER shuffled.
 
     Raises:
         FXError: see `check_schedule`; or a pass has no images.
@@ -37,7 +37,7 @@ def build_schedule(cfg: CfgNode, sizes: Mapping[tuple[str, str], int], seed: int
     node = cfg.SCHEDULE
     specs = list(specs_of(cfg.DATASETS.TRAIN))
     if node.ORDER in ("largest_first", "smallest_first"):
-        # Sorting is stable: datasets of one size keep their order.
+        # The sort is stable: datasets of equal size keep their order.
         specs.sort(key=lambda spec: _images(spec.name, sizes), reverse=node.ORDER == "largest_first")
     phases = build_cycle(specs, node.STRATEGY)
     steps = []
@@ -52,37 +52,36 @@ def build_schedule(cfg: CfgNode, sizes: Mapping[tuple[str, str], int], seed: int
 
 
 def check_schedule(cfg: CfgNode) -> None:
-    """What can be said of SCHEDULE without reading a dataset.
+    """Validate SCHEDULE, without reading any dataset.
 
     Raises:
-        FXError: a key of SCHEDULE has no such value, a row is not understood, or a name is no dataset of
-            DATASETS.TRAIN.
+        FXError: an invalid value or strategy row, or a name that is not a dataset of DATASETS.TRAIN.
     """
     node = cfg.SCHEDULE
     specs = specs_of(cfg.DATASETS.TRAIN)
     if node.CYCLES < 1 or node.ITERS_PER_PASS < 0:
-        raise FXError("SCHEDULE.CYCLES must be at least 1, SCHEDULE.ITERS_PER_PASS 0 (no cap) or more")
+        raise FXError("SCHEDULE.CYCLES must be at least 1, SCHEDULE.ITERS_PER_PASS 0 (no limit) or more")
     if node.ORDER not in ORDERS:
         raise FXError(f"SCHEDULE.ORDER is {node.ORDER!r}: choose one of {list(ORDERS)}")
     for name, count in node.REPEAT.items():
         _check_names([name], specs, f"SCHEDULE.REPEAT {{{name}: {count}}}")
         if type(count) is not int or count < 1:
             raise FXError(f"SCHEDULE.REPEAT {{{name}: {count}}}: give a whole number of 1 or more")
-    if specs:  # without any, the loader says so
+    if specs:  # an empty DATASETS.TRAIN is reported by build_train_data
         build_cycle(specs, node.STRATEGY)
 
 
 def build_cycle(specs: Sequence[DatasetSpec], strategy: Sequence[Mapping[str, Any]]) -> tuple[Phase, ...]:
-    """One visit of every dataset, in order, and in it the passes of the strategy's rows that fit it, in order.
+    """One visit of each dataset, in order: the passes of all strategy rows that apply to it, in order.
 
     Args:
-        specs: rows of the table; the paper's eleven give 20 (dataset, task) slots and 29 passes.
-        strategy: rows as `config.PAPER_STRATEGY`: "task", "share", "train"; and, where wanted, "passes" (how often the
-            row runs, one after the other; each draws its own images), "steps" (at most so many in a pass; 0 = no cap),
-            "datasets" (only these; else all that have the task).
+        specs: dataset rows; the paper's eleven give 20 (dataset, task) slots and 29 passes.
+        strategy: rows in the format of `config.PAPER_STRATEGY`: "task", "share", "train"; optionally "passes" (number
+            of consecutive repetitions, each with its own sample of images), "steps" (maximum per pass; 0 = no limit)
+            and "datasets" (default: all that have the task).
 
     Raises:
-        FXError: a row is not understood, or no row fits any dataset.
+        FXError: a row is invalid, or no row applies to any dataset.
     """
     for row in strategy:
         _check_row(row, specs)
@@ -94,19 +93,19 @@ def build_cycle(specs: Sequence[DatasetSpec], strategy: Sequence[Mapping[str, An
         for _ in range(row.get("passes", 1))
     )
     if not phases:
-        raise FXError("SCHEDULE.STRATEGY names no task that a dataset of DATASETS.TRAIN has")
+        raise FXError("SCHEDULE.STRATEGY has no task that any dataset of DATASETS.TRAIN is annotated for")
     return phases
 
 
 def _check_row(row: Mapping[str, Any], specs: Sequence[DatasetSpec]) -> None:
     where = f"SCHEDULE.STRATEGY row {row}"
     if not isinstance(row, Mapping) or not _REQUIRED <= set(row) <= _REQUIRED | _OPTIONAL:
-        raise FXError(f"{where}: a row has the keys task, share, train and may have {', '.join(sorted(_OPTIONAL))}")
+        raise FXError(f"{where}: a row needs the keys task, share, train and may have {', '.join(sorted(_OPTIONAL))}")
     if row["task"] not in list(TASK_COMPONENTS):
         raise FXError(f"{where}: task must be one of {sorted(TASK_COMPONENTS)}")
     allowed, train = TASK_COMPONENTS[row["task"]], row["train"]
     if not _are_names(train) or len(set(train)) < len(train) or not set(train) <= set(allowed):
-        raise FXError(f"{where}: train must name some of {list(allowed)}, each once (of all {list(COMPONENTS)})")
+        raise FXError(f"{where}: train must list some of {list(allowed)}, each once (of all {list(COMPONENTS)})")
     if not _is_number(row["share"]) or not 0 < row["share"] <= 1:
         raise FXError(f"{where}: share must be in (0, 1]")
     for key, least in (("passes", 1), ("steps", 0)):
@@ -115,7 +114,7 @@ def _check_row(row: Mapping[str, Any], specs: Sequence[DatasetSpec]) -> None:
     if "datasets" in row:
         names = row["datasets"]
         if not _are_names(names):
-            raise FXError(f"{where}: datasets must be a list of names; without the key the row is for all")
+            raise FXError(f"{where}: datasets must be a list of names; omit the key to select all")
         _check_names(names, specs, where)
         lacking = [spec.name for spec in specs if spec.name in names and row["task"] not in spec.tasks]
         if lacking:
@@ -134,38 +133,38 @@ def _check_names(names: Sequence[str], specs: Sequence[DatasetSpec], where: str)
     known = [spec.name for spec in specs]
     strange = [name for name in names if name not in known]
     if strange:
-        raise FXError(f"{where}: no dataset of DATASETS.TRAIN is called {strange[0]!r}; there are {', '.join(known)}")
+        raise FXError(f"{where}: {strange[0]!r} is not a dataset of DATASETS.TRAIN; these are {', '.join(known)}")
 
 
 def _images(dataset: str, sizes: Mapping[tuple[str, str], int]) -> int:
-    """Images of a dataset: those annotated for the task that has most."""
+    """Size of a dataset: the number of images annotated for the task that has the most."""
     return max((count for (name, _), count in sizes.items() if name == dataset), default=0)
 
 
 def spread_visits(datasets: Sequence[str], repeat: Mapping[str, int]) -> list[str]:
-    """The order of a cycle's visits: each dataset `repeat` times (else once), evenly spread.
+    """The order of visits in a cycle: each dataset `repeat` times (default once), evenly spread.
 
-    The n visits of a dataset stand 1/n of the cycle apart, over its end too; the first visits come in the order of
-    `datasets`, and so do all without any repetition.
+    The n visits of a dataset are 1/n of the cycle apart, also across the end of the cycle. First visits are in the
+    order of `datasets`; without repetitions this is the whole order.
     """
-    places = [
+    visits = [
         (Fraction(k * len(datasets) + i, repeat.get(name, 1) * len(datasets)), i, name)
         for i, name in enumerate(datasets)
         for k in range(repeat.get(name, 1))
     ]
-    return [name for _, _, name in sorted(places)]
+    return [name for _, _, name in sorted(visits)]
 
 
 @dataclass(frozen=True)
 class PhaseState:
-    """Where an iteration stands.
+    """The position of an iteration in the schedule.
 
     Attributes:
-        phase: what runs.
-        cycle: 0-based.
-        pass_index: 0-based position of the pass in the cycle.
-        step: 0-based step in the pass.
-        steps: steps of the pass.
+        phase: the phase that runs.
+        cycle: 0-based index of the cycle.
+        pass_index: 0-based index of the pass in the cycle.
+        step: 0-based index of the step in the pass.
+        steps: number of steps of the pass.
     """
 
     phase: Phase
@@ -176,23 +175,23 @@ class PhaseState:
 
     @property
     def first(self) -> bool:
-        """Whether the pass begins here."""
+        """Whether this is the first step of the pass."""
         return self.step == 0
 
     @property
     def last(self) -> bool:
-        """Whether the pass ends here."""
+        """Whether this is the last step of the pass."""
         return self.step == self.steps - 1
 
 
 @dataclass(frozen=True)
 class Cycle:
-    """The passes of one cycle in the order in which they run.
+    """The passes of one cycle, in order.
 
     Attributes:
-        phases: what runs.
-        steps: steps of each.
-        starts: iterations of the cycle before each, and at the end all of them.
+        phases: phase of each pass.
+        steps: number of steps of each pass.
+        starts: first iteration of each pass, relative to the cycle; finally the length of the cycle.
     """
 
     phases: tuple[Phase, ...]
@@ -201,13 +200,13 @@ class Cycle:
 
 
 class PhaseSchedule:
-    """Maps an iteration to its PhaseState; pure, so that resuming needs only the iteration.
+    """Maps an iteration to its PhaseState; a pure function, so resuming needs only the iteration.
 
-    Every cycle holds the same passes, and so has the same length; their order differs where it is shuffled.
+    All cycles have the same passes and hence the same length; only their order differs if it is shuffled.
 
     Attributes:
         phases: passes of the first cycle.
-        steps: steps of each.
+        steps: number of steps of each.
         cycles: number of cycles.
     """
 
@@ -224,10 +223,10 @@ class PhaseSchedule:
 
         Args:
             phases: one visit of each dataset.
-            steps: steps of each pass.
+            steps: number of steps of each pass.
             cycles: number of cycles.
-            repeat: visits of a dataset in a cycle, where more than one; see `spread_visits`.
-            shuffle: seed of the order of datasets, which then is another one in every cycle; None: as they come.
+            repeat: visits per cycle of datasets with more than one; see `spread_visits`.
+            shuffle: seed for a new random order of the datasets in each cycle; None: keep the given order.
         """
         if len(phases) != len(steps) or min(steps, default=0) < 1 or cycles < 1:
             raise ValueError("a schedule needs at least one pass, one step per pass and one cycle")
@@ -235,31 +234,31 @@ class PhaseSchedule:
         self._visits: dict[str, list[tuple[Phase, int]]] = {phase.dataset: [] for phase in phases}
         for phase, count in zip(phases, steps, strict=True):
             self._visits[phase.dataset].append((phase, count))
-        self._begin()
+        self._set_first_cycle()
 
-    def _begin(self) -> None:
+    def _set_first_cycle(self) -> None:
         first = self._ordered(0)
         self._known = (0, first)
         self.phases, self.steps, self._length = first.phases, first.steps, first.starts[-1]
 
     def take_seed(self, seed: int) -> None:
-        """Order cycles as another seed does, that of a run to go on with; nothing changes where none are shuffled."""
+        """Use the seed of a resumed run for the order of cycles; no effect unless they are shuffled."""
         if self._shuffle is not None:
             self._shuffle = seed
-            self._begin()
+            self._set_first_cycle()
 
     @property
     def cycle_length(self) -> int:
-        """Iterations in one cycle."""
+        """Number of iterations per cycle."""
         return self._length
 
     @property
     def total(self) -> int:
-        """Iterations in all."""
+        """Total number of iterations."""
         return self.cycle_length * self.cycles
 
     def cycle(self, number: int) -> Cycle:
-        """The passes of a 0-based cycle."""
+        """The passes of the cycle with this 0-based index."""
         if self._shuffle is None:
             number = 0
         if self._known[0] != number:
@@ -267,7 +266,7 @@ class PhaseSchedule:
         return self._known[1]
 
     def at(self, iteration: int) -> PhaseState:
-        """State of a 0-based iteration; defined beyond `total` too, where the cycle simply goes on."""
+        """The state of a 0-based iteration; also defined beyond `total`, where cycles continue."""
         number, offset = divmod(iteration, self.cycle_length)
         cycle = self.cycle(number)
         index = bisect_right(cycle.starts, offset) - 1
@@ -276,7 +275,7 @@ class PhaseSchedule:
     def _ordered(self, number: int) -> Cycle:
         names = list(self._visits)
         if self._shuffle is not None:
-            # A spawn key keeps these draws apart from those of images and augmentation, of the same seed.
+            # The spawn key makes this stream independent of those for images and augmentation with the same seed.
             seed = np.random.SeedSequence((self._shuffle, number), spawn_key=(0,))
             names = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
         passes = [one for name in spread_visits(names, self._repeat) for one in self._visits[name]]

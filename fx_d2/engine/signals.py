@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: what a cluster sends before it takes the machine away."""
+"""Signals that request a run to stop, as sent by a cluster before it reclaims the machine."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 from fx_d2.data.loaders import STOP_SIGNALS
 
 EXIT_CODE = 75
-"""EX_TEMPFAIL of sysexits.h: stopped at a step's end by one of STOP_SIGNALS, saved; start again with --resume."""
+"""EX_TEMPFAIL of sysexits.h: stopped after a step by one of STOP_SIGNALS and saved; continue with --resume."""
 
 
 class StopRequest:
-    """Remembers that one of STOP_SIGNALS came, instead of dying of it.
+    """Records that one of STOP_SIGNALS was received, instead of terminating.
 
     Attributes:
-        received: name of the signal that came, or "".
+        received: name of the signal, or "".
     """
 
     def __init__(self) -> None:
@@ -24,11 +24,11 @@ class StopRequest:
         self._before: dict[Any, Any] = {}
 
     def install(self) -> None:
-        """Begin to listen."""
+        """Install the handlers."""
         self._before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
 
     def restore(self) -> None:
-        """Put back what the signals did before."""
+        """Restore the previous handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}

@@ -1,4 +1,4 @@
-"""The training loop: one step of whatever phase the schedule says, with student, teacher and one optimizer."""
+"""The trainer: steps of the phases that the schedule determines, with student, teacher and one optimizer."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ class FXTrainer(TrainerBase):
 
     Args:
         cfg: frozen.
-        evaluate: called where TEST.EVAL_PASSES and TEST.EVAL_CYCLES say, and at the end.
+        evaluate: called as set by TEST.EVAL_PASSES and TEST.EVAL_CYCLES, and at the end of training.
 
     Attributes:
-        step_losses: the last step's losses and their sum "total_loss", means over the processes; on the main process.
+        step_losses: losses of the last step and their sum "total_loss", averaged over processes; main process only.
     """
 
     def __init__(self, cfg: CfgNode, evaluate: Evaluate | None = None) -> None:
@@ -69,7 +69,7 @@ class FXTrainer(TrainerBase):
         self.data = build_train_data(cfg)
         self.schedule = build_schedule(cfg, self.data.sizes, self.seed)
         self.start_iter, self.max_iter = 0, self.schedule.total
-        # Every rank draws the same first weights, so that the teachers, which no gradient joins, start equal.
+        # All ranks start from the same weights; DDP would synchronise those of the student, but not of the teacher.
         seed_all_rng(self.seed)
         self.model: FoundationX = build_model(cfg)
         check_components(self.model)
@@ -100,47 +100,47 @@ class FXTrainer(TrainerBase):
         self.register_hooks(build_hooks(self))
 
     def resume_or_load(self, resume: bool, *, look_only: bool = False) -> None:
-        """Continue the run in OUTPUT_DIR exactly, or begin one from MODEL.WEIGHTS, or from random weights.
+        """Resume the run in OUTPUT_DIR exactly, or start a new one from MODEL.WEIGHTS or from random weights.
 
-        With `resume` and no checkpoint there yet, the run begins: a job that a cluster starts again and again has one
+        With `resume` and no checkpoint yet, a new run is started, so a job that is requeued can always use the same
         command. OUTPUT_DIR is locked from here to the end of `train`. A collective call.
 
         Args:
-            resume: whether checkpoints of OUTPUT_DIR are gone on from.
-            look_only: leave OUTPUT_DIR as it is, damaged checkpoints included, and not locked.
+            resume: whether to resume from checkpoints in OUTPUT_DIR.
+            look_only: do not lock or modify OUTPUT_DIR, not even to rename damaged checkpoints.
 
         Raises:
-            FXError: another training runs in OUTPUT_DIR; checkpoints are there and `resume` is not set, all are
-                damaged, or the last one is of another run.
+            FXError: another run is active in OUTPUT_DIR; it contains checkpoints and `resume` is not set, all of them
+                are damaged, or the last one belongs to another run.
         """
         folder = Path(self.cfg.OUTPUT_DIR)
         with ExitStack() as held:
             if not look_only:
-                # Before anything there is read: another training would write while this one chooses where to go on.
+                # Before reading: another run could write while this one selects its checkpoint.
                 held.enter_context(hold_folder(folder))
             last = on_first(lambda: self._last_checkpoint(folder, resume, look_only))
             if last is not None:
-                self._go_on(last)
+                self._resume_from(last)
             else:
                 begin(self.cfg, self.model, self.schedule.phases)
                 if self.teacher is not None:
                     self.teacher.model.load_state_dict(self.model.state_dict())
             self._held = held.pop_all()
 
-    def _go_on(self, path: Path) -> None:
-        """Take up a run where one of its checkpoints left it."""
+    def _resume_from(self, path: Path) -> None:
+        """Restore the state of the run from one of its checkpoints."""
         content = read_checkpoint(str(path))
-        # First of all: the optimizer of another run, which does not fit, would say so less clearly.
+        # First of all: for another run, the error from loading its optimizer would be less clear.
         require_same_run(content, self.saver.record, str(path))
         rest = self.checkpointer.restore(content, str(path))
         self.start_iter, self.seed, self.evaluated = rest["iteration"] + 1, rest["seed"], rest["evaluated"]
         self.saver.best = rest["best"]
-        self.schedule.take_seed(self.seed)  # in place: learning rates follow it as well
+        self.schedule.take_seed(self.seed)  # in place, since the learning rates depend on it as well
         logger.info("resuming at iteration %d of %d", self.start_iter, self.max_iter)
 
     @staticmethod
     def _last_checkpoint(folder: Path, resume: bool, look_only: bool) -> Path | None:
-        """The checkpoint to go on from; None = begin. FXError where a run would be overwritten."""
+        """The checkpoint to resume from, or None for a new run; FXError if a run would be overwritten."""
         if not resume:
             there = numbered(folder)
             if there:
@@ -154,22 +154,22 @@ class FXTrainer(TrainerBase):
             remove_leftovers(folder)
         last = newest_sound(folder, set_aside=not look_only)
         if last is None:
-            logger.warning("--resume: %s holds no checkpoint yet, the run begins", folder)
+            logger.warning("--resume: no checkpoint in %s yet, starting a new run", folder)
         return last
 
     def models(self) -> dict[str, nn.Module]:
-        """Student and teacher, those that TEST.MODELS names."""
+        """The models of TEST.MODELS that exist: student, teacher."""
         present: dict[str, nn.Module] = {"student": self.model}
         if self.teacher is not None:
             present["teacher"] = self.teacher.model
         return {name: model for name, model in present.items() if name in self.cfg.TEST.MODELS}
 
     def train(self) -> None:  # type: ignore[override]
-        """Run from `start_iter` to the end of the schedule.
+        """Train from `start_iter` to the end of the schedule.
 
         Raises:
-            FXError: no room for the checkpoints, or what stops a step.
-            SystemExit: with `signals.EXIT_CODE`, after a signal asked for it.
+            FXError: not enough disk space for checkpoints, or an error in a step.
+            SystemExit: with `signals.EXIT_CODE`, after a stop signal.
         """
         if self.start_iter < self.max_iter:
             on_first(lambda: check_disk(self.cfg, self.model, self.teacher))
@@ -185,36 +185,36 @@ class FXTrainer(TrainerBase):
         try:
             super().train(self.start_iter, self.max_iter)
         finally:
-            self.feed(())  # lets the workers end
+            self.feed(())  # lets the workers exit
             self._held.close()
 
     def feed(self, batches: Iterable[Batch]) -> None:
-        """What the next steps will read."""
+        """Set the source of batches for the next steps."""
         self._batches = iter(batches)
 
     def enter_phase(self, state: PhaseState) -> None:
-        """Lock and release for the pass that begins (or, after a resume, goes on) here."""
+        """Apply the lock of the pass that starts (or, in a resumed run, continues) here."""
         apply_phase(self.model, state.phase)
         self._learning = [p for p in self.model.parameters() if p.requires_grad]
         self._statistics = running_statistics(self.model)
         if comm.get_world_size() > 1:
-            # A reducer knows only the parameters that learned when it was built: keeping it over a release
-            # would let the ranks drift apart silently.
+            # DDP's reducer only handles parameters that required grad when it was built: keeping it across a release
+            # would let the ranks diverge silently.
             device = self.model.device
             self._wrapped = DistributedDataParallel(
                 self.model,
                 device_ids=[device] if device.type == "cuda" else None,
-                init_sync=self._wrapped is self.model,  # once: equal steps keep the models equal
-                forward_sync_buffers=False,  # those that change are shared at the end of the step
+                init_sync=self._wrapped is self.model,  # only once: equal steps keep the models equal
+                forward_sync_buffers=False,  # synchronised at the end of the step
                 gradient_as_bucket_view=True,  # no second copy of the gradients
             )
 
     def leave_phase(self) -> None:
-        """The teacher follows the student at the end of a pass, if it has not after each step."""
+        """Update the teacher at the end of a pass, unless it is updated after each step."""
         if not self.momentum.per_step:
-            self._move_teacher()
+            self._update_teacher()
 
-    def _move_teacher(self) -> None:
+    def _update_teacher(self) -> None:
         if self.teacher is None:
             return
         state, passes = self.schedule.at(self.iter), len(self.schedule.phases)
@@ -227,7 +227,7 @@ class FXTrainer(TrainerBase):
         started = time.perf_counter()
         batch = next(self._batches)
         data_time = time.perf_counter() - started
-        # Randomness is a function of (seed, rank, iteration), so that a resumed run draws what it would have drawn.
+        # Randomness is a function of (seed, rank, iteration), so a resumed run samples the same values.
         words = np.random.SeedSequence((self.seed, comm.get_rank(), self.iter)).generate_state(2)
         torch.manual_seed(int(words[0]) << 32 | int(words[1]))
         self.optimizer.zero_grad(set_to_none=True)
@@ -238,13 +238,13 @@ class FXTrainer(TrainerBase):
         scale = step_unless_overflown(self.scaler, self.optimizer, finite)
         if scale is not None and comm.is_main_process():
             self.storage.put_scalar("loss_scale", scale, smoothing_hint=False)
-        # Students stay equal, and with them the teachers.
+        # Keeps the students, and thus the teachers, equal on all ranks.
         copy_from_first(self._statistics)
         if self.momentum.per_step:
-            self._move_teacher()
+            self._update_teacher()
 
     def _forward(self, batch: Batch, state: PhaseState) -> dict[str, Tensor]:
-        """Losses of a batch, or of a part of it, which goes to the device here."""
+        """Losses of a batch, or of a part of it, which is moved to the device here."""
         batch = batch.to(self.model.device)
         with torch.autocast(self.model.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
             guide = self.teacher.guide(batch, state.phase) if self.teacher is not None else {}
@@ -254,12 +254,12 @@ class FXTrainer(TrainerBase):
                 raise FXError(f"{error} {self._whereabouts(state, batch)}") from error
 
     def _whereabouts(self, state: PhaseState, batch: Batch) -> str:
-        """Iteration, phase and images of a step, for the message that stops a run."""
+        """Iteration, phase and images of a step, for error messages."""
         files = ", ".join(x["file_name"] for x in batch.samples)
         return f"at iteration {self.iter} in {state.phase}; images: {files}"
 
     def _clip(self, task: str) -> Tensor:
-        """Gradient norm of this step, clipped to SOLVER.CLIP_NORM of the task if that is not 0."""
+        """Clip gradients to SOLVER.CLIP_NORM of the task, unless that is 0; returns the norm before clipping."""
         self.scaler.unscale_(self.optimizer)
         limit = self.cfg.SOLVER.CLIP_NORM[task.upper()]
         norm = nn.utils.get_total_norm([p.grad for p in self._learning if p.grad is not None])
@@ -270,12 +270,12 @@ class FXTrainer(TrainerBase):
     def _record(
         self, losses: dict[str, Tensor], norm: Tensor, data_time: float, state: PhaseState, batch: Batch
     ) -> bool:
-        """Write the step's numbers; stop on a loss or gradient that is not finite, before it reaches the weights.
+        """Record the step's metrics; raise on a loss or gradient that is not finite, before it reaches the weights.
 
-        Gives back whether the gradient is finite: with float16 it may overflow, which the loss scale mends.
+        Returns whether the gradient is finite: with float16 it may overflow, which the loss scaler handles.
 
-        The numbers of all processes are averaged, and with them travels whether one of them was asked to stop, so that
-        all know it at the same step.
+        Metrics are averaged over processes. The same all-reduce carries whether any process received a stop signal, so
+        all of them learn of it at the same step.
         """
         stop = norm.new_full((), float(bool(self.stop_request.received)))
         numbers = torch.stack([x.detach().float() for x in (*losses.values(), norm, stop)])

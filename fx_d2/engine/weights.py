@@ -1,10 +1,12 @@
-"""Reading weights from files of any origin, without running code that a file brings along."""
+"""Reading weights from files of any origin, without executing code contained in them."""
 
 from __future__ import annotations
 
 import _codecs
+import os
 import pickle
 import re
+import struct
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from iopath.common.file_io import PathManager
 from numpy._core import multiarray
 from torch import Tensor
 
@@ -22,7 +23,10 @@ _STUDENT_KEYS = ("model", "student", "state_dict")
 _TEACHER_KEYS = ("teacher", "teacher_model")
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
-# numpy's numbers and arrays are data. A file names the functions that rebuild them as the numpy of its day did.
+_UNREADABLE = (RuntimeError, pickle.UnpicklingError, struct.error, EOFError, ValueError, OSError, IndexError, KeyError)
+"""The exceptions of torch and pickle for files that are damaged or of another kind."""
+
+# numpy scalars and arrays are data. A file refers to their constructors by the module path of its numpy version.
 _NUMPY = {
     f"{module}.{name}": getattr(multiarray, name)
     for module in ("numpy.core.multiarray", "numpy._core.multiarray")
@@ -33,7 +37,7 @@ _DTYPES = [type(np.dtype(code)) for code in ("f2", "f4", "f8", "i1", "i2", "i4",
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles plain data and arrays, nothing else."""
+    """Unpickler restricted to plain data and arrays."""
 
     def find_class(self, module: str, name: str) -> Any:
         try:
@@ -43,21 +47,21 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def load_file(path: str) -> Mapping[str, Any]:
-    """The content of a .pth file, or of a .pkl of arrays as Detectron2's model zoo has them, on the CPU.
+    """The content of a .pth file, or of a .pkl of arrays as in Detectron2's model zoo, on the CPU.
 
     Raises:
-        FXError: the file is missing or damaged, is no mapping, or needs more than data to be read.
+        FXError: the file is missing or damaged, is not a mapping, or requires code to unpickle.
     """
-    if not PathManager().isfile(path):
+    if not os.path.isfile(path):
         raise FXError(f"checkpoint {path} does not exist: check the path (MODEL.WEIGHTS; with --resume OUTPUT_DIR)")
     try:
         if path.endswith(".pkl"):
             with open(path, "rb") as file:
-                content = _ArrayUnpickler(file, encoding="latin1").load()  # as Python 2 wrote strings
+                content = _ArrayUnpickler(file, encoding="latin1").load()  # for strings written by Python 2
         else:
             with torch.serialization.safe_globals([*((part, name) for name, part in _NUMPY.items()), *_DTYPES]):
                 content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError, IndexError, KeyError) as error:
+    except _UNREADABLE as error:
         raise FXError(f"checkpoint {path} cannot be read: {_reason(error)}") from error
     if not isinstance(content, Mapping):
         raise FXError(f"checkpoint {path} holds a {type(content).__name__}, not a state dict")
@@ -68,23 +72,23 @@ def _reason(error: Exception) -> str:
     text = str(error)
     if wanted := re.search(r"GLOBAL (\S+)", text):
         return (
-            f"it needs {wanted[1]} to unpickle, and code from a file is not run; save its tensors alone with the "
-            "program that wrote it"
+            f"it needs {wanted[1]} to unpickle, and code from a file is not executed; use the program that wrote it to "
+            "save only the tensors"
         )
     first = text.splitlines()[0] if text and "weights_only" not in text else type(error).__name__
-    return f"it is damaged, or no file of weights ({first})"
+    return f"it is damaged, or not a file of weights ({first})"
 
 
 @dataclass(frozen=True)
 class Source:
-    """The models of a file.
+    """The models in a file.
 
     Attributes:
         path: the file.
         models: "student", "teacher" or both -> state dict with names as in the file.
-        default: which of them to take when nobody asks.
-        notes: one sentence for everything that was not taken as it stands.
-        classes: the rows behind the heads as plain data, where the file names them.
+        default: which of them to use unless specified.
+        notes: one sentence for each modification.
+        classes: the dataset rows of the heads as plain data, if the file contains them.
     """
 
     path: str
@@ -94,20 +98,20 @@ class Source:
     classes: Mapping[str, Any] | None = None
 
     def pick(self, which: str) -> dict[str, Tensor]:
-        """One of the models; FXError when the file does not hold it."""
+        """One of the models; FXError if the file does not contain it."""
         if which not in self.models:
             raise FXError(f"{self.path} holds no {which}, only: {', '.join(self.models)}")
         return self.models[which]
 
 
 def read_source(path: str) -> Source:
-    """Student and teacher of a file, whatever its keys are.
+    """Read student and teacher from a file with any of the known layouts.
 
-    Known are this package's {"model", "teacher"}, the authors' {"model", "teacher_model"}, Ark's {"state_dict",
-    "teacher"} (of which the recipe takes the teacher), {"model"}, {"state_dict"}, and a bare state dict.
+    Known are fx_d2's {"model", "teacher"}, the authors' {"model", "teacher_model"}, Ark's {"state_dict", "teacher"} (of
+    which the recipe uses the teacher), {"model"}, {"state_dict"}, and a bare state dict.
 
     Raises:
-        FXError: see `load_file`; or there is no tensor.
+        FXError: see `load_file`; or the file contains no tensors.
     """
     content = load_file(path)
     notes: list[str] = []
@@ -130,11 +134,11 @@ def read_source(path: str) -> Source:
 
 
 def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Tensors and arrays of a state dict, other entries left out; our teacher's prefix taken off."""
+    """The tensors and arrays of a state dict, without other entries and without the prefix of fx_d2's teacher."""
     found: dict[str, Tensor] = {}
     for key, value in state.items():
         if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
-            value = torch.from_numpy(np.array(value))  # a copy: torch wants memory that can be written
+            value = torch.from_numpy(np.array(value))  # a copy: torch expects writable memory
         if isinstance(value, Tensor):
             found[str(key)] = value
     prefixed = bool(found) and all(key.startswith("model.") for key in found)

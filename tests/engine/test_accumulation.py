@@ -134,21 +134,21 @@ def test_what_parts_change_is_said_and_what_they_cannot_do_refused(
     tiny_cfg.SOLVER.MICRO_BATCH.SEG = 8
     with caplog.at_level(logging.WARNING):
         check_parts(tiny_cfg, model)
-    assert "MICRO_BATCH.SEG: Dice and batch norms: of 8 images at a time, not of 24" in caplog.text
+    assert "MICRO_BATCH.SEG: Dice and batch norms computed over 8 images at a time, not 24" in caplog.text
     caplog.clear()
     tiny_cfg.MODEL.SEG.NORM = "GN"
     tiny_cfg.MODEL.SEG.DIM = 32
     with caplog.at_level(logging.WARNING):
         check_parts(tiny_cfg, build_model(tiny_cfg))
-    assert "MICRO_BATCH.SEG: Dice: of 8 images" in caplog.text and "CLS" not in caplog.text
+    assert "MICRO_BATCH.SEG: Dice computed over 8 images" in caplog.text and "CLS" not in caplog.text
     tiny_cfg.SOLVER.MICRO_BATCH.SEG = 1
-    with pytest.raises(FXError, match="MICRO_BATCH.SEG 1 makes parts of one image"):
+    with pytest.raises(FXError, match="MICRO_BATCH.SEG 1 creates parts of one image"):
         check_parts(tiny_cfg, model)
     model.backbone.trunk.norm = torch.nn.BatchNorm2d(1)
     tiny_cfg.SOLVER.MICRO_BATCH.SEG = 0
     with caplog.at_level(logging.WARNING):
         check_parts(tiny_cfg, model)
-    assert "MICRO_BATCH.CLS: batch norms: of 1 images at a time, not of 24" in caplog.text
+    assert "MICRO_BATCH.CLS: batch norms computed over 1 images at a time, not 24" in caplog.text
     tiny_cfg.SOLVER.MICRO_BATCH.LOC = -1
     with pytest.raises(FXError, match="MICRO_BATCH.LOC is -1"):
         check_parts(tiny_cfg, model)

@@ -127,10 +127,10 @@ def test_heads_of_tasks_that_were_not_trained_are_known(make_cfg: MakeCfg, tmp_p
 def test_what_cannot_be_used_says_why(checkpoint: Path, tmp_path: Path) -> None:
     content = torch.load(checkpoint)
     torch.save({"model": content["model"]}, tmp_path / "bare.pth")
-    with pytest.raises(FXError, match=r"bare\.pth holds weights without config and class lists"):
+    with pytest.raises(FXError, match=r"bare\.pth contains weights without config and class lists"):
         read_bundle(tmp_path / "bare.pth")
     torch.save(content | {"config": "MODEL: {NO_SUCH: 1}"}, tmp_path / "old.pth")
-    with pytest.raises(FXError, match=r"old\.pth: its config does not suit fx_d2 .*NO_SUCH"):
+    with pytest.raises(FXError, match=r"old\.pth: its config is not valid in fx_d2 .*NO_SUCH"):
         read_bundle(tmp_path / "old.pth")
     torch.save(content | {"config": content["config"].replace("HIDDEN_DIM: 32", "HIDDEN_DIM: 64")}, tmp_path / "x.pth")
     with pytest.raises(FXError, match=r"x\.pth is of another architecture"):
@@ -147,9 +147,10 @@ def test_a_broken_inference_checkpoint_says_why(checkpoint: Path, tmp_path: Path
     (out / "model.safetensors").write_bytes(data)
     with pytest.raises(FXError, match=r"model\.safetensors is damaged"):
         read_bundle(out)
-    (out / "model.json").write_text(json.dumps({"format": "other"}))
-    with pytest.raises(FXError, match=r"model\.json does not describe a model"):
-        read_bundle(out)
+    for content in ({"format": "other"}, {"format": "fx_d2_model", "which": "student"}):
+        (out / "model.json").write_text(json.dumps(content))
+        with pytest.raises(FXError, match=r"model\.json does not describe a model"):
+            read_bundle(out)
 
 
 def test_a_bundle_of_a_teacher_alone_can_be_changed(checkpoint: Path, tmp_path: Path) -> None:

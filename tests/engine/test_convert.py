@@ -41,7 +41,7 @@ def test_a_trunk_fills_the_trunk(model: FoundationX) -> None:
     assert text.startswith("x.pth: Swin layout, student\n") and "teacher's note" not in text
     row = next(line.split() for line in text.splitlines() if line.startswith("backbone"))
     assert row == ["backbone", str(len(trunk)), "6", "0", "0"]  # three norms of localization are missing
-    assert "in the file, not known to this layout: head.fc.weight, head.fc.bias" in text
+    assert "in the file, but not part of this layout: head.fc.weight, head.fc.bias" in text
     assert "loc_decoders" in text and "such as" in text
 
 
@@ -61,7 +61,7 @@ def test_other_shapes_are_reported_and_left_out(model: FoundationX) -> None:
 
 
 def test_nothing_matches(model: FoundationX) -> None:
-    with pytest.raises(FXError, match=r"x\.pth matches no weight.*unknown layout; its names are like conv1\.weight"):
+    with pytest.raises(FXError, match=r"x\.pth matches no weight.*unknown layout, with names such as conv1\.weight"):
         convert_source(source({"conv1.weight": torch.zeros(1)}), "student", model)
     big = timm.create_model("convnext_atto", num_classes=0).state_dict()
     with pytest.raises(FXError, match="matches no weight"):

@@ -1,6 +1,7 @@
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -60,8 +61,11 @@ def test_srun_of_one_step_counts_the_tasks_of_the_step() -> None:
 def test_srun_that_names_no_machine_or_spreads_unevenly() -> None:
     with pytest.raises(FXError, match="MASTER_ADDR"):
         place_from_environment(SRUN)
+    for counts in ("5,3", "4,2(x2)"):
+        with pytest.raises(FXError, match=re.escape(f"Slurm starts {counts} processes")):
+            place_from_environment(SRUN | {"MASTER_ADDR": "a", "SLURM_STEP_TASKS_PER_NODE": counts})
     with pytest.raises(FXError, match="unevenly"):
-        place_from_environment(SRUN | {"MASTER_ADDR": "a", "SLURM_STEP_TASKS_PER_NODE": "5,3"})
+        place_from_environment(TORCHRUN | {"LOCAL_WORLD_SIZE": "3"})
 
 
 def _arguments(**changes: object) -> argparse.Namespace:
@@ -87,9 +91,11 @@ def test_what_cannot_be_started_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
         launch(print, _arguments(num_gpus=2), "cuda:0")
     with pytest.raises(FXError, match="--dist-url"):
         launch(print, _arguments(num_gpus=2, num_machines=2), "cuda")
+    with pytest.raises(FXError, match="--machine-rank is 2: with --num-machines 2 it starts at 0"):
+        launch(print, _arguments(num_machines=2, machine_rank=2, dist_url="tcp://a:1"), "cpu")
     for key, value in (SRUN | {"MASTER_ADDR": "a"}).items():
         monkeypatch.setenv(key, value)
-    with pytest.raises(FXError, match="8 processes and --num-gpus 2"):
+    with pytest.raises(FXError, match="8 processes; --num-gpus 2"):
         launch(print, _arguments(num_gpus=2), "cuda")
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import onnx
@@ -87,6 +88,13 @@ def test_a_missing_package_names_the_extra(model: TensorModel, tmp_path: Path, m
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name))
     with pytest.raises(FXError, match=r"package onnxscript: pip install -e '\.\[export\]'"):
         write_onnx(None, model, tmp_path / "m.onnx")  # type: ignore[arg-type]
+
+
+def test_an_error_of_onnx_is_one_line(model: TensorModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for error, reason in ((RuntimeError("no operator\nand a trace"), "no operator"), (RuntimeError(), "RuntimeError")):
+        monkeypatch.setattr(torch.onnx, "export", Mock(side_effect=error))
+        with pytest.raises(FXError, match=f"cannot be exported to ONNX: {reason}$"):
+            write_onnx(None, model, tmp_path / "m.onnx")  # type: ignore[arg-type]
 
 
 def test_a_trunk_that_cannot_be_traced_is_named(model: TensorModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fx_d2.engine import folder_lock
-from fx_d2.engine.folder_lock import hold_folder
+from fx_d2.engine.folder_lock import LOCK, hold_folder
 from fx_d2.structures import FXError
 
 HOLD = """
@@ -31,6 +31,12 @@ def test_one_training_a_folder_until_its_process_is_killed(tmp_path: Path) -> No
     for _ in range(2):
         with hold_folder(tmp_path):
             pass
+
+
+def test_a_lock_file_that_cannot_be_opened_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / LOCK).mkdir()
+    with pytest.raises(FXError, match=rf"OUTPUT_DIR {tmp_path}: \.lock in it cannot be opened"), hold_folder(tmp_path):
+        pass
 
 
 def test_a_file_system_without_locks_is_used_without(

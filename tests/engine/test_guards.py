@@ -76,10 +76,13 @@ def test_a_split_without_a_head_and_settings_that_save_nothing(make_cfg: MakeCfg
         (("SOLVER.LAYER_DECAY", "0.0"), "SOLVER.LAYER_DECAY is 0.0: it must be above 0"),
         (("SOLVER.LAYER_DECAY", "1.5"), "SOLVER.LAYER_DECAY is 1.5"),
         (("SOLVER.OPTIMIZER", "sgd", "SOLVER.NESTEROV", "True", "SOLVER.MOMENTUM", "0.0"), "SOLVER.NESTEROV needs"),
+        (("SOLVER.LR_FACTOR.BACKBONE", "-0.1"), "SOLVER.LR_FACTOR.BACKBONE is -0.1: it must be 0 or more"),
+        (("DATALOADER.NUM_WORKERS", "-1"), "DATALOADER.NUM_WORKERS is -1: it must be 0 or more"),
         (("TEST.EVAL_PASSES", "-1"), "TEST.EVAL_PASSES is -1"),
+        (("TEST.BATCH_SIZE", "0"), "TEST.BATCH_SIZE is 0: it must be 1 or more"),
         (("TEST.MODELS", "['ema']"), "TEST.MODELS is"),
         (("MODEL.WEIGHTS_FROM", "best"), "MODEL.WEIGHTS_FROM is 'best'"),
-        (("MODEL.WEIGHTS_FROM", "teacher"), "MODEL.WEIGHTS names no file"),
+        (("MODEL.WEIGHTS_FROM", "teacher"), "but MODEL.WEIGHTS is empty"),
     ],
 )
 def test_numbers_and_words_that_mean_nothing(make_cfg: MakeCfg, opts: tuple[str, ...], message: str) -> None:
@@ -133,7 +136,7 @@ def test_too_little_room_is_said_before_the_first_step(
     monkeypatch.setattr(guards.shutil, "disk_usage", lambda folder: SimpleNamespace(free=7 * size))
     check_disk(cfg, model, copy.deepcopy(model))
     monkeypatch.setattr(guards.shutil, "disk_usage", lambda folder: SimpleNamespace(free=7 * size - 1))
-    with pytest.raises(FXError, match="7 checkpoints of 0.01 GB need 1 MB more"):
+    with pytest.raises(FXError, match="7 checkpoints of 0.02 GB need 1 MB more"):
         check_disk(cfg, model, copy.deepcopy(model))
     (tmp_path / "run" / "model_0000005.pth").write_bytes(b"x")
     check_disk(cfg, model, copy.deepcopy(model))
@@ -161,5 +164,5 @@ def test_best_checkpoints_that_are_there_need_no_more_room(
 
 def test_no_model_is_chosen_on_test_splits(make_cfg: MakeCfg) -> None:
     best = ("SOLVER.CHECKPOINT_BEST", "['student/*/cls/auroc']")
-    with pytest.raises(FXError, match="choose a model on test splits"):
+    with pytest.raises(FXError, match="select a model on test splits"):
         FXTrainer(make_cfg(*best, "TEST.SPLIT", "test"), lambda models, final: {})

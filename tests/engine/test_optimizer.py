@@ -201,7 +201,8 @@ def test_rates_grow_with_the_batch_of_the_task(make_cfg: MakeCfg, caplog: pytest
         scaled = _rates(make_cfg("SCHEDULE.BATCH_SIZE.LOC", "8", "SOLVER.REFERENCE_BATCH", "16"), schedule)
     assert [b / a for a, b in zip(plain, scaled, strict=True)] == pytest.approx([0.25, 0.25, 0.5, 0.5, 0.5] * 4)
     lines = [record.getMessage() for record in caplog.records]
-    assert lines == ["cls: batches of 4, learning rates times 0.25", "loc: batches of 8, learning rates times 0.5"]
+    texts = ("cls: batch size 4, learning rates scaled by 0.25", "loc: batch size 8, learning rates scaled by 0.5")
+    assert lines == list(texts)
 
 
 @pytest.mark.parametrize(("key", "value"), [("LR_UPDATE", "epoch"), ("REFERENCE_BATCH", "-1")])

@@ -48,7 +48,7 @@ def test_the_plan_is_what_is_trained(make_cfg: MakeCfg) -> None:
         assert set(one.learning) == set(one.phase.trainable) and set(one.frozen) == set(one.phase.frozen)
         size = trainer.data.sizes[one.phase.dataset, one.phase.task]
         assert one.images == (size if one.phase.share == 1 else size // 2)
-    assert "every cycle has its own order" in plan.totals() and "3 cycles, 48 iterations" in plan.totals()
+    assert "each cycle has its own order" in plan.totals() and "3 cycles, 48 iterations" in plan.totals()
 
 
 def test_numbers_of_images_are_the_loaders(make_cfg: MakeCfg) -> None:

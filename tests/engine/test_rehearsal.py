@@ -30,8 +30,8 @@ def test_reading_counts_where_it_is_the_slower_part() -> None:
     assert cycle_seconds(schedule, measured, workers=0) == 10 * 5 + 5 * 10
     assert cycle_seconds(schedule, measured, workers=2) == 10 * 2 + 5 * 6
     text = durations(schedule, measured, workers=2)
-    assert "0:00:50 a cycle, 0:01:40 the run of 2 cycles" in text and text.endswith("slower part in a/loc/lock")
-    assert "slower part" not in durations(schedule, measured, workers=4)
+    assert "0:00:50 per cycle, 0:01:40 for SCHEDULE.CYCLES 2" in text and text.endswith("than computing in a/loc/lock")
+    assert "slower than" not in durations(schedule, measured, workers=4)
 
 
 def test_every_kind_steps_and_nothing_is_left(make_cfg: MakeCfg, tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_every_kind_steps_and_nothing_is_left(make_cfg: MakeCfg, tmp_path: Path)
     ]
     assert [line.split()[-4] for line in lines[2:7]] == ["6", "2", "3", "2", "3"]
     assert max(map(len, lines[:7])) <= 160
-    assert "the run of 3 cycles" in told and "a checkpoint takes" in told
+    assert "for SCHEDULE.CYCLES 3" in told and "a checkpoint takes" in told
     moved = {name for name, value in trainer.model.state_dict().items() if not torch.equal(value, before[name])}
     assert {name.split(".")[0] for name in moved} == {name for name, _ in trainer.model.named_children()}
     assert not list((tmp_path / "run").iterdir())

@@ -210,7 +210,7 @@ def test_the_smaller_cap_counts(make_cfg: MakeCfg) -> None:
     ("key", "value", "message"),
     [
         ("ORDER", "random", r"SCHEDULE\.ORDER is 'random'.*shuffled"),
-        ("REPEAT", {"gamma": 2}, r"SCHEDULE\.REPEAT.*'gamma'; there are alpha, beta"),
+        ("REPEAT", {"gamma": 2}, r"SCHEDULE\.REPEAT.*'gamma' is not a dataset of .*; these are alpha, beta"),
         ("REPEAT", {"alpha": 0}, r"SCHEDULE\.REPEAT.*1 or more"),
         ("REPEAT", {"alpha": 1.5}, r"SCHEDULE\.REPEAT.*whole number"),
         ("CYCLES", 0, r"SCHEDULE\.CYCLES"),

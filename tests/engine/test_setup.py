@@ -21,6 +21,8 @@ def test_file_then_overrides(config_file: Path) -> None:
         (["MODEL.LOC.NUM_QUERIES", "many"], "NUM_QUERIES"),
         (["SEED"], "(?i)override|even|length"),
         (["SEED", "3", "--resume"], "--resume .* before"),
+        (["SEED.X", "3"], "SEED.X 3: not a mapping .* a key below one that has a value"),
+        (["SOLVER.BASE_LR", "None"], "SOLVER.BASE_LR has no value"),
         (["SOLVER.IMS_PER_BATCH", "4"], "SOLVER.IMS_PER_BATCH .* no effect here: use SCHEDULE.BATCH_SIZE"),
     ],
 )
@@ -44,6 +46,29 @@ def test_a_wrong_file_is_named(tmp_path: Path, text: str) -> None:
         build_cfg(str(path), [])
     with pytest.raises(FXError, match="does not exist"):
         build_cfg(str(tmp_path / "none.yaml"), [])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not a mapping"),
+        ("- SEED", "not a mapping"),
+        ("SEED", "not a mapping"),
+        ("_BASE_: nowhere.yaml", "nowhere.yaml"),
+        ("_BASE_: wrong.yaml", "recursion"),
+    ],
+)
+def test_a_file_of_the_wrong_structure_is_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+    with pytest.raises(FXError, match=rf"wrong\.yaml: .*{message}"):
+        build_cfg(str(path), [])
+
+
+@pytest.mark.parametrize("device", ["gpu", "", "cuda:first"])
+def test_a_word_that_is_no_device(device: str) -> None:
+    with pytest.raises(FXError, match=f"MODEL.DEVICE is '{device}': set it to cpu, cuda or cuda:N"):
+        check_device(device)
 
 
 def test_cuda_without_a_gpu() -> None:

@@ -118,7 +118,7 @@ def test_a_folder_is_one_training_s_until_it_ends(make_cfg: MakeCfg, tmp_path: P
     trainer = FXTrainer(make_cfg("SCHEDULE.ITERS_PER_PASS", "1"))
     with other() as process:
         assert process.stdout.readline() == "held\n"
-        with pytest.raises(FXError, match="another training runs there"):
+        with pytest.raises(FXError, match="another training run is active there"):
             trainer.resume_or_load(True)
         trainer.resume_or_load(True, look_only=True)
         process.communicate("")

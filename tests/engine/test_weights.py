@@ -1,6 +1,7 @@
 """Files of many forms, and files that want to run code."""
 
 import argparse
+import io
 import os
 import pickle
 from pathlib import Path
@@ -83,7 +84,7 @@ def test_code_is_not_run_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         path.write_bytes(pickle.dumps({"model": _Code()}))
     else:
         torch.save({"model": _Code()}, path)
-    with pytest.raises(FXError, match=r"needs (posix|nt)\.mkdir to unpickle, and code from a file is not run"):
+    with pytest.raises(FXError, match=r"needs (posix|nt)\.mkdir to unpickle, and code from a file is not executed"):
         load_file(str(path))
     assert not (tmp_path / "ran").exists()
     with pytest.raises(FXError, match=r"needs argparse\.Namespace to unpickle"):
@@ -97,6 +98,16 @@ def test_files_of_another_kind(tmp_path: Path, name: str, content: bytes) -> Non
     (tmp_path / name).write_bytes(content)
     with pytest.raises(FXError, match=name.replace(".", r"\.")):
         load_file(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_cut_off_anywhere_is_one_line(tmp_path: Path, zipped: bool) -> None:
+    whole = io.BytesIO()
+    torch.save({"model": A}, whole, _use_new_zipfile_serialization=zipped)
+    for length in range(0, len(whole.getvalue()), 5):
+        (tmp_path / "x.pth").write_bytes(whole.getvalue()[:length])
+        with pytest.raises(FXError, match=r"x\.pth cannot be read"):
+            load_file(str(tmp_path / "x.pth"))
 
 
 def test_no_file_and_no_tensor(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_sums_and_overrides(tool: ModuleType, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--dataset", "nih"], "--dataset nih: not a row of the table"),
+        (["--dataset", "nih"], "--dataset nih: not a row of the dataset table"),
         (["--dataset", "chexpert"], "has only ['cls']"),
         (["--trunks", "swin_huge"], "is not a timm model"),
         (["--sizes", "225"], "225 x 225 pixels: swin_tiny"),

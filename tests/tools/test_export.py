@@ -72,8 +72,8 @@ def test_a_folder_that_cannot_be_written_is_one_line(
     ("words", "message"),
     [
         (["--datasets", "nih"], "--datasets nih: "),
-        (["--datasets", "tiny_softmax", "--tasks", "loc"], "none of the heads asked for of tiny_softmax is there"),
-        (["--datasets", "tiny", "tiny_softmax", "--tasks", "loc"], "none of the heads asked for of tiny_softmax is"),
+        (["--datasets", "tiny_softmax", "--tasks", "loc"], "none of the requested heads of tiny_softmax exists"),
+        (["--datasets", "tiny", "tiny_softmax", "--tasks", "loc"], "requested heads of tiny_softmax exists"),
     ],
 )
 def test_wrong_names_are_one_line(

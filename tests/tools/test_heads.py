@@ -98,10 +98,10 @@ def test_the_seed_decides_the_new_weights(tool: ModuleType, tiny_checkpoint: Pat
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--drop", "tyni"], "tyni: no such head in .*; there are tiny/cls, tiny/loc, tiny/seg, tiny_softmax/cls"),
+        (["--drop", "tyni"], "tyni: no such head in .*; it has tiny/cls, tiny/loc, tiny/seg, tiny_softmax/cls"),
         (["--drop", "tiny_softmax/loc"], "tiny_softmax/loc: no such head"),
         (["--drop", "tiny", "tiny_softmax"], "at least one dataset"),
-        (["--add", "nowhere"], r"--add nowhere: neither a file nor a row of the table \(chexpert"),
+        (["--add", "nowhere"], r"--add nowhere: neither a file nor a row of the dataset table \(chexpert"),
     ],
 )
 def test_wrong_names_are_one_line(
@@ -132,5 +132,5 @@ def test_nothing_is_written_by_accident(
     assert tool.main([str(tiny_checkpoint), "--drop", "tiny", "--output", str(tiny_checkpoint)]) == 1
     assert tool.main([str(tiny_checkpoint), "--output", "x.pth"]) == 1
     lines = capsys.readouterr().err.splitlines()
-    assert ["is missing" in lines[0], "exists already" in lines[1], "nothing changes" in lines[2]] == [True] * 3
+    assert ["is missing" in lines[0], "already exists" in lines[1], "nothing to change" in lines[2]] == [True] * 3
     assert tiny_checkpoint.read_bytes() == before

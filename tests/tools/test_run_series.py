@@ -111,7 +111,7 @@ def test_a_dry_run_gives_a_line_of_shell_for_each_cell(
         (["--grid", "SEEED=0,1"], "SEEED"),
         (["--grid", "SEED=0,0"], "two cells would share the folder .*seed_0"),
         (["--datasets", "films"], "'films' must be '<row>_<split>'"),
-        (["--datasets", "films_val"], "SOLVER.CHECKPOINT_BEST would choose the model on films_val"),
+        (["--datasets", "films_val"], "SOLVER.CHECKPOINT_BEST would select the model on films_val"),
     ],
 )
 def test_what_is_not_understood_is_one_line(
@@ -140,7 +140,7 @@ def test_a_series_trains_tests_and_is_not_run_twice(
     assert row == ["student", "films_test", "AUROC", f"{mean:.2f} ± {deviation:.2f} (2)"]
     series.main([*words, *opts])
     again = capsys.readouterr().out
-    assert again.count("was done") == 2 and again.splitlines()[-5:] == first.splitlines()[-5:]
+    assert again.count("already done") == 2 and again.splitlines()[-5:] == first.splitlines()[-5:]
     (cells[1] / "test" / "results.json").unlink()
     series.main([*words, "--collect", *opts])
     collected = capsys.readouterr().out.splitlines()
@@ -168,14 +168,21 @@ def test_a_best_model_that_there_is_not_is_explained(
 ) -> None:
     """The metric was undefined at every evaluation: no checkpoint was ever the best."""
     monkeypatch.setattr(series, "call", lambda command, folder: None)
-    with pytest.raises(SystemExit, match=r"error: .*run: no evaluation of the training defined student/\*/cls/auroc"):
+    with pytest.raises(SystemExit, match=r"error: .*run: student/\*/cls/auroc was undefined in all evaluations"):
         series.main([*arguments, "DATASETS.ROOT", str(data)])
 
 
-def test_a_stopped_run_stops_the_series_with_its_code(series: ModuleType, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "end", [f"sys.exit({EXIT_CODE})", "os.kill(os.getpid(), signal.SIGTERM)", "sys.exit(128 + signal.SIGTERM)"]
+)
+def test_a_stopped_run_stops_the_series_with_its_code(series: ModuleType, tmp_path: Path, end: str) -> None:
+    """Saved; or ended by the signal itself where there was nothing to save, alone or below a launcher."""
     with pytest.raises(SystemExit) as stop:
-        series.call((sys.executable, "-c", f"raise SystemExit({EXIT_CODE})"), tmp_path)
+        series.call((sys.executable, "-c", f"import os, signal, sys; {end}"), tmp_path)
     assert stop.value.code == EXIT_CODE
+
+
+def test_a_failed_run_is_an_error_with_its_last_line(series: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(FXError, match=r"no room \(see .*console.txt"):
         series.call((sys.executable, "-c", "import sys; sys.exit('error: no room')"), tmp_path)
 

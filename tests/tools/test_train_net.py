@@ -129,6 +129,11 @@ def test_unknown_key(fails: Fails) -> None:
     assert "SOLVER.BASELR" in fails(opts=("SOLVER.BASELR", "1"))
 
 
+def test_a_wrong_option_of_the_evaluation_is_found_before_the_training(fails: Fails, tmp_path: Path) -> None:
+    assert "TEST.SPECIFICITY" in fails(opts=("TEST.SPECIFICITY", "90.0"))
+    assert not list((tmp_path / "out").glob("*.pth"))
+
+
 def test_evaluation_without_weights(fails: Fails) -> None:
     assert "MODEL.WEIGHTS" in fails("--eval-only")
 
@@ -217,7 +222,7 @@ def test_dry_run_leaves_a_log_and_nothing_else(train_net: ModuleType, data: Path
     _start(train_net, data, tmp_path, "--dry-run")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["log.txt"]
     told = (tmp_path / "out" / "log.txt").read_text()
-    assert "dry run, nothing saved" in told and "s/step" in told and "the run of 1 cycles" in told
+    assert "dry run, nothing saved" in told and "s/step" in told and "for SCHEDULE.CYCLES 1," in told
 
 
 def test_dry_run_of_a_run_that_is_there_changes_nothing(
