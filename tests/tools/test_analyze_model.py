@@ -21,7 +21,7 @@ def rows(text: str) -> dict[tuple[str, str], list[str]]:
 
 
 def test_the_documentation_says_what_the_command_says(tool: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    assert tool.main(["--trunks", tool.TRUNKS[0], "--sizes", "224"]) == 0
+    assert tool.main(["--backbones", tool.BACKBONES[0], "--sizes", "224"]) == 0
     said = rows(capsys.readouterr().out)
     written = rows((ROOT / "docs" / "model.md").read_text(encoding="utf-8"))
     assert len(said) == 7 and len(written) == 28
@@ -31,7 +31,7 @@ def test_the_documentation_says_what_the_command_says(tool: ModuleType, capsys: 
 
 def test_sums_and_overrides(tool: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     opts = ["--opts", "MODEL.LOC.STAGES", "[2,3,4]", "MODEL.LOC.ENC_LAYERS", "1", "MODEL.LOC.DEC_LAYERS", "1"]
-    assert tool.main(["--trunks", "resnet10t", "--sizes", "64", "96", *opts]) == 0
+    assert tool.main(["--backbones", "resnet10t", "--sizes", "64", "96", *opts]) == 0
     out = capsys.readouterr().out
     found = rows(out)
     for column in range(3):
@@ -46,7 +46,7 @@ def test_sums_and_overrides(tool: ModuleType, capsys: pytest.CaptureFixture[str]
     [
         (["--dataset", "nih"], "--dataset nih: not a row of the dataset table"),
         (["--dataset", "chexpert"], "has only ['cls']"),
-        (["--trunks", "swin_huge"], "is not a timm model"),
+        (["--backbones", "swin_huge"], "is not a timm model"),
         (["--sizes", "225"], "225 x 225 pixels: swin_tiny"),
     ],
 )
