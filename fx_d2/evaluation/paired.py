@@ -49,7 +49,7 @@ def paired_differences(
     Args:
         first: content of a scores file (`read_scores`).
         second: of the other model.
-        draws: number of draws.
+        draws: number of draws, at least one.
         seed: of the draws; with that of the evaluation, the draws are those behind its intervals.
 
     Returns:
@@ -87,7 +87,7 @@ _TRUTH = {"cls": "cls_labels", "loc": "loc_truth", "seg": "seg_positive"}
 def _interval(gains: np.ndarray) -> tuple[float, float, float]:
     """Interval, and share above 0; NaN where too few draws define the difference (see `bootstrap.intervals`)."""
     defined = gains[~np.isnan(gains)]
-    if len(defined) < ENOUGH * len(gains) or not len(defined):
+    if len(defined) < ENOUGH * len(gains):
         return (float("nan"),) * 3
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(defined, (tail, 1 - tail))
