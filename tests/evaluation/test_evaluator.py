@@ -26,8 +26,10 @@ from fx_d2.evaluation import (
     read_scores,
 )
 from fx_d2.evaluation.common import plain
+from fx_d2.evaluation.evaluator import _info
 from fx_d2.evaluation.localization import IOU_THRESHOLDS, BoxRow
 from fx_d2.evaluation.segmentation import FIELDS
+from fx_d2.evaluation.subgroups import ImageInfo
 from fx_d2.structures import DatasetSpec, FXError
 
 FULL = DatasetSpec(name="full", title="Full", cls_classes=("a",), loc_classes=("n",), seg_classes=("m",))
@@ -236,6 +238,13 @@ def test_everything_beside_the_metrics(tmp_path: Path) -> None:
     scores = read_scores(tmp_path / found.scores["student/full"])
     assert scores["image_id"].tolist() == list(range(8)) and scores["sex"].tolist() == list("MFFMFFMF")
     assert scores["cls_scores"].shape == (8, 1) and scores["seg_dice"].shape == (8, 1)
+
+
+def test_what_is_not_known_of_an_image_is_empty() -> None:
+    sample = make_sample(FULL, 1) | {"meta": {"sex": None, "age": 0}}
+    assert _info(sample) == ImageInfo("/images/1.png", "1", "", "0", "")
+    del sample["meta"]
+    assert _info(sample) == ImageInfo("/images/1.png", "1", "", "", "")
 
 
 def test_an_evaluation_in_passing_gives_the_metrics_only(tmp_path: Path) -> None:

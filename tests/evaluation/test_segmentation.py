@@ -207,6 +207,22 @@ def test_intervals_and_arrays() -> None:
     assert evaluator.details(evaluator.rows)["counts"]["heart"] == {"images": 0, "positive": 0}
 
 
+def test_a_class_that_some_images_know() -> None:
+    """It counts in draws as in the metric, and images that know the other class only are kept in the file."""
+    evaluator = SegmentationEvaluator(SPEC)
+    samples = [sample(1, [LEFT, None]), sample(2, [LEFT, LEFT]), sample(3, [None, LEFT])]
+    evaluator.process(samples, [output(LEFT, LEFT), output(LEFT, EMPTY), output(EMPTY, LEFT)])
+    result = evaluator.evaluate()["seg"]
+    assert result["dice/lung"] == 1.0 and result["dice/heart"] == 0.5 and result["dice"] == 0.75
+    drawn = evaluator.drawn(evaluator.rows)(np.ones((1, 3), np.int64))
+    assert {key: drawn[key][0] for key in ("dice/lung", "dice/heart", "dice")} == {
+        key: result[key] for key in ("dice/lung", "dice/heart", "dice")
+    }
+    images = [1, 2, 3, 4]
+    arrays = evaluator.arrays(evaluator.rows, images) | {"image_id": np.array(images)}
+    assert list(evaluator.restored(arrays)) == [1, 2, 3]
+
+
 MASKS = hnp.arrays(bool, (5, 7), elements=st.booleans(), fill=st.booleans())
 
 
