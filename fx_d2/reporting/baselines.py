@@ -115,8 +115,7 @@ def _table(paper: PaperTable, group: Sequence[Run], baselines: Sequence[Run], co
         # Of several methods the one that began where the joint run did.
         kinds = methods(sorted(mine, key=lambda run: run.recipe.start != start))
         elsewhere += [run.name for kind in kinds[:1] for run in kind if group and run.recipe.start != start]
-        if len(kinds) > 1:
-            others += [run.name for kind in kinds[1:] for run in kind]
+        others += [run.name for kind in kinds[1:] for run in kind]
         lines.append(_line(row, group, kinds[0] if kinds else [], models, published, comparer))
     cells = [cell for line in lines for cell in line if isinstance(cell, Number)]
     notes = [MEANS] * any(cell.deviation is not None for cell in cells)
