@@ -39,9 +39,13 @@ def test_pycocotools_opens_it(make_dataset: Callable[..., Path], capsys: pytest.
 
 
 def test_all_unknown_labels_are_no_annotation(tmp_path: Path, spec: DatasetSpec, images: list[dict[str, Any]]) -> None:
-    """Under "ignore", an image of blanks and uncertains has nothing to teach; under "zeros" it has."""
+    """Under "ignore", an image of blanks and uncertains has nothing to teach; where one of the two is known it has."""
     images[1]["labels"] = [None, -1, None]
-    for row, annotated in ((spec, False), (replace(spec, blank="zeros"), True)):
+    for row, annotated in (
+        (spec, False),
+        (replace(spec, blank="zeros"), True),
+        (replace(spec, uncertain="ones"), True),
+    ):
         write_split(tmp_path / "train.json", spec=row, split="train", image_root=".", images=images)
         assert load_split(tmp_path / "train.json", row, "train")[1]["annotated"]["cls"] is annotated
 

@@ -65,6 +65,7 @@ def _set(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (_set("annotations/0/bbox", [40, 20, 16, 20.6]), "leaves its image"),
         (_set("annotations/0/bbox", [float("nan"), 10, 16, 20]), "finite"),
         (_set("annotations/0/bbox", [1, 2]), "four numbers"),
+        (_set("annotations", [{"id": 1, "image_id": 1, "category_id": 1, "bbox": 5}]), "four numbers"),
         (_set("annotations/0/category_id", 3), "unknown category_id"),
         (_set("annotations/0/image_id", 9), "no image with id 9"),
         (_set("annotations/0/iscrowd", 1), "crowd"),
