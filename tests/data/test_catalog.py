@@ -47,6 +47,10 @@ def test_root_from_the_environment(cfg: CfgNode, tmp_path: Path, monkeypatch: py
     cfg.DATASETS.ROOT = ""
     with pytest.raises(FXError, match="absent"):
         dataset_root(cfg)
+    monkeypatch.delenv("DETECTRON2_DATASETS")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "datasets" / "prepared").mkdir(parents=True)
+    assert dataset_root(cfg) == Path("datasets/prepared")
 
 
 @pytest.mark.parametrize(
@@ -83,6 +87,13 @@ def test_row_of_the_table_keeps_its_classes(cfg: CfgNode, tmp_path: Path, caplog
         register_spec(replace(table, cls_classes=("TB",)), tmp_path)
 
 
+def test_a_folder_is_called_as_its_row(cfg: CfgNode, tmp_path: Path, spec: DatasetSpec) -> None:
+    write_spec(tmp_path / "copy", spec)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("copy_train",), ()
+    with pytest.raises(FXError, match="dataset.yaml: .*'toy'.*'copy'"):
+        register_datasets(cfg)
+
+
 def test_rows_without_their_data(cfg: CfgNode, tmp_path: Path, make_dataset: Callable[..., Path]) -> None:
     cfg.DATASETS.ROOT, cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = str(tmp_path / "none"), ("rsna_pneumonia_train",), ()
     register_rows(cfg)
@@ -114,6 +125,9 @@ def test_check_images(cfg: CfgNode, make_dataset: Callable[..., Path], tmp_path:
     for records, count in ((dicts, "1 of 2"), (dicts * 3, "3 of 6")):
         with pytest.raises(FXError, match=f"train_b.png: image file not found \\({count}"):
             check_images(records)
+    moved = [dicts[0] | {"file_name": str(tmp_path / "gone" / f"{i}.png")} for i in range(5)]
+    with pytest.raises(FXError, match=r"0.png: image file not found \(5 of 5"):
+        check_images(moved)
     dicts = get_dicts("toy_test")
     dicts[1]["masks"] = [None, {"file": str(tmp_path / "none.png")}, dicts[0]["masks"][0]]
     with pytest.raises(FXError, match=r"none.png: mask file not found \(1 of 1 masks of 'toy'"):

@@ -158,8 +158,10 @@ def test_predictions_can_be_switched_off(tmp_path: Path) -> None:
 
 
 def test_only_the_tasks_asked_for(tmp_path: Path) -> None:
-    metrics = evaluate_model(make_cfg(tmp_path), {"student": Oracle()}, LOADERS, (FULL, PLAIN), tasks=("seg",)).metrics
+    model = Oracle()
+    metrics = evaluate_model(make_cfg(tmp_path), {"student": model}, LOADERS, (FULL, PLAIN), tasks=("seg",)).metrics
     assert {tuple(key.split("/")[1:3]) for key in metrics} == {("full", "seg")}
+    assert model.seen == list(range(8))  # the other dataset's images need not be read
 
 
 def test_two_splits_of_one_dataset_keep_their_names_apart(tmp_path: Path) -> None:
@@ -175,6 +177,9 @@ def test_wrong_input_is_refused(tmp_path: Path) -> None:
         evaluate_model(cfg, models, {"other_test": LOADERS["full_test"]}, (FULL,))
     with pytest.raises(FXError, match="no images"):
         evaluate_model(cfg, models, {"full_test": list}, (FULL,))
+    models["student"].forward = lambda batch: [{}]
+    with pytest.raises(FXError, match="1 results for 3 images"):
+        evaluate_model(cfg, models, LOADERS, (FULL, PLAIN))
 
 
 def test_progress_says_how_long_it_takes(
@@ -185,6 +190,11 @@ def test_progress_says_how_long_it_takes(
         evaluate_model(make_cfg(tmp_path), {"student": Oracle()}, LOADERS, (FULL, PLAIN))
     assert any("full_test: batch 2 of 3, time left 0:00:00" in message for message in caplog.messages)
     assert any("student on full_test" in message and "AP40 100.00" in message for message in caplog.messages)
+    caplog.clear()
+    monkeypatch.setattr("fx_d2.evaluation.evaluator.LOG_SECONDS", 1e9)
+    with caplog.at_level("INFO"):
+        evaluate_model(make_cfg(tmp_path), {"student": Oracle()}, LOADERS, (FULL, PLAIN))
+    assert caplog.messages and not any("batch 2 of 3" in message for message in caplog.messages)
 
 
 def _distributed(rank: int, folder: str) -> None:
@@ -249,7 +259,8 @@ def test_what_is_not_known_of_an_image_is_empty() -> None:
 
 def test_an_evaluation_in_passing_gives_the_metrics_only(tmp_path: Path) -> None:
     full = evaluate_model(make_cfg(tmp_path), {"student": Oracle()}, LOADERS, (FULL, PLAIN))
-    passing = evaluate_model(make_cfg(tmp_path / "new"), {"student": Oracle()}, LOADERS, (FULL, PLAIN), full=False)
+    cfg = make_cfg(tmp_path / "new", CROSS_HEADS=True)
+    passing = evaluate_model(cfg, {"student": Oracle()}, LOADERS, (FULL, PLAIN), full=False)
     assert plain(passing.metrics) == plain(full.metrics) and not (tmp_path / "new").exists()
     assert not (passing.intervals or passing.details or passing.subgroups or passing.scores)
 

@@ -155,6 +155,8 @@ def test_an_image_counts_once() -> None:
 def test_scores_that_are_not_finite_are_refused() -> None:
     with pytest.raises(FXError, match=r"toy: 1\.png.*not finite"):
         run([sample(1, [])], [output([(0, float("nan"), BOX_A)])])
+    with pytest.raises(FXError, match=r"toy: 1\.png.*not finite"):
+        run([sample(1, [])], [output([(0, 0.5, [0.0, float("inf"), 1.0, 1.0])])])
 
 
 def test_recall_counts_the_best_boxes_of_a_class_only() -> None:
@@ -191,6 +193,7 @@ def test_froc_has_its_own_overlap() -> None:
         evaluator = LocalizationEvaluator(SPEC, MetricOptions(froc_iou=iou))
         evaluator.process([sample(1, [(0, BOX_A)])], [output([(0, 0.9, found)])])
         assert evaluator.evaluate()["loc"]["froc"] == value
+        assert evaluator.details(evaluator.rows)["froc"]["nodule"]["sensitivity"] == [0.0, value]
 
 
 def test_intervals_curves_and_arrays() -> None:
