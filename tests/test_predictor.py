@@ -165,7 +165,11 @@ def test_low_scores_are_left_out(predictor: FXPredictor, films: list[Path]) -> N
 def test_a_head_is_drawn(predictor: FXPredictor, films: list[Path]) -> None:
     found = predictor(films[0], score_thresh=0.0)["tiny"]
     grey = cv2.imread(str(films[0]))[..., 0]
-    assert len(found.boxes) and draw_comparison(grey, found.spec, Findings(), found.findings()).ndim == 3
+    drawn = found.findings()
+    assert drawn.labels == tuple(found.labels.values()) and len(drawn.masks) == len(found.spec.seg_classes)
+    for given, own in ((drawn.boxes, found.boxes), (drawn.classes, found.classes), (drawn.scores, found.scores)):
+        assert len(own) and np.array_equal(given, own)
+    assert draw_comparison(grey, found.spec, Findings(), drawn).ndim == 3
 
 
 @pytest.mark.parametrize(
@@ -219,6 +223,14 @@ def test_a_missing_gpu_and_a_missing_file_are_named(tiny_checkpoint: Path, monke
         FXPredictor.from_checkpoint(tiny_checkpoint, device="cuda")
     with pytest.raises(FXError, match="none.pth does not exist"):
         FXPredictor.from_checkpoint(tiny_checkpoint.with_name("none.pth"))
+    # Where there is one it is taken.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    asked: list[str] = []
+    monkeypatch.setattr("fx_d2.predictor.check_device", asked.append)
+    for device in (None, "cpu"):
+        with pytest.raises(FXError, match="none.pth does not exist"):
+            FXPredictor.from_checkpoint(tiny_checkpoint.with_name("none.pth"), device=device)
+    assert asked == ["cuda", "cpu"]
 
 
 def test_a_film_is_read_once_by_whoever_reads_it(predictor: FXPredictor, films: list[Path]) -> None:

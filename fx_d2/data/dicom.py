@@ -112,7 +112,7 @@ def _picture(dataset: Any, pixels: ModuleType, where: str) -> np.ndarray:
         raise FXError(
             f"{where}: has values {stored.min()} to {stored.max()}, which exceed BitsStored {bits}; convert the file"
         )
-    if stored.ndim == 3 and dataset.SamplesPerPixel == 3:
+    if dataset.SamplesPerPixel == 3:
         return (stored @ np.array([0.299, 0.587, 0.114]) / (2**bits - 1)).astype(np.float32)
     kind = str(dataset.PhotometricInterpretation)
     if stored.ndim != 2 or kind not in ("MONOCHROME1", "MONOCHROME2"):

@@ -225,14 +225,14 @@ def _decode(data: bytes) -> np.ndarray | str:
     if image is None or image.dtype.name not in _FULL_RANGE:
         return _CORRUPT
     if image.ndim == 3:
-        image = cv2.cvtColor(image[:, :, :3], cv2.COLOR_BGR2GRAY) if image.shape[2] >= 3 else image[:, :, 0]
+        image = cv2.cvtColor(image[:, :, :3], cv2.COLOR_BGR2GRAY)
     return image
 
 
 def _is_plain_grey(data: bytes) -> bool:
-    """Whether a PNG is 8- or 16-bit grey without alpha or interlacing, from its header chunk."""
-    header = data[8:29]
-    return header[4:8] == b"IHDR" and len(header) == 21 and header[16] in (8, 16) and not header[17] and not header[20]
+    """Whether a PNG is 8- or 16-bit grey without alpha, from its header chunk."""
+    header = data[8:26]
+    return header[4:8] == b"IHDR" and len(header) == 18 and header[16] in (8, 16) and not header[17]
 
 
 def _decode_grey_png(data: bytes, size: tuple[int, int]) -> np.ndarray | str:

@@ -55,7 +55,8 @@ class HeadComparison:
         """The comparison over all ranks, on the main process; None on the others. Collective.
 
         Args:
-            own: image id -> scores of the images' own head, and labels; needed on the main process.
+            own: image id -> scores of the images' own head, and labels, of all images that `process` saw; needed on the
+                main process.
 
         Returns:
             {finding: {"images", "own_auroc", "heads": {dataset: {"auroc" (against the images' own labels), "own_cut",
@@ -64,15 +65,14 @@ class HeadComparison:
         rows = gather_by_image(self._rows)
         if rows is None:
             return None
-        ids = [image_id for image_id in own if image_id in rows]
         found: dict[str, Any] = {}
         for name, other in self._others.items():
             for i, j in shared_findings(self._spec, other):
-                mine = np.array([own[image][0][i] for image in ids], np.float32)
-                theirs = np.array([rows[image][name][j] for image in ids], np.float32)
-                labels = np.array([own[image][1][i] for image in ids], np.float32)
+                mine = np.array([own[image][0][i] for image in own], np.float32)
+                theirs = np.array([rows[image][name][j] for image in own], np.float32)
+                labels = np.array([own[image][1][i] for image in own], np.float32)
                 finding = self._spec.cls_classes[i]
-                entry = found.setdefault(finding, {"images": len(ids), "own_auroc": auroc(mine, labels), "heads": {}})
+                entry = found.setdefault(finding, {"images": len(own), "own_auroc": auroc(mine, labels), "heads": {}})
                 cuts = self._cut(self._spec.name, finding), self._cut(name, other.cls_classes[j])
                 entry["heads"][name] = {"auroc": auroc(theirs, labels)} | _agreement(mine, theirs, cuts)
         return found

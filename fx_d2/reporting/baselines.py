@@ -129,8 +129,7 @@ def _table(paper: PaperTable, group: Sequence[Run], baselines: Sequence[Run], co
         # If there are several methods, take the one with the initial weights of the joint run.
         kinds = methods(sorted(mine, key=lambda run: run.recipe.start != start))
         elsewhere += [run.name for kind in kinds[:1] for run in kind if group and run.recipe.start != start]
-        if len(kinds) > 1:
-            others += [run.name for kind in kinds[1:] for run in kind]
+        others += [run.name for kind in kinds[1:] for run in kind]
         lines.append(_line(row, joint, kinds[0] if kinds else [], models, published, comparer))
     cells = [cell for line in lines for cell in line if isinstance(cell, Number)]
     notes = [MEANS] * any(cell.deviation is not None for cell in cells)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pycocotools.coco import COCO
+from pycocotools.mask import encode
 
 from fx_d2.data.annotations import check_patients, load_spec, load_split, write_spec, write_split
 from fx_d2.data.masks import decode_masks
@@ -38,17 +39,24 @@ def test_pycocotools_opens_it(make_dataset: Callable[..., Path], capsys: pytest.
 
 
 def test_all_unknown_labels_are_no_annotation(tmp_path: Path, spec: DatasetSpec, images: list[dict[str, Any]]) -> None:
-    """Under "ignore", an image of blanks and uncertains has nothing to teach; under "zeros" it has."""
+    """Under "ignore", an image of blanks and uncertains has nothing to teach; where one of the two is known it has."""
     images[1]["labels"] = [None, -1, None]
-    for row, annotated in ((spec, False), (replace(spec, blank="zeros"), True)):
+    for row, annotated in (
+        (spec, False),
+        (replace(spec, blank="zeros"), True),
+        (replace(spec, uncertain="ones"), True),
+    ):
         write_split(tmp_path / "train.json", spec=row, split="train", image_root=".", images=images)
         assert load_split(tmp_path / "train.json", row, "train")[1]["annotated"]["cls"] is annotated
 
 
 def test_spec_round_trip(tmp_path: Path, spec: DatasetSpec) -> None:
-    """dataset.yaml gives the same row."""
+    """dataset.yaml gives the same row, and people can read it: the name first, letters as they are."""
+    spec = replace(spec, title="Épanchement")
     write_spec(tmp_path, spec)
     assert load_spec(tmp_path) == spec
+    text = (tmp_path / "dataset.yaml").read_text(encoding="utf-8")
+    assert text.startswith("name: toy\n") and "title: Épanchement\n" in text
 
 
 @pytest.mark.parametrize(
@@ -86,15 +94,35 @@ def test_what_is_written_of_the_release_and_the_file(
     images[0] |= {"width": np.int64(60), "patient_id": np.int64(3), "file_name": Path("a.png")}
     images[0] |= {"boxes": np.zeros((0, 2)), "masks": [{"file": Path("m.png")}, None, None]}
     images[0] |= {"intensity": (np.uint16(0), np.uint16(4095)), "stored_size": np.array([20, 30]), "study_id": 7}
-    path = tmp_path / "train.json"
+    path, spec = tmp_path / "train.json", replace(spec, source="the row's", licence="the row's")
     write_split(path, spec=spec, split="train", image_root=".", images=images, release="v2", licence="CC0")
     info = json.loads(path.read_text())["info"]
     assert (info["release"], info["licence"], info["dataset"], info["split"]) == ("v2", "CC0", "toy", "train")
+    assert info["source"] == "the row's"  # as none was given
     first, second = load_split(path, spec, "train")
     assert (first["intensity"], first["stored_size"], first["study_id"]) == ([0, 4095], [20, 30], "7")
     assert (first["width"], first["patient_id"], first["file_name"]) == (60, "3", str(tmp_path / "a.png"))
     assert first["annotated"]["loc"] and first["masks"][0] == {"file": str(tmp_path / "m.png")}
     assert (second["intensity"], second["stored_size"]) == (None, None)
+
+
+def test_masks_as_arrays_and_as_codes(tmp_path: Path, spec: DatasetSpec, images: list[dict[str, Any]]) -> None:
+    """An array, its code as pycocotools gives it (bytes), and as json holds it (text) are written alike."""
+    array = images[0]["masks"][0]
+    code = encode(np.asfortranarray(array, dtype=np.uint8))
+    images[0]["masks"] = [array, code, code | {"counts": code["counts"].decode()}]
+    write_split(tmp_path / "train.json", spec=spec, split="train", image_root=".", images=images)
+    masks = load_split(tmp_path / "train.json", spec, "train")[0]["masks"]
+    assert masks[0] == masks[1] == masks[2]
+    np.testing.assert_array_equal(decode_masks(masks[:1], "")[:, :, 0], array)
+
+
+def test_masks_need_seg_classes(tmp_path: Path, spec: DatasetSpec, images: list[dict[str, Any]]) -> None:
+    row = replace(spec, seg_classes=())
+    with pytest.raises(FXError, match=r"train.json: image 'a.png': .* no seg classes"):
+        write_split(tmp_path / "train.json", spec=row, split="train", image_root=".", images=images)
+    write_split(tmp_path / "train.json", spec=row, split="train", image_root=".", images=images[1:])
+    assert load_split(tmp_path / "train.json", row, "train")[0]["masks"] is None
 
 
 def test_content_hash(make_dataset: Callable[..., Path], spec: DatasetSpec) -> None:

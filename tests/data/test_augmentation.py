@@ -15,6 +15,7 @@ from fx_d2.data.augmentation import (
     LightTransform,
     RandomAffine,
     RandomAreaCrop,
+    RandomLight,
     ResizeTransform,
     build_augmentation,
     split_grid,
@@ -134,8 +135,19 @@ def test_light_by_hand() -> None:
     assert transform.apply_image(image).tolist() == [[60, 120], [180, 120]]
     np.testing.assert_allclose(transform.apply_image(image.astype(np.float32)), [[60, 120], [180, 120]], rtol=1e-5)
     assert LightTransform(brightness=1.5, contrast=1.0).apply_image(image).tolist() == [[0, 150], [255, 150]]
+    bright = LightTransform(brightness=1.5, contrast=1.0).apply_image(image.astype(np.float32))
+    assert bright.tolist() == [[0, 150], [255, 150]]
     mask = np.eye(2, dtype=np.uint8)
     np.testing.assert_array_equal(transform.apply_segmentation(mask), mask)
+
+
+def test_light_stays_in_its_ranges() -> None:
+    """Both factors are drawn about 1, each in its own range, and reach its ends."""
+    np.random.seed(0)
+    draw = RandomLight(brightness=0.1, contrast=0.4)
+    drawn = [draw.get_transform(np.zeros((2, 2), np.uint8)) for _ in range(200)]
+    for values, reach in (([x.brightness for x in drawn], 0.1), ([x.contrast for x in drawn], 0.4)):
+        assert 1 - reach <= min(values) < 1 - 0.9 * reach and 1 + 0.9 * reach < max(values) <= 1 + reach
 
 
 def test_crop_has_the_distribution_of_random_resized_crop() -> None:
@@ -240,6 +252,19 @@ def test_probability_of_affine_and_light(cfg: CfgNode, spec: DatasetSpec) -> Non
         moved = sum(bool((augmentation.geometry(film)[0] != plain).any()) for _ in range(60))
         lit = sum(bool((augmentation.photometry(plain) != plain).any()) for _ in range(60))
         assert low <= moved <= high and low <= lit <= high
+
+
+@pytest.mark.parametrize("key", ["ROTATE", "SCALE", "SHIFT", "BRIGHTNESS", "CONTRAST"])
+def test_a_range_alone(cfg: CfgNode, spec: DatasetSpec, key: str) -> None:
+    """Each range works without the others: the first three move the picture, the other two change its light."""
+    ranges = dict.fromkeys(("FLIP", "ROTATE", "SCALE", "SHIFT", "BRIGHTNESS", "CONTRAST"), 0.0)
+    cfg.INPUT.CLS.update(ranges | {"CROP_AREA": 1.0, "PROB": 1.0, key: 10.0 if key == "ROTATE" else 0.3})
+    film, augmentation = _film(), build_augmentation(cfg, "cls", spec)
+    plain = resize_image(film, (32, 48))
+    np.random.seed(0)
+    moved = bool((augmentation.geometry(film)[0] != plain).any())
+    lit = bool((augmentation.photometry(plain) != plain).any())
+    assert (moved, lit) == (key in ("ROTATE", "SCALE", "SHIFT"), key in ("BRIGHTNESS", "CONTRAST"))
 
 
 @pytest.mark.parametrize("name", ["Left Lung", "right_clavicle", "LEFT", "leftLung", "lungRight", "LEFT_LUNG"])

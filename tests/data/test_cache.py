@@ -115,6 +115,7 @@ def test_sizes_and_names(tmp_path: Path, both: tuple[list[dict[str, Any]], ...])
         assert read_full_size(record).shape == (record["height"], record["width"])
         assert record["intensity"] is None
     assert read_size(90, 130, 0) == (90, 130) and read_size(1000, 3, 2) == (667, 2)
+    assert read_size(90, 130, 100) == (90, 130) == read_size(90, 130, 90)
 
 
 def test_cache_goes_on_where_it_stopped(tmp_path: Path, images: list[dict[str, Any]]) -> None:

@@ -47,6 +47,10 @@ def test_root_from_the_environment(cfg: CfgNode, tmp_path: Path, monkeypatch: py
     cfg.DATASETS.ROOT = ""
     with pytest.raises(FXError, match="absent"):
         dataset_root(cfg)
+    monkeypatch.delenv("DETECTRON2_DATASETS")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "datasets" / "prepared").mkdir(parents=True)
+    assert dataset_root(cfg) == Path("datasets/prepared")
 
 
 @pytest.mark.parametrize(
@@ -66,8 +70,8 @@ def test_bad_names(cfg: CfgNode, make_dataset: Callable[..., Path], name: str, m
         register_datasets(cfg)
 
 
-def test_row_of_the_table_keeps_its_classes(cfg: CfgNode, tmp_path: Path, make_dataset: Callable[..., Path]) -> None:
-    """A dataset.yaml may change a policy of a row of the table, not its classes."""
+def test_row_of_the_table_keeps_its_classes(cfg: CfgNode, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A dataset.yaml may change a policy of a row of the table, which is said, but not its classes."""
     table = BY_NAME["nih_shenzhen"]
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("nih_shenzhen_train",), ()
     write_spec(tmp_path / table.name, replace(table, cls_classes=("TB",)))
@@ -77,8 +81,17 @@ def test_row_of_the_table_keeps_its_classes(cfg: CfgNode, tmp_path: Path, make_d
     (tmp_path / table.name / "train.json").write_text("{}")
     register_datasets(cfg)
     assert spec_of("nih_shenzhen_train").uncertain == "ones"
+    (line,) = [record.getMessage() for record in caplog.records if "dataset.yaml" in record.getMessage()]
+    assert ": uncertain differ" in line
     with pytest.raises(FXError, match="other cls classes"):
         register_spec(replace(table, cls_classes=("TB",)), tmp_path)
+
+
+def test_a_folder_is_called_as_its_row(cfg: CfgNode, tmp_path: Path, spec: DatasetSpec) -> None:
+    write_spec(tmp_path / "copy", spec)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("copy_train",), ()
+    with pytest.raises(FXError, match="dataset.yaml: .*'toy'.*'copy'"):
+        register_datasets(cfg)
 
 
 def test_rows_without_their_data(cfg: CfgNode, tmp_path: Path, make_dataset: Callable[..., Path]) -> None:
@@ -112,6 +125,9 @@ def test_check_images(cfg: CfgNode, make_dataset: Callable[..., Path], tmp_path:
     for records, count in ((dicts, "1 of 2"), (dicts * 3, "3 of 6")):
         with pytest.raises(FXError, match=f"train_b.png: image file not found \\({count}"):
             check_images(records)
+    moved = [dicts[0] | {"file_name": str(tmp_path / "gone" / f"{i}.png")} for i in range(5)]
+    with pytest.raises(FXError, match=r"0.png: image file not found \(5 of 5"):
+        check_images(moved)
     dicts = get_dicts("toy_test")
     dicts[1]["masks"] = [None, {"file": str(tmp_path / "none.png")}, dicts[0]["masks"][0]]
     with pytest.raises(FXError, match=r"none.png: mask file not found \(1 of 1 masks of 'toy'"):
@@ -119,7 +135,7 @@ def test_check_images(cfg: CfgNode, make_dataset: Callable[..., Path], tmp_path:
 
 
 def test_a_training_evaluates_validation_splits_and_a_request_what_it_names(
-    cfg: CfgNode, make_dataset: Callable[..., Path]
+    cfg: CfgNode, make_dataset: Callable[..., Path], spec: DatasetSpec
 ) -> None:
     make_dataset(splits=("train", "test"))
     register_datasets(cfg)
@@ -131,6 +147,11 @@ def test_a_training_evaluates_validation_splits_and_a_request_what_it_names(
     assert evaluation_splits(cfg, training=False) == ("toy_test", "toy_train")
     cfg.TEST.SPLIT = "test"
     assert evaluation_splits(cfg, training=True) == evaluation_splits(cfg, training=False) == ("toy_test",)
+    make_dataset(row=replace(spec, name="other"))
+    cfg.DATASETS.TEST = ("toy_test", "other_train")
+    register_datasets(cfg)
+    assert evaluation_splits(cfg, training=False) == ("toy_test",)  # the other one has no such file
+    cfg.DATASETS.TEST = ("toy_test",)
     (make_dataset() / "toy" / "test.json").unlink()
     with pytest.raises(FXError, match="TEST.SPLIT 'test': no dataset .* toy_test"):
         evaluation_splits(cfg, training=False)

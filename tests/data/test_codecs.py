@@ -82,7 +82,13 @@ def test_broken_relative_codes(text: str, message: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("0 2", "counted from 1"), ("3 2 1 1", "unsorted or"), ("1 3 2 4", "overlapping runs"), ("1 13", "pixel 13")],
+    [
+        ("0 2", "counted from 1"),
+        ("3 2 1 1", "unsorted or"),
+        ("1 1 9 2 5 1", "unsorted or"),
+        ("1 3 2 4", "overlapping runs"),
+        ("1 13", "pixel 13"),
+    ],
 )
 def test_broken_absolute_codes(text: str, message: str) -> None:
     with pytest.raises(FXError, match=message):
@@ -117,16 +123,22 @@ def test_points() -> None:
             decode_points(wrong, 6, 6)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("kind", ["bool", "0/1", "0/255", "16 bits", "palette", "colour", "gif"])
+@pytest.mark.parametrize(
+    "kind", ["bool", "0/1", "0/255", "16 bits", "palette", "turned palette", "colour", "alpha", "gif"]
+)
 def test_mask_files(tmp_path: Path, kind: str) -> None:
     """The same mask comes out of every form."""
     white = Image.fromarray(HAND * np.uint8(255))
+    turned = Image.fromarray(1 - HAND, mode="P")  # colour 0 is the inside
+    turned.putpalette([255, 255, 255, 0, 0, 0])
     image, name = {
         "bool": (white.convert("1"), "a.png"),
         "0/1": (Image.fromarray(HAND), "a.png"),
         "0/255": (white, "a.png"),
         "16 bits": (Image.fromarray(HAND.astype(np.uint16) * 300), "a.png"),
         "palette": (white.convert("P"), "a.png"),
+        "turned palette": (turned, "a.png"),
+        "alpha": (white.convert("RGBA"), "a.png"),
         "colour": (Image.merge("RGB", (white.point(lambda _: 0), white, white.point(lambda _: 0))), "a.png"),
         "gif": (white, "a.gif"),
     }[kind]
@@ -162,11 +174,13 @@ def test_unreadable_mask_files(tmp_path: Path) -> None:
             with pytest.raises(FXError, match=name):
                 read_mask_file(tmp_path / name)
     Image.fromarray(noise).save(tmp_path / "a.png")
-    data = bytearray((tmp_path / "a.png").read_bytes())
-    data[len(data) // 2] ^= 1
-    (tmp_path / "a.png").write_bytes(data)
-    with pytest.raises(FXError, match="a.png"):
-        read_mask_file(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    for place in (len(data) // 2, -13):  # in the pixels; in their checksum alone, which Pillow does not look at
+        damaged = bytearray(data)
+        damaged[place] ^= 1
+        (tmp_path / "a.png").write_bytes(damaged)
+        with pytest.raises(FXError, match="a.png"):
+            read_mask_file(tmp_path / "a.png")
     with pytest.raises(FXError, match="none.png: mask file cannot be read"):
         read_mask_file(tmp_path / "none.png")
 
@@ -180,9 +194,11 @@ def test_a_mask_file_that_is_too_large(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_merge() -> None:
-    """255 and 1 on one pixel do not add up to 0."""
-    merged = merge_masks([np.array([[255, 0]], dtype=np.uint8), np.array([[1, 0]], dtype=np.uint8)])
-    assert merged.tolist() == [[1, 0]] and merged.dtype == np.uint8
-    for wrong in ([], [np.zeros((2, 2)), np.zeros((2, 3))]):
+    """Each mask adds its pixels, and 255 and 1 on one pixel do not add up to 0."""
+    merged = merge_masks(
+        [np.array([row], dtype=np.uint8) for row in ([255, 2, 0, 0, 0], [1, 0, 7, 0, 0], [0, 0, 0, 1, 0])]
+    )
+    assert merged.tolist() == [[1, 1, 1, 1, 0]] and merged.dtype == np.uint8
+    for wrong in ([], [np.zeros((2, 2)), np.zeros((2, 3))], [np.zeros(3), np.zeros(3)]):
         with pytest.raises(FXError, match="masks to merge"):
             merge_masks(wrong)

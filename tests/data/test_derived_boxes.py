@@ -77,6 +77,7 @@ def test_a_fused_box_moves_with_its_members() -> None:
 
 def test_a_box_is_cut_to_its_image_by_a_pixel_at_most() -> None:
     assert clip_box((-0.5, 2, 30.9, 10), (20, 30)) == [0, 2, 30, 8]
+    assert clip_box((3, 4, 9, 11), (20, 30)) == [3, 4, 6, 7] and clip_box((-1, -1, 31, 21), (20, 30)) == [0, 0, 30, 20]
     for wrong, message in (
         ((-1.5, 2, 9, 9), "extends beyond its image of 30 x 20"),
         ((1, 2, 9, 22), "extends beyond its image"),

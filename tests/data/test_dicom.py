@@ -133,6 +133,17 @@ def test_tables(write: Callable[..., Path]) -> None:
     _close(path, np.array(voi)[LEVELS // 256] / 255)
 
 
+def test_a_modality_table_alone(write: Callable[..., Path]) -> None:
+    """Its own depth is black to white, also where it does not reach the ends."""
+    table = [50 + i // 32 for i in range(4096)]
+    _close(write(LEVELS, 12, ModalityLUTSequence=_lut(0, 8, table), ModalityLUTType="US"), (50 + LEVELS // 32) / 255)
+
+
+@pytest.mark.parametrize("half", [{"WindowCenter": 1000}, {"WindowWidth": 500}])
+def test_half_a_window_is_none(write: Callable[..., Path], half: dict[str, int]) -> None:
+    _close(write(LEVELS, 12, **half), LEVELS / 4095)
+
+
 def test_padding_is_black(write: Callable[..., Path]) -> None:
     """Also where the stored padding would be white, and over a range of values."""
     pixels = LEVELS.copy()
@@ -241,6 +252,10 @@ def test_refused(write: Callable[..., Path]) -> None:
         read_image(path)
     with pytest.raises(FXError, match="states its own grey range"):
         read_image(write(LEVELS, 12), intensity=(0, 4095))
+    with pytest.raises(FXError, match=r"a\.dcm: .*'PALETTE COLOR'"):
+        read_image(write(LEVELS, 12, PhotometricInterpretation="PALETTE COLOR"))
+    with pytest.raises(FXError, match=r"a\.dcm: .* 17 bits"):  # a table of 32 bits would fill the memory
+        read_image(write(LEVELS.astype(np.uint32), 17))
 
 
 @pytest.mark.parametrize("offset", [0, -2048])
@@ -249,6 +264,8 @@ def test_values_beyond_the_stated_bits_are_refused(write: Callable[..., Path], o
     pixels = LEVELS.astype(np.int16) + offset if offset else LEVELS
     with pytest.raises(FXError, match=rf"a\.dcm: has values {offset} to {4095 + offset}, which exceed BitsStored 10"):
         read_image(write(pixels, 10))
+    with pytest.raises(FXError, match=r"a\.dcm: has values -600 to 0, beyond the 10 bits"):
+        read_image(write(np.array([[-600, 0]], dtype=np.int16), 10))
     colour = np.full((20, 30, 3), 200, dtype=np.uint8)
     path = write(colour, 7, SamplesPerPixel=3, PlanarConfiguration=0, PhotometricInterpretation="RGB")
     with pytest.raises(FXError, match="has values 200 to 200, which exceed BitsStored 7"):
@@ -263,6 +280,13 @@ def test_tags_of_the_header_are_text(write: Callable[..., Path], tmp_path: Path)
         "ViewPosition": "",
         "Rows": "48",
     }
+    path.write_bytes(path.read_bytes()[:-1000])  # The pixels are not read.
+    assert dicom_tags(path, ("PatientSex",)) == {"PatientSex": "F"} and dicom_size(path) == (48, 64)
+    film = _dataset(LEVELS, 12)
+    del film.Rows
+    film.save_as(tmp_path / "b.dcm", enforce_file_format=True)
+    with pytest.raises(FXError, match=r"b\.dcm: .*Rows"):
+        dicom_size(tmp_path / "b.dcm")
     (tmp_path / "none.dcm").write_bytes(b"no header")
     with pytest.raises(FXError, match=r"none\.dcm: broken or truncated DICOM file"):
         dicom_tags(tmp_path / "none.dcm", ("PatientID",))

@@ -14,6 +14,7 @@ import pytest
 
 from fx_d2.data.annotations import load_spec, load_split
 from fx_d2.data.cache import read_record, resize_image
+from fx_d2.data.masks import decode_masks
 
 PROJECT = Path(__file__).parents[2]
 REAL = PROJECT.parent / "shared" / "data"
@@ -101,12 +102,25 @@ def test_prepare(script: ModuleType, source: Path, tmp_path: Path, capsys: pytes
     assert first["labels"] == [1, 0] and second["labels"] == [0, None] and first["meta"] == {"sex": "F"}
     assert first["annotated"] == {"cls": True, "loc": True, "seg": True}
     assert second["annotated"] == {"cls": True, "loc": False, "seg": False}
-    assert first["annotations"][0]["bbox"] == [2, 3, 10, 9] and None not in first["masks"] and first["ignore_mask"]
+    assert first["annotations"][0]["bbox"] == [2, 3, 10, 9] and first["ignore_mask"]
+    masks = decode_masks(first["masks"], "here")  # the second is known to be empty: it has no file
+    assert masks[..., 0].all() and not masks[..., 1].any()
     (test,) = load_split(tmp_path / "out" / "tiny" / "test.json", spec, "test")
     assert test["annotated"]["loc"] and not test["annotations"] and test["masks"][1] is None
     assert Path(test["file_name"]).samefile(source / "images" / "2.png")
     table = capsys.readouterr().out
     assert "label tb" in table and "mask left_lung" in table and "tiny_train" in table
+
+
+def test_one_side_of_an_image_is_no_size(script: ModuleType, source: Path, tmp_path: Path) -> None:
+    text = (source / "labels.csv").read_text(encoding="utf-8-sig").splitlines()
+    rows = [f"{line},{width}" for line, width in zip(text, ("width", "30", "31", ""), strict=True)]
+    (source / "labels.csv").write_text("\n".join(rows))
+    assert script.main([str(source), "--output", str(tmp_path / "out")]) == 0
+    (source / "labels.csv").write_text(
+        "\n".join(f"{row},{h}" for row, h in zip(rows, ("height", 20, 20, 20), strict=True))
+    )
+    assert script.main([str(source), "--output", str(tmp_path / "out")]) == 1
 
 
 def test_choices(script: ModuleType, source: Path, tmp_path: Path) -> None:

@@ -49,6 +49,8 @@ def test_boxes_tell_negatives_from_unknown(tmp_path: Path) -> None:
     boxes = read_boxes(tmp_path / "boxes.json", ["tb"], {"a", "b", "c"})
     assert boxes["a"].boxes == [("tb", [1, 2, 3, 4])] and boxes["b"].boxes == [] and "c" not in boxes
     assert boxes["a"].size == (9, 8)
+    (tmp_path / "boxes.json").write_text(json.dumps(document | {"images": [], "annotations": []}))
+    assert read_boxes(tmp_path / "boxes.json", ["tb"], {"a"}) == {}
 
 
 @pytest.mark.parametrize(
@@ -58,6 +60,7 @@ def test_boxes_tell_negatives_from_unknown(tmp_path: Path) -> None:
         ({"image_id": 9}, "annotation 1: there is no image with id 9"),
         ({"category_id": "4"}, "annotation 1: there is no category with id '4'"),
         ({"bbox": ["1", "2", "3", "4"]}, "annotation 1: bbox must be four numbers"),
+        ({"bbox": 5}, "annotation 1: bbox must be four numbers"),
     ],
 )
 def test_bad_boxes(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -93,7 +96,7 @@ def test_bad_images_and_categories(tmp_path: Path, part: str, change: dict[str, 
 
 def test_minimal_description(tmp_path: Path) -> None:
     file = tmp_path / "dataset.json"
-    file.write_text('{"name": "a", "splits": {"train": "train.txt"}, "labels": {"columns": ["tb"]}}')
+    file.write_text('{"name": "a", "title": null, "splits": {"train": "train.txt"}, "labels": {"columns": ["tb"]}}')
     assert read_description(tmp_path)["name"] == "a"
     for text, message in (("[]", "must hold an object"), ('{"name": "a", "splits": {}}', "`splits` must map")):
         file.write_text(text)

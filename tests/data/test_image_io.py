@@ -8,10 +8,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import SimpleITK
 from PIL import Image
 
 from fx_d2.data import image_io as module
-from fx_d2.data.image_io import decode_image, image_size, read_image
+from fx_d2.data.image_io import decode_image, describe_file, image_size, read_image
 from fx_d2.structures import FXError
 
 RAMP = np.linspace(0, 65535, 64 * 48).astype(np.uint16).reshape(48, 64)
@@ -136,6 +137,41 @@ def test_png_of_a_size_that_no_memory_holds(tmp_path: Path, mode: str) -> None:
     (tmp_path / "a.png").write_bytes(data)
     with pytest.raises(FXError, match="a.png: more than the limit of 67,108,864 pixels"):
         read_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_interlaced_png(tmp_path: Path, depth: int) -> None:
+    """Seven pictures of every eighth pixel and so on, as slow networks once liked them."""
+    image = np.random.default_rng(0).integers(0, 2**depth, (9, 11)).astype(f">u{depth // 8}")
+    image[0, 0] = 2**depth - 1
+    passes = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+    lines = [line for y, x, down, right in passes for line in image[y::down, x::right] if len(line)]
+    header = b"".join(side.to_bytes(4, "big") for side in image.shape[::-1]) + bytes((depth, 0, 0, 0, 1))
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"".join(b"\0" + x.tobytes() for x in lines))), (b"IEND", b""))
+    data = module._PNG
+    for kind, body in chunks:
+        data += len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+    (tmp_path / "a.png").write_bytes(data)
+    np.testing.assert_allclose(read_image(tmp_path / "a.png", dtype="float32"), image / (2**depth - 1), atol=1e-7)
+
+
+def test_what_a_file_is(tmp_path: Path, film_folder: Path) -> None:
+    """Kind and depth, from the header; colour is said."""
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(RAMP), str(tmp_path / "a.mha"))
+    (tmp_path / "a.mha").rename(tmp_path / "a.MHA")
+    (tmp_path / "a.IMG").write_bytes(bytes(2 * 2048 * 2048))
+    for path, said in (
+        (_write(tmp_path / "a.png", RAMP), "PNG, 16 bits"),
+        (_write(tmp_path / "b.png", np.zeros((3, 2, 3), np.uint8)), "PNG, 8 bits, RGB"),
+        (_write(tmp_path / "c.jpg", np.zeros((3, 2), np.uint8)), "JPEG, 8 bits"),
+        (film_folder / "c.dcm", "DICOM, 8 bits, MONOCHROME1"),
+        (film_folder / "sub" / "IM1", "DICOM, 8 bits, MONOCHROME1"),
+        (tmp_path / "a.IMG", "JSRT .IMG, 12 bits"),
+    ):
+        assert describe_file(path) == said
+    assert describe_file(tmp_path / "a.MHA").startswith("MetaImage, ")
+    with pytest.raises(FXError, match="none.png"):
+        describe_file(tmp_path / "none.png")
 
 
 def test_missing_and_other_formats(tmp_path: Path) -> None:

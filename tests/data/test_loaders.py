@@ -17,7 +17,7 @@ from torch import Tensor
 from fx_d2.batch import Batch
 from fx_d2.data.annotations import load_spec, write_spec, write_split
 from fx_d2.data.catalog import register_datasets
-from fx_d2.data.loaders import build_test_loader, build_train_data, training_dicts
+from fx_d2.data.loaders import build_test_loader, build_train_data, check_test_split, training_dicts
 from fx_d2.structures import DatasetSpec, FXError, Phase
 
 
@@ -141,7 +141,8 @@ def test_the_limit_counts_what_is_left(registered: CfgNode, monkeypatch: pytest.
     """DATASETS.LIMIT takes the first images after DATASETS.EXCLUDE."""
     registered.DATASETS.EXCLUDE, registered.DATASETS.LIMIT = "leaks.json", 1
     for excluded, left in (({1}, 2), ({2}, 1), (set(), 1)):
-        monkeypatch.setattr("fx_d2.data.loaders.excluded_images", lambda *_, found=excluded: found)
+        answers = {("leaks.json", "toy_train"): excluded}
+        monkeypatch.setattr("fx_d2.data.loaders.excluded_images", lambda *args, known=answers: known[args])
         assert [record["image_id"] for record in training_dicts(registered, "toy_train")] == [left]
 
 
@@ -151,6 +152,21 @@ def test_test_loader(registered: CfgNode) -> None:
     assert len(loader) == 1 and [s["image_id"] for batch in loader for s in batch] == [1, 2]
     registered.DATASETS.LIMIT = 1
     assert [len(batch) for batch in build_test_loader(registered, "toy_test")] == [1]
+
+
+def test_what_an_evaluation_needs_is_read_before(registered: CfgNode) -> None:
+    """All images must be there, the first must be readable, and the limit holds here, too."""
+    folder = Path(registered.DATASETS.ROOT) / "toy" / "images"
+    check_test_split(registered, "toy_test")
+    (folder / "test_b.png").unlink()
+    for check in (check_test_split, build_test_loader):
+        with pytest.raises(FXError, match=r"test_b.png: image file not found \(1 of 2"):
+            check(registered, "toy_test")
+    registered.DATASETS.LIMIT = 1
+    check_test_split(registered, "toy_test")
+    (folder / "test_a.png").write_bytes(b"")
+    with pytest.raises(FXError, match="test_a.png: empty file"):
+        check_test_split(registered, "toy_test")
 
 
 def test_no_annotated_image(registered: CfgNode, spec: DatasetSpec, images: list[dict[str, Any]]) -> None:
@@ -175,19 +191,24 @@ def test_labels_that_never_differ_are_said(
     """A table that writes 1 or nothing has no negatives; with blanks as zeros it has."""
     folder = Path(registered.DATASETS.ROOT) / "toy"
     rows = [
-        image | {"file_name": f"train_{image['file_name']}", "labels": labels}
-        for image, labels in zip(images, ([1, None, 0], [0, 1, None]), strict=True)
+        images[0] | {"file_name": name, "labels": labels}
+        for name, labels in (("train_a.png", [1, None, 0]), ("train_b.png", [0, 1, None]), ("test_a.png", None))
     ]
     write_split(folder / "train.json", spec=spec, split="train", image_root="images", images=rows)
     build_train_data(registered)
     (line,) = [record.getMessage() for record in caplog.records if "one known label value" in record.getMessage()]
-    assert line.startswith("toy_train: ") and "in 2 images: right_sign, other (blank labels count as unknown" in line
+    assert line.startswith("toy_train: ") and "in 3 images: right_sign, other (blank labels count as unknown" in line
     caplog.clear()
     write_spec(folder, replace(spec, blank="zeros", uncertain="zeros"))
     register_datasets(registered)
     build_train_data(registered)
     (line,) = [record.getMessage() for record in caplog.records if "one known label value" in record.getMessage()]
     assert "images: other (blank labels count as 0" in line
+    caplog.clear()
+    rows[1]["labels"] = [0, 1, 1]
+    write_split(folder / "train.json", spec=spec, split="train", image_root="images", images=rows)
+    build_train_data(registered)
+    assert "one known label value" not in caplog.text
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
@@ -203,11 +224,24 @@ def test_patient_in_two_splits(
         build_train_data(registered)
 
 
+def test_patients_of_another_dataset(
+    registered: CfgNode, make_dataset: Callable[..., Path], spec: DatasetSpec, images: list[dict[str, Any]]
+) -> None:
+    """Two datasets may call different patients alike, such as "1"."""
+    make_dataset(row=replace(spec, name="other"))
+    registered.DATASETS.TEST = ("toy_test", "other_train")
+    register_datasets(registered)
+    build_train_data(registered)
+
+
 def test_faulty_configs(registered: CfgNode) -> None:
-    """A row named twice, and a batch that two processes cannot share."""
+    """A row named twice, a batch that two processes cannot share, and one of nothing."""
     registered.SCHEDULE.BATCH_SIZE.CLS = 3
     with pytest.raises(FXError, match="BATCH_SIZE.CLS is 3"):
         build_train_data(registered).loader(_Schedule(), 0, 0, 2, 1, seed=0)
+    registered.SCHEDULE.BATCH_SIZE.CLS = 0
+    with pytest.raises(FXError, match="BATCH_SIZE.CLS is 0"):
+        build_train_data(registered)
     registered.DATASETS.TRAIN = ("toy_train", "toy_test")
     with pytest.raises(FXError, match=r"repeated: \['toy'\]"):
         build_train_data(registered)

@@ -156,7 +156,10 @@ def test_label_policies(spec: DatasetSpec) -> None:
 
 
 def test_soft_labels_are_drawn_with_each_sample(cfg: CfgNode, spec: DatasetSpec, records: list[dict[str, Any]]) -> None:
-    """Not frozen when the file is loaded: another seed, another target; and a flip takes it to the other side."""
+    """Not frozen when the file is loaded: another seed, another target; and a flip takes it to the other side.
+
+    Evaluation has no such draw: it knows nothing of the label.
+    """
     cfg.INPUT.CLS.FLIP = 0.0
     mapper = TrainMapper(cfg, replace(spec, uncertain="soft"), "cls")
     drawn = [mapper(records[1], seed)["labels"] for seed in range(6)]
@@ -166,6 +169,11 @@ def test_soft_labels_are_drawn_with_each_sample(cfg: CfgNode, spec: DatasetSpec,
     cfg.INPUT.CLS.FLIP = 1.0
     flipped = TrainMapper(cfg, replace(spec, uncertain="soft"), "cls")(records[1], 3)["labels"]
     assert flipped[0] == 1.0 and 0.55 <= flipped[1] <= 0.85
+    assert EvalMapper(cfg, replace(spec, uncertain="soft"))(records[1])["labels"].isnan().tolist() == [
+        True,
+        False,
+        False,
+    ]
 
 
 def test_evaluation_sample(cfg: CfgNode, spec: DatasetSpec, records: list[dict[str, Any]]) -> None:
@@ -188,8 +196,10 @@ def test_wrong_size_is_named(cfg: CfgNode, spec: DatasetSpec, records: list[dict
 
 def test_teacher_view(cfg: CfgNode, spec: DatasetSpec, records: list[dict[str, Any]]) -> None:
     """No second view where nobody looks at it; another word is refused."""
-    cfg.MODEL.TEACHER.ENABLED = False
-    assert "teacher_image" not in TrainMapper(cfg, spec, "cls")(records[0], 0)
+    for enabled, weight in ((False, 1.0), (True, 0.0)):
+        cfg.MODEL.TEACHER.ENABLED, cfg.MODEL.TEACHER.CONSISTENCY = enabled, weight
+        assert "teacher_image" not in TrainMapper(cfg, spec, "cls")(records[0], 0)
+    cfg.MODEL.TEACHER.CONSISTENCY = 1.0
     cfg.MODEL.TEACHER.ENABLED, cfg.INPUT.TEACHER_VIEW = True, "other"
     with pytest.raises(FXError, match="TEACHER_VIEW"):
         TrainMapper(cfg, spec, "cls")

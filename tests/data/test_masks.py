@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fx_d2.data.masks import decode_masks, encode_mask, rle_problem
+from fx_d2.data.masks import decode_masks, encode_mask, mask_problem, rle_problem
 from fx_d2.structures import FXError
 
 
@@ -38,6 +38,13 @@ def test_broken_codes(counts: str) -> None:
     assert "broken run-length code" in rle_problem({"size": [40, 60], "counts": counts}, 40, 60)
 
 
+@pytest.mark.parametrize("counts", ["2O", "q"])
+def test_a_broken_code_whose_runs_add_up(counts: str) -> None:
+    """Runs 2 and -1, and a character beyond the code's 64 whose low bits are a 1."""
+    assert rle_problem({"size": [1, 1], "counts": "1"}, 1, 1) == ""
+    assert "broken run-length code" in rle_problem({"size": [1, 1], "counts": counts}, 1, 1)
+
+
 def test_every_cut_of_a_code_is_noticed() -> None:
     rle = encode_mask(np.random.default_rng(1).random((40, 60)) < 0.3)
     for length in range(len(rle["counts"])):
@@ -48,6 +55,7 @@ def test_wrong_kinds() -> None:
     assert "size" in rle_problem(encode_mask(np.ones((4, 5))), 5, 4)
     assert "not a compressed RLE" in rle_problem({"size": [1, 1], "counts": [1]}, 1, 1)
     assert "not a compressed RLE" in rle_problem([[1, 2, 3, 4]], 1, 1)
+    assert "not a compressed RLE" in mask_problem(5, 1, 1)
     with pytest.raises(FXError, match="shape"):
         encode_mask(np.ones((2, 3, 1)))
     with pytest.raises(FXError, match="here"):

@@ -10,7 +10,7 @@ from detectron2.data import MetadataCatalog
 from fx_d2.config import add_fx_config
 from fx_d2.data import get_dicts, register_datasets, write_spec, write_split
 from fx_d2.data.masks import encode_mask
-from fx_d2.data.narrowing import narrow_rows
+from fx_d2.data.narrowing import narrow_records, narrow_rows
 from fx_d2.data.table import BY_NAME
 from fx_d2.structures import DatasetSpec, FXError
 
@@ -76,6 +76,12 @@ def test_classes_keep_their_columns(cfg: CfgNode) -> None:
     assert a["masks"] == [RIGHT] and a["annotated"] == {"cls": True, "loc": True, "seg": True}
     # No box of the class is a healthy image; a blank label and an unknown mask are none.
     assert b["annotations"] == [] and b["annotated"] == {"cls": False, "loc": True, "seg": False}
+
+
+def test_an_image_without_boxes_of_any_class_is_not_annotated() -> None:
+    record = {"labels": None, "masks": None, "annotations": [], "annotated": {"cls": False, "loc": False, "seg": False}}
+    (narrowed,) = narrow_records([record], SPEC, narrow_rows([SPEC], ["loc"])[0])
+    assert narrowed["annotated"] == {"cls": False, "loc": False, "seg": False}
 
 
 def test_the_order_of_classes_is_the_rows(cfg: CfgNode) -> None:

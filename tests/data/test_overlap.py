@@ -78,6 +78,7 @@ def test_by_patient(two: CfgNode, tmp_path: Path, images: list[dict]) -> None:
     write_split(tmp_path / "toy" / "train.json", spec=spec, split="train", image_root="images", images=rows)
     found, dicts = leaks(two)
     two.DATASETS.EXCLUDE = str(tmp_path / "leaks.json")
+    assert write_exclusions(tmp_path / "leaks.json", found, dicts) == {"toy_train": 1}
     assert write_exclusions(tmp_path / "leaks.json", found, dicts, by_patient=True) == {"toy_train": 2}
     with pytest.raises(FXError, match="excludes all of its 2 images"):
         build_train_data(two)

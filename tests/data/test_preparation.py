@@ -83,12 +83,16 @@ def test_a_share_of_the_official_train_split_becomes_val(make_plan: MakePlan, tm
         prepare(make_plan("tttee"), Options(output=tmp_path / "out", test_share=0.2))
 
 
-def test_lists_of_ones_own_decide(make_plan: MakePlan, tmp_path: Path) -> None:
+def test_lists_of_ones_own_decide(make_plan: MakePlan, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "test.txt").write_text("3.png 1\nimages/0.png\n")
     (tmp_path / "train.txt").write_text("2\n")
     _, splits = prepare(make_plan("ttttt"), Options(output=tmp_path / "out", splits=tmp_path))
     assert [row["patient_id"] for row in splits["test"]] == ["p3", "p0"]
-    assert [row["patient_id"] for row in splits["train"]] == ["p2"]
+    assert [row["patient_id"] for row in splits["train"]] == ["p2"] and "2 of 5 images" in caplog.text
+    caplog.clear()
+    (tmp_path / "train.txt").write_text("1\n2\n4\n")
+    prepare(make_plan("ttttt"), Options(output=tmp_path / "out", splits=tmp_path))
+    assert not caplog.text
     (tmp_path / "val.txt").write_text("9\n")
     with pytest.raises(FXError, match="image '9': is not in the release"):
         prepare(make_plan(), Options(output=tmp_path / "out", splits=tmp_path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,14 +51,21 @@ def _set(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (_set("images/0/masks/0", {"file": 3}), "mask 'left_lung' must have one key, .file."),
         (_set("images/0/intensity", [0, 0]), "intensity .* two different numbers"),
         (_set("images/0/intensity", [0, "x"]), "intensity"),
+        (_set("images/0/intensity", [0, float("inf")]), "intensity"),
         (_set("images/0/stored_size", [41, 60]), "stored_size"),
+        (_set("images/0/stored_size", [40, 61]), "stored_size"),
+        (_set("images/0/stored_size", [20, 0]), "stored_size"),
+        (_set("images/0/stored_size", [20.5, 30]), "stored_size"),
         (_set("images/0/stored_size", 5), "stored_size"),
         (_set("images/0/boxes_annotated", False), "boxes_annotated false"),
         (_set("annotations/0/bbox", [40, 10, 0, 5]), "annotation 1.*has no area"),
         (_set("annotations/0/bbox", [50, 10, 16, 20]), "extends beyond its image"),
         (_set("annotations/0/bbox", [-3, 10, 16, 20]), "extends beyond its image"),
+        (_set("annotations/0/bbox", [-0.6, 10, 16, 20]), "extends beyond its image"),
+        (_set("annotations/0/bbox", [40, 20, 16, 20.6]), "extends beyond its image"),
         (_set("annotations/0/bbox", [float("nan"), 10, 16, 20]), "finite"),
         (_set("annotations/0/bbox", [1, 2]), "four numbers"),
+        (_set("annotations", [{"id": 1, "image_id": 1, "category_id": 1, "bbox": 5}]), "four numbers"),
         (_set("annotations/0/category_id", 3), "unknown category_id"),
         (_set("annotations/0/image_id", 9), "no image with id 9"),
         (_set("annotations/0/iscrowd", 1), "crowd"),
@@ -86,9 +94,11 @@ def test_bad_file(
     document = json.loads(path.read_text())
     change(document)
     path.write_text(json.dumps(document))
-    with pytest.raises(FXError, match=message) as caught:
+    with pytest.raises(FXError) as caught:
         load_split(path, spec, "train")
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    # pytest puts the name of the test, and so the message that is asked for, into the path.
+    assert re.search(message, str(caught.value).replace(str(path), ""))
 
 
 def test_boxes_go_to_their_images(spec: DatasetSpec) -> None:
@@ -99,3 +109,20 @@ def test_boxes_go_to_their_images(spec: DatasetSpec) -> None:
     records = read_records({"images": images, "annotations": boxes}, spec, "file", image_root="root")
     assert [record["image_id"] for record in records] == [7, 3, 5]
     assert [[box["bbox"][0] for box in record["annotations"]] for record in records] == [[7], [3], []]
+
+
+def test_a_box_may_leave_its_image_by_half_a_pixel(spec: DatasetSpec) -> None:
+    """On each side; and an image without labels is not annotated for them."""
+    image = {"id": 1, "file_name": "a", "width": 9, "height": 9, "patient_id": "p", "boxes_annotated": True}
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [-0.5, -0.5, 10, 10]}
+    document = {"images": [image | {"labels": None, "masks": None}], "annotations": [box]}
+    (record,) = read_records(document, spec, "file", image_root="root")
+    assert record["annotations"][0]["bbox"] == box["bbox"]
+    assert record["annotated"] == {"cls": False, "loc": True, "seg": False}
+
+
+def test_the_name_that_is_there_twice_is_named(spec: DatasetSpec) -> None:
+    row = {"width": 9, "height": 9, "patient_id": "p", "labels": None, "boxes_annotated": False, "masks": None}
+    images = [row | {"id": i, "file_name": name} for i, name in enumerate(("a", "b", "b"))]
+    with pytest.raises(FXError, match="file: image 'b'"):
+        read_records({"images": images, "annotations": []}, spec, "file", image_root="root")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from fx_d2.data.sampler import PassBatchSampler, SampleKey, images_in_pass, steps_in_pass
+from fx_d2.data.sampler import PassBatchSampler, SampleKey, check_batch_sizes, images_in_pass, steps_in_pass
 from fx_d2.structures import FXError, Phase
 
 SIZES = {("a", "cls"): 10, ("b", "loc"): 3}
@@ -89,11 +89,21 @@ def test_another_seed_is_another_run() -> None:
 
 def test_counts() -> None:
     """Images and steps of a pass."""
-    assert (images_in_pass(10, 0.5), images_in_pass(1, 0.1)) == (5, 1)
+    assert (images_in_pass(10, 0.5), images_in_pass(10, 0.46), images_in_pass(1, 0.1)) == (5, 5, 1)
     assert (steps_in_pass(10, 1.0, 4), steps_in_pass(10, 0.5, 4), steps_in_pass(3, 0.1, 4)) == (3, 2, 1)
 
 
 def test_batch_must_divide() -> None:
-    """Four images over three processes are refused, naming the key."""
+    """Four images over three processes are refused, naming the key, and so is a batch of none."""
     with pytest.raises(FXError, match="SCHEDULE.BATCH_SIZE.CLS is 4"):
         _batches(world=3)
+    with pytest.raises(FXError, match="SCHEDULE.BATCH_SIZE.SEG is 0"):
+        check_batch_sizes({"cls": 4, "seg": 0}, 1)
+
+
+def test_an_order_is_drawn_once_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not once a step: a draw costs what the dataset has images."""
+    drawn, draw = [], PassBatchSampler._draw
+    monkeypatch.setattr(PassBatchSampler, "_draw", lambda self, *args: drawn.append(args[0]) or draw(self, *args))
+    _batches(count=8)
+    assert drawn == [(0, 0), (0, 1), (1, 0), (1, 1)]

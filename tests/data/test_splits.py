@@ -37,7 +37,14 @@ def test_the_draw_depends_on_patients_and_seed_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    "shares", [{"val": -0.1}, {"val": 0.5, "test": 0.5}, {"val": float("nan")}, {"test": float("inf")}]
+    "shares",
+    [
+        {"val": -0.1},
+        {"val": -0.1, "test": 0.2},
+        {"val": 0.5, "test": 0.5},
+        {"val": float("nan")},
+        {"test": float("inf")},
+    ],
 )
 def test_impossible_shares_are_refused(shares: dict[str, float]) -> None:
     with pytest.raises(FXError, match="shares"):
@@ -88,4 +95,4 @@ def test_names_are_found_by_path_or_by_their_end() -> None:
 
 
 def test_only_endings_of_images_are_taken_off() -> None:
-    assert [image_key(n) for n in ("a.PNG", "1.2.3", "b.dicom", "c/d.IMG")] == ["a", "1.2.3", "b", "c/d"]
+    assert [image_key(n) for n in ("a.PNG", "1.2.3", "1.2.dcm", "c/d.IMG")] == ["a", "1.2.3", "1.2", "c/d"]

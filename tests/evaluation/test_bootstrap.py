@@ -7,6 +7,7 @@ from fx_d2.evaluation import auroc
 from fx_d2.evaluation.bootstrap import intervals, mean_over_classes, patient_weights, weighted_means
 from fx_d2.evaluation.ranking import RankedClass
 
+pytestmark = pytest.mark.filterwarnings("error")
 PATIENTS = [f"p{i // 3}" for i in range(60)]
 
 
@@ -67,4 +68,4 @@ def test_means() -> None:
     assert weighted_means(values, weights) == pytest.approx(expected, nan_ok=True)
     sometimes, always = np.array([1.0, np.nan]), np.array([3.0, 4.0])
     assert mean_over_classes([sometimes, always], 2) == pytest.approx([2.0, np.nan], nan_ok=True)
-    assert np.isnan(mean_over_classes([], 2)).all()
+    assert mean_over_classes([], 2) == pytest.approx([np.nan, np.nan], nan_ok=True)

@@ -38,7 +38,8 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
     write_atomic(path, "new \N{CHECK MARK}")
     assert path.read_text(encoding="utf-8") == "new \N{CHECK MARK}"
 
-    def fail(*_: object) -> None:
+    def fail(temporary: str, target: Path) -> None:
+        assert Path(temporary).parent == target.parent  # on one disk
         raise OSError("disk full")
 
     monkeypatch.setattr("os.replace", fail)

@@ -26,8 +26,10 @@ from fx_d2.evaluation import (
     read_scores,
 )
 from fx_d2.evaluation.common import plain
+from fx_d2.evaluation.evaluator import _info
 from fx_d2.evaluation.localization import IOU_THRESHOLDS, BoxRow
 from fx_d2.evaluation.segmentation import FIELDS
+from fx_d2.evaluation.subgroups import ImageInfo
 from fx_d2.structures import DatasetSpec, FXError
 
 FULL = DatasetSpec(name="full", title="Full", cls_classes=("a",), loc_classes=("n",), seg_classes=("m",))
@@ -156,8 +158,10 @@ def test_predictions_can_be_switched_off(tmp_path: Path) -> None:
 
 
 def test_only_the_tasks_asked_for(tmp_path: Path) -> None:
-    metrics = evaluate_model(make_cfg(tmp_path), {"student": Oracle()}, LOADERS, (FULL, PLAIN), tasks=("seg",)).metrics
+    model = Oracle()
+    metrics = evaluate_model(make_cfg(tmp_path), {"student": model}, LOADERS, (FULL, PLAIN), tasks=("seg",)).metrics
     assert {tuple(key.split("/")[1:3]) for key in metrics} == {("full", "seg")}
+    assert model.seen == list(range(8))  # the other dataset's images need not be read
 
 
 def test_two_splits_of_one_dataset_keep_their_names_apart(tmp_path: Path) -> None:
@@ -173,6 +177,9 @@ def test_wrong_input_is_refused(tmp_path: Path) -> None:
         evaluate_model(cfg, models, {"other_test": LOADERS["full_test"]}, (FULL,))
     with pytest.raises(FXError, match="no images"):
         evaluate_model(cfg, models, {"full_test": list}, (FULL,))
+    models["student"].forward = lambda batch: [{}]
+    with pytest.raises(FXError, match="1 results for 3 images"):
+        evaluate_model(cfg, models, LOADERS, (FULL, PLAIN))
 
 
 def test_progress_says_how_long_it_takes(
@@ -183,6 +190,11 @@ def test_progress_says_how_long_it_takes(
         evaluate_model(make_cfg(tmp_path), {"student": Oracle()}, LOADERS, (FULL, PLAIN))
     assert any("full_test: batch 2 of 3, time left 0:00:00" in message for message in caplog.messages)
     assert any("student on full_test" in message and "AP40 100.00" in message for message in caplog.messages)
+    caplog.clear()
+    monkeypatch.setattr("fx_d2.evaluation.evaluator.LOG_SECONDS", 1e9)
+    with caplog.at_level("INFO"):
+        evaluate_model(make_cfg(tmp_path), {"student": Oracle()}, LOADERS, (FULL, PLAIN))
+    assert caplog.messages and not any("batch 2 of 3" in message for message in caplog.messages)
 
 
 def _distributed(rank: int, folder: str) -> None:
@@ -238,9 +250,17 @@ def test_everything_beside_the_metrics(tmp_path: Path) -> None:
     assert scores["cls_scores"].shape == (8, 1) and scores["seg_dice"].shape == (8, 1)
 
 
+def test_what_is_not_known_of_an_image_is_empty() -> None:
+    sample = make_sample(FULL, 1) | {"meta": {"sex": None, "age": 0}}
+    assert _info(sample) == ImageInfo("/images/1.png", "1", "", "0", "")
+    del sample["meta"]
+    assert _info(sample) == ImageInfo("/images/1.png", "1", "", "", "")
+
+
 def test_an_evaluation_in_passing_gives_the_metrics_only(tmp_path: Path) -> None:
     full = evaluate_model(make_cfg(tmp_path), {"student": Oracle()}, LOADERS, (FULL, PLAIN))
-    passing = evaluate_model(make_cfg(tmp_path / "new"), {"student": Oracle()}, LOADERS, (FULL, PLAIN), full=False)
+    cfg = make_cfg(tmp_path / "new", CROSS_HEADS=True)
+    passing = evaluate_model(cfg, {"student": Oracle()}, LOADERS, (FULL, PLAIN), full=False)
     assert plain(passing.metrics) == plain(full.metrics) and not (tmp_path / "new").exists()
     assert not (passing.intervals or passing.details or passing.subgroups or passing.scores)
 

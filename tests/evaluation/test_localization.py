@@ -10,6 +10,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from fx_d2.evaluation import LocalizationEvaluator, MetricOptions
+from fx_d2.evaluation.localization import IOU_THRESHOLDS
 from fx_d2.structures import DatasetSpec, FXError
 
 SPEC = DatasetSpec(name="toy", title="Toy", loc_classes=("nodule", "mass"))
@@ -154,12 +155,18 @@ def test_an_image_counts_once() -> None:
 def test_scores_that_are_not_finite_are_refused() -> None:
     with pytest.raises(FXError, match=r"toy: 1\.png.*not finite"):
         run([sample(1, [])], [output([(0, float("nan"), BOX_A)])])
+    with pytest.raises(FXError, match=r"toy: 1\.png.*not finite"):
+        run([sample(1, [])], [output([(0, 0.5, [0.0, float("inf"), 1.0, 1.0])])])
 
 
 def test_recall_counts_the_best_boxes_of_a_class_only() -> None:
     samples = [sample(1, [(0, BOX_A), (0, BOX_B)])]
     result = run(samples, [output([(0, 0.9, [0.0, 0.0, 5.0, 5.0]), (0, 0.8, BOX_A), (1, 0.7, BOX_A), (0, 0.6, BOX_B)])])
     assert result["AR1"] == 0.0 and result["AR10"] == result["AR100"] == 1.0
+    alarms = [(0, 0.9, [0.0, 0.0, 5.0, 5.0])] * 10
+    assert run(samples, [output([*alarms, (0, 0.8, BOX_A)])])["AR100"] == 0.5
+    late = run(samples, [output([*alarms * 10, (0, 0.8, BOX_A)])])
+    assert late["AR100"] == late["AP40"] == 0.0
 
 
 def test_froc_counts_false_positives_over_all_annotated_images() -> None:
@@ -186,6 +193,7 @@ def test_froc_has_its_own_overlap() -> None:
         evaluator = LocalizationEvaluator(SPEC, MetricOptions(froc_iou=iou))
         evaluator.process([sample(1, [(0, BOX_A)])], [output([(0, 0.9, found)])])
         assert evaluator.evaluate()["loc"]["froc"] == value
+        assert evaluator.details(evaluator.rows)["froc"]["nodule"]["sensitivity"] == [0.0, value]
 
 
 def test_intervals_curves_and_arrays() -> None:
@@ -201,7 +209,18 @@ def test_intervals_curves_and_arrays() -> None:
     assert found["AP40"][0] < result["AP40"] < found["AP40"][1] and np.isnan(found["AP40/mass"]).all()
     curve = evaluator.details(evaluator.rows)["froc"]
     assert set(curve) == {"nodule"} and curve["nodule"]["sensitivity"][0] == 0.0
+    for rate in ("0.125", "0.5", "8"):
+        passed = np.array(curve["nodule"]["false_positives"]) <= float(rate)
+        assert np.array(curve["nodule"]["sensitivity"])[passed][-1] == result[f"froc@{rate}"]
+    assert evaluator.arrays({}, [1, 2])["loc_hits"].shape == (0, len(IOU_THRESHOLDS) + 1)
     arrays = evaluator.arrays(evaluator.rows, list(range(31)))
     assert arrays["loc_truth"][:, 0].tolist() == [i % 2 for i in range(30)] + [-1]
     assert len(arrays["loc_image"]) == len(arrays["loc_hits"]) and arrays["loc_image"].max() == 29
     assert (np.diff(arrays["loc_score"]) <= 0).all()
+
+
+def test_a_class_with_one_truth_box_has_draws() -> None:
+    evaluator = LocalizationEvaluator(SPEC)
+    evaluator.process([sample(1, [(0, BOX_A)])], [output([(0, 0.9, BOX_A)])])
+    evaluator.evaluate()
+    assert evaluator.drawn(evaluator.rows)(np.array([[1], [0]]))["AP40"] == pytest.approx([1.0, np.nan], nan_ok=True)

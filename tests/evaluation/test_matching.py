@@ -18,6 +18,7 @@ from fx_d2.evaluation.matching import (
     IGNORED,
     MISS,
     average_precisions,
+    box_iou,
     froc,
     match_boxes,
     sensitivities,
@@ -90,6 +91,16 @@ def pycocotools(images: list[Image], classes: int) -> tuple[np.ndarray, np.ndarr
         run.accumulate()
     precision, recall = run.eval["precision"][:, :, :, 0, -1].mean(axis=1), run.eval["recall"][:, :, 0, :]
     return np.where(precision < 0, np.nan, precision), np.where(recall < 0, np.nan, recall)
+
+
+def test_overlap_by_hand() -> None:
+    """Boxes smaller than a pixel overlap, too; those that meet along one axis, or nowhere, do not."""
+    boxes = np.array([[0.0, 0.0, 1.0, 1.0]])
+    truth = np.array(
+        [[0.5, 0.0, 1.0, 1.0], [0.0, 0.5, 2.0, 2.0], [2.0, 0.0, 1.0, 1.0], [0.0, 1.0, 1.0, 1.0], [9, 9, 1, 1]]
+    )
+    assert box_iou(boxes, truth, np.zeros(5, bool))[0] == pytest.approx([1 / 3, 1 / 9, 0, 0, 0])
+    assert box_iou(boxes, truth, np.ones(5, bool))[0] == pytest.approx([1 / 2, 1 / 2, 0, 0, 0])
 
 
 def row(number: int, image: int, category: int, box: list[float]) -> dict[str, Any]:

@@ -11,9 +11,10 @@ from fx_d2.structures import FXError
 def test_options_come_from_the_config() -> None:
     cfg = get_cfg()
     add_fx_config(cfg)
-    cfg.TEST.BOOTSTRAP, cfg.TEST.SPECIFICITY, cfg.TEST.HAUSDORFF = 5, 0.8, True
+    cfg.TEST.BOOTSTRAP, cfg.TEST.BOOTSTRAP_SEED, cfg.TEST.SPECIFICITY = 5, 3, 0.8
+    cfg.TEST.FROC_IOU, cfg.TEST.HAUSDORFF = 0.3, True
     options = MetricOptions.from_config(cfg)
-    assert options == MetricOptions(bootstrap=5, seed=0, specificity=0.8, froc_iou=0.2, hausdorff=True)
+    assert options == MetricOptions(bootstrap=5, seed=3, specificity=0.8, froc_iou=0.3, hausdorff=True)
 
 
 @pytest.mark.parametrize(

@@ -174,6 +174,8 @@ def test_only_tasks_of_both_and_only_the_same_images(tmp_path: Path) -> None:
     whole = read_scores(write(tmp_path / "a.npz", rows_of(1)))
     part = read_scores(write(tmp_path / "b.npz", rows_of(2), tasks=("loc",)))
     assert {key.split("/")[0] for key in paired_differences(whole, part, draws=5, seed=0)} == {"loc"}
+    unlabelled = [read_scores(write(tmp_path / f"{i}.npz", rows_of(i) | {"cls": {}})) for i in (1, 2)]
+    assert {key.split("/")[0] for key in paired_differences(*unlabelled, draws=5, seed=0)} == {"loc", "seg"}
     others = read_scores(write(tmp_path / "c.npz", rows_of(2), patients=PATIENTS[::-1]))
     with pytest.raises(FXError, match="patient_id differ"):
         paired_differences(whole, others, draws=5, seed=0)

@@ -38,7 +38,9 @@ def test_record_of_all_tasks_is_plain_data() -> None:
 
 def test_record_holds_the_tasks_of_the_output_only() -> None:
     assert set(prediction_record(SAMPLE, {"cls": torch.tensor([0.5])}, 0.5)) == {"file_name", "image_id", "cls"}
-    assert prediction_record(SAMPLE, {"instances": output()["instances"]}, 0.9)["boxes"] == []
+    boxes = {"instances": output()["instances"]}
+    assert prediction_record(SAMPLE, boxes, 0.9)["boxes"] == []
+    assert prediction_record(SAMPLE, boxes, 0.75)["scores"] == [0.75]
 
 
 def test_written_predictions_are_read_back_by_image_id(tmp_path: Path) -> None:
@@ -55,9 +57,10 @@ def test_file_errors_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(FXError, match="not JSON"):
         read_predictions(tmp_path / "bad.json", "full_test", 0.3)
-    (tmp_path / "other.json").write_text(json.dumps([1]))
-    with pytest.raises(FXError, match="not an fx_d2 predictions file"):
-        read_predictions(tmp_path / "other.json", "full_test", 0.3)
+    for other in ([1], {}, {"format": "coco", "score_thresh": 0.0, "splits": {"full_test": []}, "which": "student"}):
+        (tmp_path / "other.json").write_text(json.dumps(other))
+        with pytest.raises(FXError, match="not an fx_d2 predictions file"):
+            read_predictions(tmp_path / "other.json", "full_test", 0.3)
     write_predictions(tmp_path / "good.json", "student", {"full_test": []}, 0.05)
     with pytest.raises(FXError, match="no split 'full_val', only"):
         read_predictions(tmp_path / "good.json", "full_val", 0.3)

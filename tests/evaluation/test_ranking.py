@@ -10,6 +10,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from fx_d2.evaluation import auroc
 from fx_d2.evaluation.ranking import RankedClass, operating_point, rates
 
+pytestmark = pytest.mark.filterwarnings("error")
 NAN = float("nan")
 QUICK = settings(deadline=2000, max_examples=60, derandomize=True)
 
@@ -89,6 +90,7 @@ def test_values_known_by_hand() -> None:
     scores = np.array([0.9, 0.95, 0.0, 0.8, 1.0, 0.1])
     assert auroc(scores, labels) == 0.5
     assert average_precision(scores, labels) == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert np.isnan(rates(scores, np.full(6, NAN), 0.5)).all()
     point = operating_point(scores, labels, 0.5)
     assert (point.threshold, point.sensitivity, point.specificity) == (pytest.approx(0.8), 1.0, 0.5)
     strict = operating_point(scores, labels, 0.9)

@@ -189,6 +189,9 @@ def test_hausdorff_distance_agrees_with_all_pairs_of_outline_pixels() -> None:
     asked = run([sample(1, [LEFT, LEFT])], [output(shifted, EMPTY)], MetricOptions(hausdorff=True))
     assert asked["hd95"] == asked["hd95/lung"] == 3.0 and np.isnan(asked["hd95/heart"])
     assert "hd95" not in run([sample(1, [LEFT, LEFT])], [output(LEFT, LEFT)])
+    # Pixels left out count neither in the truth nor in what was found: within the first six columns all is alike.
+    ignored = run([sample(1, [LEFT, LEFT], ~LEFT)], [output(~EMPTY, LEFT)], MetricOptions(hausdorff=True))
+    assert ignored["hd95"] == 0.0
 
 
 def test_intervals_and_arrays() -> None:
@@ -205,6 +208,24 @@ def test_intervals_and_arrays() -> None:
     assert set(arrays) == {f"seg_{field}" for field in FIELDS}
     assert arrays["seg_dice"].shape == (13, 2) and np.nanmean(arrays["seg_dice"]) == pytest.approx(result["dice"])
     assert evaluator.details(evaluator.rows)["counts"]["heart"] == {"images": 0, "positive": 0}
+
+
+def test_a_class_that_some_images_know() -> None:
+    """It counts in draws as in the metric, and images that know the other class only are kept in the file."""
+    evaluator = SegmentationEvaluator(SPEC)
+    samples = [sample(1, [LEFT, None]), sample(2, [LEFT, LEFT]), sample(3, [None, LEFT])]
+    evaluator.process(samples, [output(LEFT, LEFT), output(LEFT, EMPTY), output(EMPTY, LEFT)])
+    result = evaluator.evaluate()["seg"]
+    assert result["dice/lung"] == 1.0 and result["dice/heart"] == 0.5 and result["dice"] == 0.75
+    drawn = evaluator.drawn(evaluator.rows)(np.ones((1, 3), np.int64))
+    assert {key: drawn[key][0] for key in ("dice/lung", "dice/heart", "dice")} == {
+        key: result[key] for key in ("dice/lung", "dice/heart", "dice")
+    }
+    counts = evaluator.details(evaluator.rows)["counts"]
+    assert counts == {"lung": {"images": 2, "positive": 2}, "heart": {"images": 2, "positive": 2}}
+    images = [1, 2, 3, 4]
+    arrays = evaluator.arrays(evaluator.rows, images) | {"image_id": np.array(images)}
+    assert list(evaluator.restored(arrays)) == [1, 2, 3]
 
 
 MASKS = hnp.arrays(bool, (5, 7), elements=st.booleans(), fill=st.booleans())

@@ -21,7 +21,9 @@ def test_groups_leave_unknown_images_out_and_make_none_of_all() -> None:
         5: ImageInfo("c.png", "q", "M", "61", "PA"),
         7: ImageInfo("d.png", "q", "", "30", "pa"),
     }
-    assert groups(images) == {"sex=F": [1, 2], "sex=M": [5], "age=20-39": [7], "age=60-79": [1, 5]}
+    found = groups(images)
+    assert found == {"sex=F": [1, 2], "sex=M": [5], "age=20-39": [7], "age=60-79": [1, 5]}
+    assert list(found) == ["sex=F", "sex=M", "age=20-39", "age=60-79"]
     assert groups({}) == {}
 
 

@@ -37,6 +37,11 @@ def test_generalized_iou_broadcasts_over_leading_axes() -> None:
         assert torch.allclose(ours[i], generalized_box_iou(a[i], b[i]))
 
 
+def test_eps_is_added_to_both_divisors() -> None:
+    a, b = torch.tensor([0.5, 0.5, 1.0, 1.0]), torch.tensor([1.0, 1.0, 1.0, 1.0])  # shared 1/4, union 7/4, hull 9/4
+    assert generalized_iou(a, b, eps=0.25).item() == pytest.approx(0.25 / 2.0 - 0.5 / 2.5)
+
+
 def test_the_gradient_of_generalized_iou_is_torchvision_s() -> None:
     torch.manual_seed(1)
     a, b = (to_centre_size(random_corners(30)).requires_grad_() for _ in range(2))

@@ -1,6 +1,7 @@
 """The C++ way against torch's operators. Skipped where nothing can compile it."""
 
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -35,6 +36,18 @@ def library() -> str:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_case(case: Callable[[Sampler], None]) -> None:
     case(sample_and_sum_cpu)
+
+
+def test_the_digest_is_eight_digits(library: str) -> None:
+    assert re.fullmatch("[0-9a-f]{8}", library)
+
+
+def test_numbers_of_other_types_are_refused() -> None:
+    """The library reads memory as what it is told."""
+    value, locations, weights = (x.detach() for x in draw([(3, 4)]))
+    for wrong in ((value.float(), locations, weights), (value, locations.float(), weights.float())):
+        with pytest.raises(ValueError, match="float32"):
+            sample_and_sum_cpu(wrong[0], [(3, 4)], *wrong[1:])
 
 
 def test_size_of_the_model() -> None:

@@ -69,7 +69,7 @@ def test_without_memory_only_the_size_is_known() -> None:
         assert sample(value, SHAPES, locations, weights).shape == (2, 5, 6)
 
 
-@pytest.mark.parametrize("shapes", [[(3, 4)], [(3, 4), (2, 2)], [(3, 4), (0, 2)], []])
+@pytest.mark.parametrize("shapes", [[(3, 4)], [(3, 4), (2, 2)], [(7, 2), (0, 2)], [(3, 4), (-1, -2)], []])
 def test_maps_that_do_not_fit_are_refused(shapes: list[tuple[int, int]]) -> None:
     with pytest.raises(ValueError, match="are inconsistent"):
         sample(*_with(shapes, *(x.detach() for x in draw(SHAPES))))

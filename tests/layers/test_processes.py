@@ -46,6 +46,17 @@ def test_two_numbers_of_all_in_one_exchange(
     assert largest == max(mine[1], others[1])
 
 
+def test_the_largest_of_two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes.comm, "get_world_size", lambda: 2)
+
+    def reduce(value: torch.Tensor, how: torch.distributed.ReduceOp) -> None:
+        assert how == torch.distributed.ReduceOp.MAX
+        value.clamp_(min=5)
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", reduce)
+    assert largest_over_processes(4, CPU) == 5 and largest_over_processes(6, CPU) == 6
+
+
 def test_a_part_answers_for_the_whole_and_its_share_of_it() -> None:
     whole = Part(share=0.25, count=torch.tensor(12.0, dtype=torch.float64), largest=7)
     with part_of_batch(whole):
@@ -65,11 +76,16 @@ def test_a_failed_part_leaves_no_trace() -> None:
 def test_tensors_of_the_first_process_in_one_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = [torch.zeros(2, 3), torch.zeros(()), torch.zeros(4)]
     copy_from_first(tensors)  # alone nothing is sent
-    sent: list[int] = []
+    sent: list[tuple[int, int]] = []
+
+    def broadcast(x: torch.Tensor, source: int) -> None:
+        sent.append((len(x), source))
+        x.copy_(torch.arange(11.0))
+
     monkeypatch.setattr(processes.comm, "get_world_size", lambda: 2)
-    monkeypatch.setattr(torch.distributed, "broadcast", lambda x, _: sent.append(len(x)) or x.copy_(torch.arange(11.0)))
+    monkeypatch.setattr(torch.distributed, "broadcast", broadcast)
     copy_from_first(tensors)
-    assert sent == [11]
+    assert sent == [(11, 0)]
     assert [x.flatten().tolist() for x in tensors] == [[0, 1, 2, 3, 4, 5], [6], [7, 8, 9, 10]]
     copy_from_first([])
-    assert sent == [11]
+    assert sent == [(11, 0)]

@@ -212,6 +212,21 @@ def test_the_interval_of_a_difference_is_paired(make_run: MakeRun) -> None:
     cell = table.rows[0][table.columns.index("difference")]
     assert cell.interval == pytest.approx((100 * pair.low, 100 * pair.high))
     assert table.rows[1][table.columns.index("difference")] == ""
+    # Of a mean over two there is none.
+    metrics = {"student/films/cls/auroc": 0.5}
+    folders.append(make_run("r3", ("films",), ("cls",), metrics, scores={"student/films": film_arrays(3)}, seed=3))
+    (table,) = tables_of(*folders, paper=())
+    assert table.rows[0][table.columns.index("baseline")].runs == 2
+    assert table.rows[0][table.columns.index("difference")].interval is None
+
+
+def test_runs_that_are_not_evaluated_yet_are_blank(make_run: MakeRun, joint: Path) -> None:
+    going = [make_run(f"r{i}", ("siim_acr",), ("cls",), seed=i) for i in range(2)]
+    (method,) = methods(read_runs([str(folder) for folder in going]))
+    assert [run.name for run in method] == ["r0", "r1"]
+    (table,) = tables_of(joint, *going)
+    row = row_of(table, "SIIM-ACR", "AUROC")
+    assert (row["baseline"], row["student"], row["difference"]) == ("", "96.44 [95.0, 97.5]", "")
 
 
 def test_what_has_no_pairs_has_no_interval(make_run: MakeRun, caplog: pytest.LogCaptureFixture) -> None:

@@ -103,6 +103,8 @@ def test_what_is_no_run_and_what_cannot_stand_together(make_run: MakeRun, tmp_pa
     other = make_run("other", ("jsrt",), ("seg",), METRICS, hashes={"jsrt_test": "anew"})
     with pytest.raises(FXError, match="different annotations of jsrt_test"):
         read_runs([str(first), str(other)])
+    with pytest.raises(FXError, match="first is given twice"):
+        read_runs([str(other), str(first), str(first)])
     with pytest.raises(FXError, match="two runs are named 'x'"):
         read_runs([f"x={first}", f"x={other}"])
     (other / "config.yaml").write_bytes(b"\xff\xfe")
@@ -111,3 +113,29 @@ def test_what_is_no_run_and_what_cannot_stand_together(make_run: MakeRun, tmp_pa
     (first / "results.json").write_text("{")
     with pytest.raises(FXError, match="is not JSON"):
         read_runs([str(first)])
+
+
+def test_the_config_of_an_evaluation_without_its_file_is_in_its_results(make_run: MakeRun) -> None:
+    folder = make_run("run", ("jsrt",), ("seg",), METRICS, weights="ark.pth")
+    config = folder / "config.yaml"
+    content = json.loads((folder / "results.json").read_text())
+    content["meta"]["config"] = config.read_text()
+    (folder / "results.json").write_text(json.dumps(content))
+    config.unlink()
+    assert read_runs([str(folder)])[0].recipe.start == "ark"
+    (folder / "results.json").unlink()
+    with pytest.raises(FXError, match="config.yaml"):
+        read_runs([str(folder)])
+
+
+def test_tasks_of_a_dataset_of_ones_own_are_those_that_were_evaluated(make_run: MakeRun) -> None:
+    """The config does not tell: a row of the strategy passes over datasets that have not its task."""
+    line = {"iteration": 4, "cycle": 0, "pass": 0, "dataset": "films", "task": "cls"}
+    metrics = {"student/films/cls/auroc": 0.5}
+    folders = [
+        make_run("new", ("films",), ("cls", "seg")),
+        make_run("tested", ("films",), ("cls", "seg"), {"student/films/seg/dice": 0.5}),
+        make_run("going", ("films",), ("cls", "seg"), history=[line | {"metrics": metrics}]),
+    ]
+    slots = [run.recipe.slots for run in read_runs([str(folder) for folder in folders])]
+    assert slots == [(("films", "cls"), ("films", "seg")), (("films", "seg"),), (("films", "cls"),)]

@@ -62,17 +62,22 @@ def test_a_cell_stays_in_its_cell() -> None:
 
 def test_one_run_has_its_interval_and_several_their_deviation(make_run: MakeRun) -> None:
     key = "student/jsrt/seg/dice"
-    values = (0.80, 0.82, 0.87)
+    values, intervals = (0.80, 0.82, 0.87), {key: [0.7, 0.9], f"{key}/Heart": [0.8, 1.0]}
     runs = []
     for i, value in enumerate(values):
         metrics = {key: value, f"{key}/Heart": value + 0.1, f"{key}/Lungs": value}
-        folder = make_run(f"r{i}", ("jsrt",), ("seg",), metrics, intervals={key: [0.7, 0.9]}, seed=i)
+        folder = make_run(f"r{i}", ("jsrt",), ("seg",), metrics, intervals=intervals, seed=i)
         runs += read_runs([str(folder)])
     what = ("student", "jsrt_test", "seg", "dice")
     assert str(pooled(runs[:1], *what)) == "80.00 [70.0, 90.0]"
     several = pooled(runs, *what)
     assert several.value == pytest.approx(83) and several.runs == 3
     assert several.deviation == pytest.approx(math.sqrt(((3**2) + 1 + 4**2) / 2))
-    assert pooled(runs[:1], *what, ("Heart", "Lungs")).value == pytest.approx(85)
+    two = pooled(runs[:2], *what)
+    assert (two.value, two.deviation, two.runs) == (pytest.approx(81), pytest.approx(math.sqrt(2)), 2)
+    assert two.interval is None is several.interval
+    of_classes = pooled(runs[:1], *what, ("Heart", "Lungs"))
+    assert of_classes.value == pytest.approx(85) and of_classes.interval is None  # that of one class is not theirs
+    assert pooled(runs[:1], *what, ("Heart",)).interval == pytest.approx((80, 100))
     assert pooled(runs, "teacher", *what[1:]) == "" == pooled(runs, "student", "jsrt_val", "seg", "dice")
     assert pooled([], *what) == ""

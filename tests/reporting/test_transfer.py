@@ -134,13 +134,28 @@ def test_a_fine_tuning_from_elsewhere_is_no_baseline_of_heads(make_run: MakeRun)
     key = "student/vindr_local/loc/AP40"
     starts = {name: {"weights": f"output/{name}/model_final.pth"} for name in ("fx", "other")}
     folders = [
-        make_run(f"{name}_{heads}", ("vindr_local",), ("loc",), {key: value + heads}, heads=heads, **facts)
+        make_run(f"{name}_{heads}", ("vindr_local",), ("loc",), {key: value + heads / 100}, heads=heads, **facts)
         for (name, facts), value in zip(starts.items(), (0.1, 0.2), strict=True)
         for heads in (False, True)
     ]
     tables = [table for table in tables_of(folders) if table.key.startswith("heads_only")]
     assert [rows_of(table)[0]["full"] for table in tables] == ["10.00", "20.00"]
+    assert [rows_of(table)[0]["heads only"] for table in tables] == ["11.00", "21.00"]
     assert [rows_of(table)[0]["baseline"] for table in tables] == ["", ""]
+
+
+def test_heads_stand_beside_the_fine_tuning_of_their_own_task(make_run: MakeRun) -> None:
+    start = {"weights": "output/fx/model_final.pth"}
+    slots = (("vindr_local", "loc", "AP40", 0.1), ("jsrt", "seg", "dice", 0.8))
+    folders = [
+        make_run(f"{name}_{heads}", (name,), (task,), {f"student/{name}/{task}/{metric}": value}, heads=heads, **start)
+        for name, task, metric, value in slots
+        for heads in (True, False)
+    ]
+    table = next(table for table in tables_of(folders) if table.key == "heads_only")
+    both = {row["dataset"]: (row["heads only"], row["full"]) for row in rows_of(table) if row["heads only"]}
+    assert both[title_of("vindr_local")] == ("10.00", "10.00")
+    assert table.notes[-1].count("left out") == 0  # the other task's run is no rival
 
 
 def test_rows_come_in_the_order_of_the_runs(make_run: MakeRun) -> None:
