@@ -163,3 +163,10 @@ def test_no_model_is_chosen_on_test_splits(make_cfg: MakeCfg) -> None:
     best = ("SOLVER.CHECKPOINT_BEST", "['student/*/cls/auroc']")
     with pytest.raises(FXError, match="choose a model on test splits"):
         FXTrainer(make_cfg(*best, "TEST.SPLIT", "test"), lambda models, final: {})
+
+
+def test_a_best_model_needs_a_split_to_be_chosen_on(make_cfg: MakeCfg) -> None:
+    cfg = make_cfg("SOLVER.CHECKPOINT_BEST", "['student/*/cls/auroc']", "DATASETS.TEST", "()")
+    with pytest.raises(FXError, match=r"SOLVER\.CHECKPOINT_BEST .*DATASETS\.TEST"):
+        FXTrainer(cfg, lambda models, final: {})
+    FXTrainer(cfg)

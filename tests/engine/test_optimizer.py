@@ -138,10 +138,11 @@ def test_layer_decay_needs_blocks() -> None:
     ("name", "kind", "way"), [("adamw", torch.optim.AdamW, "fused"), ("sgd", torch.optim.SGD, "foreach")]
 )
 def test_optimizers_take_all_tensors_at_once(make_cfg: MakeCfg, name: str, kind: type, way: str) -> None:
-    cfg = make_cfg("SOLVER.OPTIMIZER", name, "SOLVER.MOMENTUM", "0.7")
+    cfg = make_cfg("SOLVER.OPTIMIZER", name, "SOLVER.MOMENTUM", "0.7", "SOLVER.NESTEROV", "True")
     optimizer = build_optimizer(cfg, build_model(cfg))
     assert type(optimizer) is kind and all(group[way] for group in optimizer.param_groups)
-    assert name != "sgd" or {group["momentum"] for group in optimizer.param_groups} == {0.7}
+    for group in optimizer.param_groups if name == "sgd" else ():
+        assert (group["momentum"], group["nesterov"]) == (0.7, True)
 
 
 def test_unknown_optimizer(make_cfg: MakeCfg) -> None:
