@@ -33,6 +33,11 @@ def test_student_and_teacher_come_back_bit_equal(make_cfg: MakeCfg, tmp_path: Pa
     assert all(torch.equal(loaded["teacher"].state_dict()[k.removeprefix("model.")], v) for k, v in stored.items())
 
 
+def test_bare_weights_are_a_model(tmp_path: Path) -> None:
+    torch.save({"x": torch.ones(2)}, tmp_path / "x.pth")
+    assert read_checkpoint(str(tmp_path / "x.pth")).keys() == {"model"}
+
+
 def test_only_the_models_asked_for(make_cfg: MakeCfg, tmp_path: Path) -> None:
     _, path = _save(make_cfg(), tmp_path)
     assert set(load_models(make_cfg("MODEL.WEIGHTS", path, "TEST.MODELS", "['student']"))) == {"student"}
@@ -55,6 +60,15 @@ def test_other_class_names_of_equal_number_are_refused(make_cfg: MakeCfg, tmp_pa
     torch.save(content, path)
     with pytest.raises(FXError, match="alpha was trained with loc_classes"):
         load_models(make_cfg("MODEL.WEIGHTS", path))
+    with pytest.raises(FXError, match="alpha was trained with loc_classes"):
+        FXCheckpointer(build_model(make_cfg()), "").load(path)
+
+
+def test_other_processes_than_the_main_one_write_nothing(make_cfg: MakeCfg, tmp_path: Path) -> None:
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    FXCheckpointer(build_model(make_cfg()), str(folder), save_to_disk=False).save("m")
+    assert not list(folder.iterdir())
 
 
 class _Code:
@@ -146,7 +160,7 @@ def test_a_frozen_part_does_not_stay_random_unnoticed(
     torch.save({"model": trunk}, path)
     cfg = make_cfg("MODEL.WEIGHTS", path)
     with pytest.raises(FXError, match="no pass of SCHEDULE.STRATEGY trains loc_encoder"):
-        begin(cfg, build_model(cfg), HEAD_ONLY)
+        begin(cfg, build_model(cfg), iter(HEAD_ONLY))
     begin(cfg, build_model(cfg), (*HEAD_ONLY, Phase("alpha", "loc", ("loc_encoder", "loc_decoders"))))
     cfg = make_cfg()
     begin(cfg, build_model(cfg), HEAD_ONLY)

@@ -1,4 +1,5 @@
 import copy
+import functools
 import logging
 import re
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from fx_d2.engine import FXTrainer, PhaseSchedule, guards
-from fx_d2.engine.guards import check_disk, check_heads, check_norm, check_patterns, checkpoint_bytes
+from fx_d2.engine.guards import check_disk, check_heads, check_norm, check_patterns, check_values, checkpoint_bytes
 from fx_d2.structures import FXError, Phase
 
 MakeCfg = Callable[..., CfgNode]
@@ -25,6 +26,15 @@ def test_one_image_a_process_has_no_batch_statistics(make_cfg: MakeCfg) -> None:
     for fine in (("MODEL.SEG.NORM", "GN", "MODEL.SEG.DIM", "32"), ("SCHEDULE.STRATEGY", ONLY_CLS)):
         cfg = make_cfg(*one, *fine)
         check_norm(cfg, build_model(cfg))
+
+
+def test_one_image_of_several_processes_each_is_one_image(make_cfg: MakeCfg, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = make_cfg("SCHEDULE.BATCH_SIZE.SEG", "2")
+    model = build_model(cfg)
+    check_norm(cfg, model)
+    monkeypatch.setattr(guards.comm, "get_world_size", lambda: 2)
+    with pytest.raises(FXError, match=r"SCHEDULE\.BATCH_SIZE\.SEG"):
+        check_norm(cfg, model)
 
 
 def test_synchronised_statistics_need_gpus(make_cfg: MakeCfg, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,6 +88,7 @@ def test_a_split_without_a_head_and_settings_that_save_nothing(make_cfg: MakeCfg
         (("SOLVER.OPTIMIZER", "sgd", "SOLVER.NESTEROV", "True", "SOLVER.MOMENTUM", "0.0"), "SOLVER.NESTEROV needs"),
         (("TEST.EVAL_PASSES", "-1"), "TEST.EVAL_PASSES is -1"),
         (("TEST.MODELS", "['ema']"), "TEST.MODELS is"),
+        (("SOLVER.MICRO_BATCH.SEG", "1"), "SOLVER.MICRO_BATCH.SEG"),
         (("MODEL.WEIGHTS_FROM", "best"), "MODEL.WEIGHTS_FROM is 'best'"),
         (("MODEL.WEIGHTS_FROM", "teacher"), "MODEL.WEIGHTS names no file"),
     ],
@@ -85,6 +96,43 @@ def test_a_split_without_a_head_and_settings_that_save_nothing(make_cfg: MakeCfg
 def test_numbers_and_words_that_mean_nothing(make_cfg: MakeCfg, opts: tuple[str, ...], message: str) -> None:
     with pytest.raises(FXError, match=re.escape(message)):
         FXTrainer(make_cfg(*opts))
+
+
+@pytest.mark.parametrize(
+    ("least", "keys"),
+    [
+        (0, "SOLVER: MOMENTUM WEIGHT_DECAY WEIGHT_DECAY_NORM WEIGHT_DECAY_BIAS WEIGHT_DECAY_EMBED WARMUP_CYCLES "
+            "FINAL_LR_FACTOR CHECKPOINT_STEPS CHECKPOINT_MINUTES CHECKPOINT_KEEP_CYCLES"),
+        (1, "SOLVER: CHECKPOINT_CYCLES CHECKPOINTS_TO_KEEP"),
+        (0, "SOLVER.CLIP_NORM: CLS LOC SEG"),
+        (0, "MODEL.TEACHER: CONSISTENCY"),
+        (0, "DATASETS: LIMIT"),
+        (0, "DATASETS.FEW_SHOT: IMAGES"),
+        (0, "TEST: EVAL_PASSES EVAL_CYCLES"),
+    ],
+)  # fmt: skip
+def test_the_least_that_each_number_may_be(make_cfg: MakeCfg, least: int, keys: str) -> None:
+    node, _, names = keys.partition(": ")
+    for name in names.split():
+        key, cfg = f"{node}.{name}", make_cfg()
+        check_values(_with(cfg, key, least))
+        with pytest.raises(FXError, match=re.escape(key)):
+            check_values(_with(cfg, key, least - 1))
+
+
+@pytest.mark.parametrize("key", ["SOLVER.MOMENTUM", "MODEL.TEACHER.CONSISTENCY", "SOLVER.LAYER_DECAY"])
+def test_shares_are_at_most_one(make_cfg: MakeCfg, key: str) -> None:
+    check_values(_with(make_cfg(), key, 1.0))
+    with pytest.raises(FXError, match=re.escape(key)):
+        check_values(_with(make_cfg(), key, 1.01))
+
+
+def _with(cfg: CfgNode, key: str, value: float) -> CfgNode:
+    cfg = cfg.clone()
+    cfg.defrost()
+    node, _, name = key.rpartition(".")
+    functools.reduce(getattr, node.split("."), cfg)[name] = value
+    return cfg
 
 
 def test_patterns_are_held_against_the_metrics_that_there_will_be(make_cfg: MakeCfg) -> None:

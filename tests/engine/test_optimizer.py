@@ -31,13 +31,16 @@ def test_every_parameter_is_in_exactly_one_group_with_its_components_rate(make_c
     assert group_of[id(model.cls_heads["alpha"].weight)]["weight_decay"] == 0.5
 
 
-def test_a_forgotten_parameter_is_named(make_cfg: MakeCfg) -> None:
+def test_a_forgotten_parameter_is_named(make_cfg: MakeCfg, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build_model(make_cfg())
     everything = list(model.parameters())
     with pytest.raises(RuntimeError, match="backbone.trunk.patch_embed"):
         check_groups(model, [{"params": everything[1:]}])
     with pytest.raises(RuntimeError, match="exactly one"):
         check_groups(model, [{"params": everything}, {"params": everything[:1]}])
+    monkeypatch.setattr("fx_d2.engine.optimizer.parameter_groups", lambda cfg, model: [{"params": everything[1:]}])
+    with pytest.raises(RuntimeError, match="exactly one"):
+        build_optimizer(make_cfg(), model)
 
 
 def _groups(make_cfg: MakeCfg, *opts: str) -> tuple[FoundationX, dict[str, dict], list[dict]]:
@@ -129,9 +132,12 @@ def test_layer_decay_is_timm_s(name: str, kwargs: dict) -> None:
     assert got == want and len(got) > 3
 
 
-def test_layer_decay_needs_blocks() -> None:
+def test_layer_decay_needs_blocks(make_cfg: MakeCfg) -> None:
+    model = build_model(make_cfg())
+    model.backbone.trunk = torch.nn.Linear(2, 2)
     with pytest.raises(FXError, match="LAYER_DECAY: Linear has no blocks"):
-        layer_scales(torch.nn.Linear(2, 2), 0.5)
+        layer_scales(model.backbone.trunk, 0.5)
+    check_groups(model, parameter_groups(make_cfg(), model))
 
 
 @pytest.mark.parametrize(

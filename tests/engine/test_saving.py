@@ -4,13 +4,14 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 
-from fx_d2.engine import FXTrainer, checkpoint
+from fx_d2.engine import FXTrainer, checkpoint, saving
 from fx_d2.engine.signals import EXIT_CODE
 from fx_d2.structures import FXError
 
@@ -33,22 +34,22 @@ class _At(HookBase):
             self._function()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize(("number", "iteration"), [(signal.SIGTERM, 3), (signal.SIGUSR1, 0)])
 def test_a_signal_saves_at_the_end_of_its_step_and_resume_goes_on_there(
-    make_cfg: MakeCfg, tmp_path: Path, number: int
+    make_cfg: MakeCfg, tmp_path: Path, number: int, iteration: int
 ) -> None:
     evaluated: list[int] = []
     trainer = FXTrainer(make_cfg(*SHORT), lambda models, final: evaluated.append(1) or {})
-    trainer.register_hooks([_At(3, lambda: os.kill(os.getpid(), number))])
+    trainer.register_hooks([_At(iteration, lambda: os.kill(os.getpid(), number))])
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as stop:
         trainer.train()
     assert stop.value.code == EXIT_CODE and not evaluated
     assert signal.getsignal(number) is before
-    assert _names(tmp_path / "run") == ["model_0000003.pth"]
+    assert _names(tmp_path / "run") == [f"model_000000{iteration}.pth"]
     again = FXTrainer(make_cfg(*SHORT))
     again.resume_or_load(True)
-    assert again.start_iter == 4
+    assert again.start_iter == iteration + 1
 
 
 def test_workers_outlive_the_signals_that_stop_the_run(make_cfg: MakeCfg) -> None:
@@ -127,6 +128,15 @@ def test_the_best_of_each_pattern_is_kept_with_its_score(make_cfg: MakeCfg, tmp_
     assert auroc["best"]["student/*/cls/auroc"] == {"value": pytest.approx(0.8), "iteration": 11}
     final = torch.load(tmp_path / "run" / "model_final.pth", weights_only=True)
     assert final["best"] == auroc["best"] and final["best"]["student/*/loc/AP40"]["iteration"] == 5
+
+
+def test_a_score_that_is_no_better_saves_nothing(make_cfg: MakeCfg, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saving, "link", lambda *names: None)
+    saver = FXTrainer(make_cfg("SOLVER.CHECKPOINT_BEST", "['student/*']")).saver
+    with mock.patch.object(saver, "save") as save:
+        for done, value in enumerate((0.5, 0.4, 0.5, 0.6), start=1):
+            saver.keep_best({"student/a": value}, done)
+    assert [call.args for call in save.call_args_list] == [(1,), (4,)]
 
 
 def test_a_pattern_that_matches_nothing_is_named(make_cfg: MakeCfg) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
+from detectron2.modeling import build_model
 
 from fx_d2.engine import FXTrainer
 from fx_d2.engine.trainer import build_schedule
@@ -135,6 +136,22 @@ def test_resume_without_a_checkpoint_begins_and_without_resume_nothing_is_overwr
     assert _train(cfg, resume=True).start_iter == 0
     with pytest.raises(FXError, match=r"holds the checkpoints of a run, the last is model_0000005\.pth.*--resume"):
         _train(cfg)
+
+
+def test_the_teacher_begins_where_the_student_does(make_cfg: MakeCfg, tmp_path: Path) -> None:
+    """And what a killed writer left is removed, but not by who only looks."""
+    path, left = tmp_path / "x.pth", tmp_path / "run" / "model_0000009.pth.tmp"
+    torch.save({"model": build_model(make_cfg()).state_dict()}, path)
+    trainer = FXTrainer(make_cfg("MODEL.WEIGHTS", str(path)))
+    left.touch()
+    trainer.resume_or_load(True, look_only=True)
+    stored = torch.load(path)["model"]
+    for model in trainer.models().values():
+        assert all(torch.equal(value, stored[key]) for key, value in model.state_dict().items())
+    assert left.exists()
+    trainer.resume_or_load(True)
+    trainer._held.close()
+    assert not left.exists()
 
 
 @pytest.mark.parametrize("off", [("MODEL.TEACHER.CONSISTENCY", "0.0"), ("MODEL.TEACHER.ENABLED", "False")])
