@@ -49,19 +49,26 @@ def test_another_architecture_is_one_clear_error(make_cfg: MakeCfg, tmp_path: Pa
     _, path = _save(make_cfg(), tmp_path)
     with pytest.raises(FXError, match=r"m\.pth is of another architecture.*first .*loc_"):
         load_models(make_cfg("MODEL.WEIGHTS", path, "MODEL.LOC.HIDDEN_DIM", "64"))
+    content = torch.load(path)
+    content["teacher"].popitem()
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(FXError, match=r"x\.pth is of another architecture"):
+        load_models(make_cfg("MODEL.WEIGHTS", str(tmp_path / "x.pth")))
     with pytest.raises(FXError, match="unexpected, first cls_heads.beta"):
         load_models(make_cfg("MODEL.WEIGHTS", path, "DATASETS.TRAIN", "['alpha_train']"))
 
 
 def test_other_class_names_of_equal_number_are_refused(make_cfg: MakeCfg, tmp_path: Path) -> None:
     _, path = _save(make_cfg(), tmp_path)
-    content = torch.load(path)
-    content["classes"]["alpha"]["loc_classes"] = ["right_blob", "left_blob"]
-    torch.save(content, path)
-    with pytest.raises(FXError, match="alpha was trained with loc_classes"):
-        load_models(make_cfg("MODEL.WEIGHTS", path))
-    with pytest.raises(FXError, match="alpha was trained with loc_classes"):
-        FXCheckpointer(build_model(make_cfg()), "").load(path)
+    model = build_model(make_cfg())
+    for key in ("cls_classes", "loc_classes", "seg_classes"):
+        content = torch.load(path)
+        content["classes"]["alpha"][key] = ["right_blob", "left_blob"]
+        torch.save(content, tmp_path / "other.pth")
+        with pytest.raises(FXError, match=f"alpha was trained with {key}"):
+            load_models(make_cfg("MODEL.WEIGHTS", str(tmp_path / "other.pth")))
+        with pytest.raises(FXError, match=f"alpha was trained with {key}"):
+            FXCheckpointer(model, "").load(str(tmp_path / "other.pth"))
 
 
 def test_other_processes_than_the_main_one_write_nothing(make_cfg: MakeCfg, tmp_path: Path) -> None:
@@ -165,6 +172,12 @@ def test_a_frozen_part_does_not_stay_random_unnoticed(
     cfg = make_cfg()
     begin(cfg, build_model(cfg), HEAD_ONLY)
     assert "no pass of SCHEDULE.STRATEGY trains backbone, and MODEL.WEIGHTS is empty" in caplog.text
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.TIMM.KWARGS.pretrained = True  # timm has filled the trunk
+    caplog.clear()
+    begin(cfg, build_model(make_cfg()), HEAD_ONLY)
+    assert "no pass of SCHEDULE.STRATEGY trains loc_encoder, and MODEL.WEIGHTS is empty" in caplog.text
     # Nor does a part of a part: an encoder of another width fits in a few places.
     wide = make_cfg("MODEL.WEIGHTS", str(tmp_path / "whole.pth"), "MODEL.LOC.FFN_DIM", "48")
     torch.save({"model": saved.state_dict()}, tmp_path / "whole.pth")

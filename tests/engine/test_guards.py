@@ -88,6 +88,7 @@ def test_a_split_without_a_head_and_settings_that_save_nothing(make_cfg: MakeCfg
         (("SOLVER.OPTIMIZER", "sgd", "SOLVER.NESTEROV", "True", "SOLVER.MOMENTUM", "0.0"), "SOLVER.NESTEROV needs"),
         (("TEST.EVAL_PASSES", "-1"), "TEST.EVAL_PASSES is -1"),
         (("TEST.MODELS", "['ema']"), "TEST.MODELS is"),
+        (("TEST.MODELS", "[]"), "TEST.MODELS is"),
         (("SOLVER.MICRO_BATCH.SEG", "1"), "SOLVER.MICRO_BATCH.SEG"),
         (("MODEL.WEIGHTS_FROM", "best"), "MODEL.WEIGHTS_FROM is 'best'"),
         (("MODEL.WEIGHTS_FROM", "teacher"), "MODEL.WEIGHTS names no file"),
@@ -172,17 +173,19 @@ def test_the_size_of_a_checkpoint_is_known_beforehand(
 def test_too_little_room_is_said_before_the_first_step(
     make_cfg: MakeCfg, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cfg = make_cfg("SOLVER.CHECKPOINT_KEEP_CYCLES", "1", "SCHEDULE.CYCLES", "3", "SOLVER.CHECKPOINT_BEST", "['a']")
+    cfg = make_cfg("SOLVER.CHECKPOINT_KEEP_CYCLES", "2", "SCHEDULE.CYCLES", "7", "SOLVER.CHECKPOINT_BEST", "['a']")
     model = torch.nn.Linear(1000, 1000)
     size = checkpoint_bytes(cfg, model, copy.deepcopy(model))
     assert size == 4 * 4 * 1001000
     (tmp_path / "run").mkdir()
-    # Two last ones, three cycles, one best, one being written.
+    # Two last ones, those of three cycles, one best, one being written.
     monkeypatch.setattr(guards.shutil, "disk_usage", lambda folder: SimpleNamespace(free=7 * size))
     check_disk(cfg, model, copy.deepcopy(model))
     monkeypatch.setattr(guards.shutil, "disk_usage", lambda folder: SimpleNamespace(free=7 * size - 1))
     with pytest.raises(FXError, match="7 checkpoints of 0.01 GB need 1 MB more"):
         check_disk(cfg, model, copy.deepcopy(model))
+    with pytest.raises(FXError, match="OUTPUT_DIR"):
+        FXTrainer(make_cfg("OUTPUT_DIR", str(tmp_path / "other"), "SOLVER.CHECKPOINTS_TO_KEEP", "999")).train()
     (tmp_path / "run" / "model_0000005.pth").write_bytes(b"x")
     check_disk(cfg, model, copy.deepcopy(model))
 

@@ -68,7 +68,8 @@ def _require(make_cfg: MakeCfg, *opts: str) -> None:
 def test_what_has_no_part_in_the_weights_may_change(make_cfg: MakeCfg, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         _require(make_cfg, "OUTPUT_DIR", "x", "DATALOADER.NUM_WORKERS", "3", "TEST.BATCH_SIZE", "1",
-                 "DATASETS.TEST", "('beta_test',)", "SOLVER.CHECKPOINT_STEPS", "7", "MODEL.WEIGHTS", "x.pth", "VIS_PERIOD", "5")  # fmt: skip
+                 "DATASETS.TEST", "('beta_test',)", "SOLVER.CHECKPOINT_STEPS", "7", "MODEL.WEIGHTS", "x.pth",
+                 "VIS_PERIOD", "5")  # fmt: skip
     assert not caplog.text
 
 

@@ -2,8 +2,10 @@ import logging
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -75,6 +77,16 @@ def test_steps_inside_a_pass_and_every_nth_cycle_are_kept(make_cfg: MakeCfg, tmp
     assert content["position"] == {"cycle": 3, "pass": 1, "step": 0, "phase": "alpha/loc/lock"}
 
 
+def test_when_a_save_is_due(make_cfg: MakeCfg) -> None:
+    opts = ("SOLVER.CHECKPOINT_CYCLES", "2", "SOLVER.CHECKPOINT_STEPS", "5", "SOLVER.CHECKPOINT_MINUTES", "1.0")
+    hook = saving.CheckpointHook()
+    hook.trainer = SimpleNamespace(cfg=make_cfg(*opts), schedule=SimpleNamespace(cycle_length=6))
+    hook._last = time.monotonic() - 30
+    assert [done for done in range(1, 25) if hook._due(done)] == [5, 10, 12, 15, 20, 24]
+    hook._last = time.monotonic() - 61
+    assert hook._due(1)
+
+
 def test_minutes(make_cfg: MakeCfg, tmp_path: Path) -> None:
     opts = ("SOLVER.CHECKPOINT_MINUTES", "1e-9", "SOLVER.CHECKPOINTS_TO_KEEP", "9")
     FXTrainer(make_cfg(*SHORT, *opts)).train()
@@ -120,7 +132,8 @@ def test_the_best_of_each_pattern_is_kept_with_its_score(make_cfg: MakeCfg, tmp_
 
     opts = ("SCHEDULE.CYCLES", "3", "TEST.EVAL_CYCLES", "1", "SOLVER.CHECKPOINTS_TO_KEEP", "1")
     patterns = ("SOLVER.CHECKPOINT_BEST", "['student/*/cls/auroc', 'student/*/loc/AP40']")
-    FXTrainer(make_cfg(*SHORT, *opts, *patterns), evaluate).train()
+    cfg = make_cfg(*SHORT, *opts, *patterns)
+    FXTrainer(cfg, evaluate).train()
     assert _names(tmp_path / "run") == ["model_0000017.pth", "model_best_student_cls_auroc.pth",
                                         "model_best_student_loc_AP40.pth", "model_final.pth"]  # fmt: skip
     auroc = torch.load(tmp_path / "run" / "model_best_student_cls_auroc.pth", weights_only=True)
@@ -128,6 +141,9 @@ def test_the_best_of_each_pattern_is_kept_with_its_score(make_cfg: MakeCfg, tmp_
     assert auroc["best"]["student/*/cls/auroc"] == {"value": pytest.approx(0.8), "iteration": 11}
     final = torch.load(tmp_path / "run" / "model_final.pth", weights_only=True)
     assert final["best"] == auroc["best"] and final["best"]["student/*/loc/AP40"]["iteration"] == 5
+    again = FXTrainer(cfg, evaluate)
+    again.resume_or_load(True, look_only=True)
+    assert again.saver.best == final["best"] and again.evaluated == final["evaluated"] == 12
 
 
 def test_a_score_that_is_no_better_saves_nothing(make_cfg: MakeCfg, monkeypatch: pytest.MonkeyPatch) -> None:
