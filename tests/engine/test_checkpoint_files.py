@@ -100,11 +100,15 @@ def test_a_full_disk_leaves_the_old_file_and_says_so(tmp_path: Path, monkeypatch
 def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And its name is there before anything else happens: a power cut leaves the old file or the new one."""
     events, replace = [], os.replace
-    kinds = {True: "folder", False: "file"}
-    monkeypatch.setattr(os, "fsync", lambda place: events.append(kinds[stat.S_ISDIR(os.fstat(place).st_mode)]))
+
+    def sync(place: int) -> None:
+        found = os.fstat(place)
+        events.append("folder" if stat.S_ISDIR(found.st_mode) else found.st_size)
+
+    monkeypatch.setattr(os, "fsync", sync)
     monkeypatch.setattr(os, "replace", lambda *paths: events.append("name") or replace(*paths))
     _write(tmp_path, 1)
-    assert events == ["file", "name", "folder"]
+    assert events == [path_of(tmp_path, 1).stat().st_size, "name", "folder"]
     link(path_of(tmp_path, 1), "model_final.pth")
     assert events[3:] == ["name", "folder"]
 
@@ -148,6 +152,20 @@ def test_a_second_name_outlives_rotation(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(checkpoint_files.os, "link", refuse)
     link(path_of(tmp_path, 2), "model_best_x.pth")
     assert (tmp_path / "model_best_x.pth").read_bytes() == path_of(tmp_path, 2).read_bytes()
+
+
+def test_a_second_name_without_room_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write(tmp_path, 1)
+
+    def fill(source: Path, target: Path) -> None:
+        target.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoint_files.os, "link", mock.Mock(side_effect=OSError(errno.EPERM, "no links here")))
+    monkeypatch.setattr(checkpoint_files.shutil, "copyfile", fill)
+    with pytest.raises(FXError, match=r"model_best_x\.pth"):
+        link(path_of(tmp_path, 1), "model_best_x.pth")
+    assert os.listdir(tmp_path) == ["model_0000001.pth"]
 
 
 def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:

@@ -132,6 +132,15 @@ def test_layer_decay_is_timm_s(name: str, kwargs: dict) -> None:
     assert got == want and len(got) > 3
 
 
+def test_what_follows_the_last_block_counts_to_it() -> None:
+    trunk = torch.nn.Module()
+    trunk.stem = torch.nn.Linear(1, 1)
+    trunk.blocks = torch.nn.ModuleList([torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)])
+    trunk.norm = torch.nn.LayerNorm(1)
+    scales = layer_scales(trunk, 0.5)
+    assert [scales[p] for p in trunk.parameters()] == [0.125] * 2 + [0.25] * 2 + [0.5] * 4
+
+
 def test_layer_decay_needs_blocks(make_cfg: MakeCfg) -> None:
     model = build_model(make_cfg())
     model.backbone.trunk = torch.nn.Linear(2, 2)
@@ -180,6 +189,11 @@ def test_rate_rises_linearly_over_the_warm_up_then_falls_as_half_a_cosine(make_c
     assert torch.allclose(rise, rise[:1].expand_as(rise), atol=1e-6) and (rise > 0).all()
     assert (torch.tensor(rates[20:]).diff() < 0).all() and rates[-1] < 0.001
     assert rates[60] == pytest.approx(0.5)  # half way between the end of the warm-up and that of the run
+
+
+def test_the_last_rate_is_the_final_factor(make_cfg: MakeCfg) -> None:
+    rates = _rates(make_cfg("SOLVER.FINAL_LR_FACTOR", "0.2"), PhaseSchedule([CLS], [20], 5))
+    assert rates[-1] == min(rates[20:]) == pytest.approx(0.2, abs=1e-3)
 
 
 @pytest.mark.parametrize("cycles", [0.0, 1.0, 10.0, 24.0])
