@@ -278,7 +278,7 @@ class FXTrainer(TrainerBase):
         all of them learn of it at the same step.
         """
         stop = norm.new_full((), float(bool(self.stop_request.received)))
-        numbers = torch.stack([x.detach().float() for x in (*losses.values(), norm, stop)])
+        numbers = torch.stack([x.float() for x in (*losses.values(), norm, stop)])
         own = numbers[: len(losses)].sum(0, keepdim=True)
         world = comm.get_world_size()
         if world > 1:

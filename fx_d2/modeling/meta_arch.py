@@ -181,7 +181,6 @@ class FoundationX(nn.Module):
         shared = SharedPass(self, self._on_device(batch), task, view)
         return {component: shared.compared(component) for component in wanted}
 
-    @torch.no_grad()
     def inference(self, batch: Samples) -> list[dict[str, Any]]:
         """Results for the requested tasks of the batch's dataset; see `forward`."""
         batch = self._on_device(batch)
@@ -276,7 +275,7 @@ class FoundationX(nn.Module):
         """Shared components with a consistency loss in a phase: the trainable ones; none if `consistency` is 0."""
         if self.consistency == 0:
             return []
-        return [c for c in SHARED_COMPONENTS if c in TASK_COMPONENTS[phase.task] and c in phase.trainable]
+        return [c for c in SHARED_COMPONENTS if c in phase.trainable]
 
     def _on_device(self, batch: Samples) -> Batch:
         return (batch if isinstance(batch, Batch) else Batch.collate(batch)).to(self.device)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from torch.nn.parallel import DistributedDataParallel
 
 from fx_d2.batch import Batch
 from fx_d2.engine import accumulation, apply_phase
@@ -80,6 +81,16 @@ def test_parts_know_the_whole(make_batch: Callable[..., Any]) -> None:
     assert [float(part.count) for _, part in labels] == [8, 8]  # one of three labels is unknown
 
 
+def test_processes_exchange_gradients_with_the_last_part_only(make_batch: Callable[..., Any]) -> None:
+    weight, kept, seen = torch.ones((), requires_grad=True), [], []
+    model = mock.MagicMock(spec=DistributedDataParallel)
+    model.no_sync.return_value.__enter__.side_effect = lambda *_: kept.append(1)
+    model.no_sync.return_value.__exit__.side_effect = lambda *_: kept.clear()
+    parts = split_batch(Batch.collate(make_batch("cls", (0,) * 3)), 1, CPU)
+    add_gradients(model, parts, lambda _: seen.append(len(kept)) or {"loss": weight * 3}, NO_SCALE)
+    assert seen == [1, 1, 0] and weight.grad == pytest.approx(3)
+
+
 def _gradients(cfg: CfgNode, samples: list[dict], phase: Phase, most: int) -> dict[str, torch.Tensor]:
     """Of a student and teacher of fixed weights, in float64, and the terms of the loss as "loss_..."."""
     torch.manual_seed(0)
@@ -121,6 +132,22 @@ def test_dice_of_parts_is_the_mean_of_their_dice(tiny_cfg: CfgNode, make_batch: 
     parts = _gradients(tiny_cfg, batch, PHASES["seg"], 2)
     first, rest = (_gradients(tiny_cfg, part, PHASES["seg"], 0) for part in (batch[:1], batch[1:]))
     assert max(float((parts[key] - first[key] / 3 - rest[key] * 2 / 3).abs().max()) for key in parts) < 1e-10
+
+
+def test_parts_are_those_of_a_process_and_of_the_tasks_that_are_trained(
+    tiny_cfg: CfgNode, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_cfg.SOLVER.MICRO_BATCH.SEG = 12
+    model = build_model(tiny_cfg)
+    check_parts(tiny_cfg, model)
+    assert "MICRO_BATCH.SEG" in caplog.text
+    caplog.clear()
+    monkeypatch.setattr(accumulation.comm, "get_world_size", lambda: 2)
+    check_parts(tiny_cfg, model)  # 24 images are 12 each
+    monkeypatch.undo()
+    tiny_cfg.DATASETS.TRAIN = ("tiny_softmax_train",)
+    check_parts(tiny_cfg, build_model(tiny_cfg))
+    assert not caplog.text
 
 
 def test_what_parts_change_is_said_and_what_they_cannot_do_refused(

@@ -33,6 +33,11 @@ def test_student_and_teacher_come_back_bit_equal(make_cfg: MakeCfg, tmp_path: Pa
     assert all(torch.equal(loaded["teacher"].state_dict()[k.removeprefix("model.")], v) for k, v in stored.items())
 
 
+def test_bare_weights_are_a_model(tmp_path: Path) -> None:
+    torch.save({"x": torch.ones(2)}, tmp_path / "x.pth")
+    assert read_checkpoint(str(tmp_path / "x.pth")).keys() == {"model"}
+
+
 def test_only_the_models_asked_for(make_cfg: MakeCfg, tmp_path: Path) -> None:
     _, path = _save(make_cfg(), tmp_path)
     assert set(load_models(make_cfg("MODEL.WEIGHTS", path, "TEST.MODELS", "['student']"))) == {"student"}
@@ -44,17 +49,33 @@ def test_another_architecture_is_one_clear_error(make_cfg: MakeCfg, tmp_path: Pa
     _, path = _save(make_cfg(), tmp_path)
     with pytest.raises(FXError, match=r"m\.pth is of another architecture.*first .*loc_"):
         load_models(make_cfg("MODEL.WEIGHTS", path, "MODEL.LOC.HIDDEN_DIM", "64"))
+    content = torch.load(path)
+    content["teacher"].popitem()
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(FXError, match=r"x\.pth is of another architecture"):
+        load_models(make_cfg("MODEL.WEIGHTS", str(tmp_path / "x.pth")))
     with pytest.raises(FXError, match="unexpected, first cls_heads.beta"):
         load_models(make_cfg("MODEL.WEIGHTS", path, "DATASETS.TRAIN", "['alpha_train']"))
 
 
 def test_other_class_names_of_equal_number_are_refused(make_cfg: MakeCfg, tmp_path: Path) -> None:
     _, path = _save(make_cfg(), tmp_path)
-    content = torch.load(path)
-    content["classes"]["alpha"]["loc_classes"] = ["right_blob", "left_blob"]
-    torch.save(content, path)
-    with pytest.raises(FXError, match="alpha was trained with loc_classes"):
-        load_models(make_cfg("MODEL.WEIGHTS", path))
+    model = build_model(make_cfg())
+    for key in ("cls_classes", "loc_classes", "seg_classes"):
+        content = torch.load(path)
+        content["classes"]["alpha"][key] = ["right_blob", "left_blob"]
+        torch.save(content, tmp_path / "other.pth")
+        with pytest.raises(FXError, match=f"alpha was trained with {key}"):
+            load_models(make_cfg("MODEL.WEIGHTS", str(tmp_path / "other.pth")))
+        with pytest.raises(FXError, match=f"alpha was trained with {key}"):
+            FXCheckpointer(model, "").load(str(tmp_path / "other.pth"))
+
+
+def test_other_processes_than_the_main_one_write_nothing(make_cfg: MakeCfg, tmp_path: Path) -> None:
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    FXCheckpointer(build_model(make_cfg()), str(folder), save_to_disk=False).save("m")
+    assert not list(folder.iterdir())
 
 
 class _Code:
@@ -146,11 +167,17 @@ def test_a_frozen_part_does_not_stay_random_unnoticed(
     torch.save({"model": trunk}, path)
     cfg = make_cfg("MODEL.WEIGHTS", path)
     with pytest.raises(FXError, match="no pass of SCHEDULE.STRATEGY trains loc_encoder"):
-        begin(cfg, build_model(cfg), HEAD_ONLY)
+        begin(cfg, build_model(cfg), iter(HEAD_ONLY))
     begin(cfg, build_model(cfg), (*HEAD_ONLY, Phase("alpha", "loc", ("loc_encoder", "loc_decoders"))))
     cfg = make_cfg()
     begin(cfg, build_model(cfg), HEAD_ONLY)
     assert "no pass of SCHEDULE.STRATEGY trains backbone, and MODEL.WEIGHTS is empty" in caplog.text
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.TIMM.KWARGS.pretrained = True  # timm has filled the trunk
+    caplog.clear()
+    begin(cfg, build_model(make_cfg()), HEAD_ONLY)
+    assert "no pass of SCHEDULE.STRATEGY trains loc_encoder, and MODEL.WEIGHTS is empty" in caplog.text
     # Nor does a part of a part: an encoder of another width fits in a few places.
     wide = make_cfg("MODEL.WEIGHTS", str(tmp_path / "whole.pth"), "MODEL.LOC.FFN_DIM", "48")
     torch.save({"model": saved.state_dict()}, tmp_path / "whole.pth")

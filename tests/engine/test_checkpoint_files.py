@@ -2,14 +2,27 @@ import errno
 import io
 import logging
 import os
+import stat
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 
 from fx_d2.engine import checkpoint_files
-from fx_d2.engine.checkpoint_files import damage, link, newest_sound, numbered, path_of, remove_leftovers, rotate, write
+from fx_d2.engine.checkpoint_files import (
+    best_name,
+    damage,
+    link,
+    newest_sound,
+    numbered,
+    path_of,
+    remove_leftovers,
+    rotate,
+    write,
+    write_new,
+)
 from fx_d2.structures import FXError
 
 
@@ -55,6 +68,12 @@ def test_a_damaged_file_is_set_aside_and_the_one_before_taken(
             newest_sound(tmp_path)
 
 
+def test_damage_without_words_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write(tmp_path, 1)
+    monkeypatch.setattr(checkpoint_files.zipfile, "ZipFile", mock.Mock(side_effect=EOFError()))
+    assert damage(path_of(tmp_path, 1))
+
+
 def test_no_checkpoint_is_none(tmp_path: Path) -> None:
     assert newest_sound(tmp_path) is None
 
@@ -78,6 +97,32 @@ def test_a_full_disk_leaves_the_old_file_and_says_so(tmp_path: Path, monkeypatch
     assert os.listdir(tmp_path) == ["model_0000001.pth"]
 
 
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And its name is there before anything else happens: a power cut leaves the old file or the new one."""
+    events, replace = [], os.replace
+
+    def sync(place: int) -> None:
+        found = os.fstat(place)
+        events.append("folder" if stat.S_ISDIR(found.st_mode) else found.st_size)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "replace", lambda *paths: events.append("name") or replace(*paths))
+    _write(tmp_path, 1)
+    assert events == [path_of(tmp_path, 1).stat().st_size, "name", "folder"]
+    link(path_of(tmp_path, 1), "model_final.pth")
+    assert events[3:] == ["name", "folder"]
+
+
+def test_a_tool_s_checkpoint_gets_its_folders(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "x.pth"
+    write_new({}, path)
+    assert not damage(path)
+
+
+def test_the_name_of_a_pattern_s_best() -> None:
+    assert best_name("*/cls/auroc*") == "model_best_cls_auroc.pth"
+
+
 def test_a_file_in_the_place_of_the_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(FXError, match="could not be written"):
@@ -94,7 +139,9 @@ def test_rotation_keeps_the_last_and_every_nth(tmp_path: Path) -> None:
 
 def test_a_second_name_outlives_rotation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _write(tmp_path, 1, 2)
+    os.link(path_of(tmp_path, 2), tmp_path / "model_best_x.pth.tmp")  # of a run that was killed just there
     link(path_of(tmp_path, 1), "model_best_x.pth")
+    assert path_of(tmp_path, 2).read_bytes() != path_of(tmp_path, 1).read_bytes()
     assert (tmp_path / "model_best_x.pth").stat().st_nlink == 2
     rotate(tmp_path, keep=1, every=0)
     assert not damage(tmp_path / "model_best_x.pth")
@@ -105,6 +152,20 @@ def test_a_second_name_outlives_rotation(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(checkpoint_files.os, "link", refuse)
     link(path_of(tmp_path, 2), "model_best_x.pth")
     assert (tmp_path / "model_best_x.pth").read_bytes() == path_of(tmp_path, 2).read_bytes()
+
+
+def test_a_second_name_without_room_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write(tmp_path, 1)
+
+    def fill(source: Path, target: Path) -> None:
+        target.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoint_files.os, "link", mock.Mock(side_effect=OSError(errno.EPERM, "no links here")))
+    monkeypatch.setattr(checkpoint_files.shutil, "copyfile", fill)
+    with pytest.raises(FXError, match=r"model_best_x\.pth"):
+        link(path_of(tmp_path, 1), "model_best_x.pth")
+    assert os.listdir(tmp_path) == ["model_0000001.pth"]
 
 
 def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:

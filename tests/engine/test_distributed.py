@@ -2,15 +2,19 @@ import argparse
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from unittest import mock
 
 import pytest
+import torch
 from detectron2.engine import default_argument_parser
 
-from fx_d2.engine.distributed import Place, launch, on_first, place_from_environment
+from fx_d2.engine import distributed
+from fx_d2.engine.distributed import Place, join_group, launch, on_first, place_from_environment
 from fx_d2.structures import FXError
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "here"}
@@ -80,7 +84,56 @@ def test_one_process_runs_here(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[object] = []
     args = _arguments()
     launch(seen.append, args, "cpu")
-    assert seen == [args]
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    launch(seen.append, args, "cuda")  # that there is no GPU is not said here
+    assert seen == [args, args]
+
+
+def test_the_places_of_one_machine_of_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in (*TORCHRUN, *SRUN):
+        monkeypatch.delenv(key, raising=False)
+    started: list[list[Place]] = []
+    monkeypatch.setattr(distributed, "_run_here", lambda places, *_: started.append(places))
+    url = "tcp://first:4444"
+    launch(print, _arguments(num_gpus=2, num_machines=3, machine_rank=1, dist_url=url), "cpu")
+    assert started == [[Place(2, 6, 0, 2, url), Place(3, 6, 1, 2, url)]]
+    launch(print, _arguments(num_gpus=2), "cpu")
+    assert [place.rank for place in started[1]] == [0, 1] and started[1][0].address.startswith("tcp://127.0.0.1:")
+
+
+@pytest.mark.parametrize(("code", "said"), [(75, 75), (-signal.SIGTERM, 128 + signal.SIGTERM), (-signal.SIGKILL, None)])
+def test_the_run_ends_with_the_code_of_the_process_that_failed(
+    monkeypatch: pytest.MonkeyPatch, code: int, said: int | None
+) -> None:
+    context = mock.Mock(pids=lambda: [])
+    context.join.side_effect = [False, torch.multiprocessing.ProcessExitedException("", 1, 0, code, "SIGX")]
+    monkeypatch.setattr(torch.multiprocessing, "start_processes", lambda *args, **options: context)
+    with pytest.raises(SystemExit) as ended:
+        distributed._run_here([], print, _arguments(), "cpu")
+    assert ended.value.code == said if said is not None else "SIGX" in ended.value.code
+
+
+@pytest.mark.parametrize(("seen", "index"), [(4, 2), (1, 0), (2, None)])
+def test_a_process_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch, seen: int, index: int | None) -> None:
+    """The third process of a machine; Slurm may show it no other GPU than its own."""
+    taken, joined = [], mock.Mock()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: seen)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setattr(torch.distributed, "init_process_group", joined)
+    monkeypatch.setattr(distributed, "comm", mock.Mock())
+    with nullcontext() if index is not None else pytest.raises(FXError, match="process 2 .* no GPU"):
+        join_group(Place(6, 8, 2, 4, "env://"), "cuda")
+    assert taken == ([] if index is None else [index]) and joined.called == (index is not None)
+    if index is not None:
+        assert joined.call_args.args == ("nccl",)
+        assert (joined.call_args.kwargs["rank"], joined.call_args.kwargs["world_size"]) == (6, 8)
+        distributed.comm.create_local_process_group.assert_called_once_with(4)
+
+
+def test_a_group_that_cannot_be_joined_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "init_process_group", mock.Mock(side_effect=RuntimeError("refused")))
+    with pytest.raises(FXError, match="process 1 of 2 .* tcp://first:1: refused"):
+        join_group(Place(1, 2, 1, 2, "tcp://first:1"), "cpu")
 
 
 def test_what_cannot_be_started_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,12 +164,13 @@ def test_processes_leave_the_group_where_all_end_together(
         monkeypatch.setenv(key, value)
 
     def main(args: argparse.Namespace) -> None:
+        calls.append("ran")
         if code is not None:
             sys.exit(code)
 
     with nullcontext() if code is None else pytest.raises(SystemExit) as ended:
         launch(main, _arguments(), "cpu")
-    assert calls == ["joined", "left"][: 1 + left] and (ended is None or ended.value.code == code)
+    assert calls == ["joined", "ran", "left"][: 2 + left] and (ended is None or ended.value.code == code)
 
 
 def test_on_first_gives_the_value_and_raises_the_error() -> None:

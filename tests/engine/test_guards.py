@@ -1,4 +1,5 @@
 import copy
+import functools
 import logging
 import re
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from fx_d2.engine import FXTrainer, PhaseSchedule, guards
-from fx_d2.engine.guards import check_disk, check_heads, check_norm, check_patterns, checkpoint_bytes
+from fx_d2.engine.guards import check_disk, check_heads, check_norm, check_patterns, check_values, checkpoint_bytes
 from fx_d2.structures import FXError, Phase
 
 MakeCfg = Callable[..., CfgNode]
@@ -25,6 +26,15 @@ def test_one_image_a_process_has_no_batch_statistics(make_cfg: MakeCfg) -> None:
     for fine in (("MODEL.SEG.NORM", "GN", "MODEL.SEG.DIM", "32"), ("SCHEDULE.STRATEGY", ONLY_CLS)):
         cfg = make_cfg(*one, *fine)
         check_norm(cfg, build_model(cfg))
+
+
+def test_one_image_of_several_processes_each_is_one_image(make_cfg: MakeCfg, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = make_cfg("SCHEDULE.BATCH_SIZE.SEG", "2")
+    model = build_model(cfg)
+    check_norm(cfg, model)
+    monkeypatch.setattr(guards.comm, "get_world_size", lambda: 2)
+    with pytest.raises(FXError, match=r"SCHEDULE\.BATCH_SIZE\.SEG"):
+        check_norm(cfg, model)
 
 
 def test_synchronised_statistics_need_gpus(make_cfg: MakeCfg, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,6 +91,8 @@ def test_a_split_without_a_head_and_settings_that_save_nothing(make_cfg: MakeCfg
         (("TEST.EVAL_PASSES", "-1"), "TEST.EVAL_PASSES is -1"),
         (("TEST.BATCH_SIZE", "0"), "TEST.BATCH_SIZE is 0: it must be 1 or more"),
         (("TEST.MODELS", "['ema']"), "TEST.MODELS is"),
+        (("TEST.MODELS", "[]"), "TEST.MODELS is"),
+        (("SOLVER.MICRO_BATCH.SEG", "1"), "SOLVER.MICRO_BATCH.SEG"),
         (("MODEL.WEIGHTS_FROM", "best"), "MODEL.WEIGHTS_FROM is 'best'"),
         (("MODEL.WEIGHTS_FROM", "teacher"), "but MODEL.WEIGHTS is empty"),
     ],
@@ -88,6 +100,43 @@ def test_a_split_without_a_head_and_settings_that_save_nothing(make_cfg: MakeCfg
 def test_numbers_and_words_that_mean_nothing(make_cfg: MakeCfg, opts: tuple[str, ...], message: str) -> None:
     with pytest.raises(FXError, match=re.escape(message)):
         FXTrainer(make_cfg(*opts))
+
+
+@pytest.mark.parametrize(
+    ("least", "keys"),
+    [
+        (0, "SOLVER: MOMENTUM WEIGHT_DECAY WEIGHT_DECAY_NORM WEIGHT_DECAY_BIAS WEIGHT_DECAY_EMBED WARMUP_CYCLES "
+            "FINAL_LR_FACTOR CHECKPOINT_STEPS CHECKPOINT_MINUTES CHECKPOINT_KEEP_CYCLES"),
+        (1, "SOLVER: CHECKPOINT_CYCLES CHECKPOINTS_TO_KEEP"),
+        (0, "SOLVER.CLIP_NORM: CLS LOC SEG"),
+        (0, "MODEL.TEACHER: CONSISTENCY"),
+        (0, "DATASETS: LIMIT"),
+        (0, "DATASETS.FEW_SHOT: IMAGES"),
+        (0, "TEST: EVAL_PASSES EVAL_CYCLES"),
+    ],
+)  # fmt: skip
+def test_the_least_that_each_number_may_be(make_cfg: MakeCfg, least: int, keys: str) -> None:
+    node, _, names = keys.partition(": ")
+    for name in names.split():
+        key, cfg = f"{node}.{name}", make_cfg()
+        check_values(_with(cfg, key, least))
+        with pytest.raises(FXError, match=re.escape(key)):
+            check_values(_with(cfg, key, least - 1))
+
+
+@pytest.mark.parametrize("key", ["SOLVER.MOMENTUM", "MODEL.TEACHER.CONSISTENCY", "SOLVER.LAYER_DECAY"])
+def test_shares_are_at_most_one(make_cfg: MakeCfg, key: str) -> None:
+    check_values(_with(make_cfg(), key, 1.0))
+    with pytest.raises(FXError, match=re.escape(key)):
+        check_values(_with(make_cfg(), key, 1.01))
+
+
+def _with(cfg: CfgNode, key: str, value: float) -> CfgNode:
+    cfg = cfg.clone()
+    cfg.defrost()
+    node, _, name = key.rpartition(".")
+    functools.reduce(getattr, node.split("."), cfg)[name] = value
+    return cfg
 
 
 def test_patterns_are_held_against_the_metrics_that_there_will_be(make_cfg: MakeCfg) -> None:
@@ -127,17 +176,19 @@ def test_the_size_of_a_checkpoint_is_known_beforehand(
 def test_too_little_room_is_said_before_the_first_step(
     make_cfg: MakeCfg, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cfg = make_cfg("SOLVER.CHECKPOINT_KEEP_CYCLES", "1", "SCHEDULE.CYCLES", "3", "SOLVER.CHECKPOINT_BEST", "['a']")
+    cfg = make_cfg("SOLVER.CHECKPOINT_KEEP_CYCLES", "2", "SCHEDULE.CYCLES", "7", "SOLVER.CHECKPOINT_BEST", "['a']")
     model = torch.nn.Linear(1000, 1000)
     size = checkpoint_bytes(cfg, model, copy.deepcopy(model))
     assert size == 4 * 4 * 1001000
     (tmp_path / "run").mkdir()
-    # Two last ones, three cycles, one best, one being written.
+    # Two last ones, those of three cycles, one best, one being written.
     monkeypatch.setattr(guards.shutil, "disk_usage", lambda folder: SimpleNamespace(free=7 * size))
     check_disk(cfg, model, copy.deepcopy(model))
     monkeypatch.setattr(guards.shutil, "disk_usage", lambda folder: SimpleNamespace(free=7 * size - 1))
     with pytest.raises(FXError, match="7 checkpoints of 0.02 GB need 1 MB more"):
         check_disk(cfg, model, copy.deepcopy(model))
+    with pytest.raises(FXError, match="OUTPUT_DIR"):
+        FXTrainer(make_cfg("OUTPUT_DIR", str(tmp_path / "other"), "SOLVER.CHECKPOINTS_TO_KEEP", "999")).train()
     (tmp_path / "run" / "model_0000005.pth").write_bytes(b"x")
     check_disk(cfg, model, copy.deepcopy(model))
 
@@ -166,3 +217,10 @@ def test_no_model_is_chosen_on_test_splits(make_cfg: MakeCfg) -> None:
     best = ("SOLVER.CHECKPOINT_BEST", "['student/*/cls/auroc']")
     with pytest.raises(FXError, match="select a model on test splits"):
         FXTrainer(make_cfg(*best, "TEST.SPLIT", "test"), lambda models, final: {})
+
+
+def test_a_best_model_needs_a_split_to_be_chosen_on(make_cfg: MakeCfg) -> None:
+    cfg = make_cfg("SOLVER.CHECKPOINT_BEST", "['student/*/cls/auroc']", "DATASETS.TEST", "()")
+    with pytest.raises(FXError, match=r"SOLVER\.CHECKPOINT_BEST .*DATASETS\.TEST"):
+        FXTrainer(cfg, lambda models, final: {})
+    FXTrainer(cfg)

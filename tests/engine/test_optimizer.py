@@ -31,13 +31,16 @@ def test_every_parameter_is_in_exactly_one_group_with_its_components_rate(make_c
     assert group_of[id(model.cls_heads["alpha"].weight)]["weight_decay"] == 0.5
 
 
-def test_a_forgotten_parameter_is_named(make_cfg: MakeCfg) -> None:
+def test_a_forgotten_parameter_is_named(make_cfg: MakeCfg, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build_model(make_cfg())
     everything = list(model.parameters())
     with pytest.raises(RuntimeError, match="backbone.trunk.patch_embed"):
         check_groups(model, [{"params": everything[1:]}])
     with pytest.raises(RuntimeError, match="exactly one"):
         check_groups(model, [{"params": everything}, {"params": everything[:1]}])
+    monkeypatch.setattr("fx_d2.engine.optimizer.parameter_groups", lambda cfg, model: [{"params": everything[1:]}])
+    with pytest.raises(RuntimeError, match="exactly one"):
+        build_optimizer(make_cfg(), model)
 
 
 def _groups(make_cfg: MakeCfg, *opts: str) -> tuple[FoundationX, dict[str, dict], list[dict]]:
@@ -129,19 +132,32 @@ def test_layer_decay_is_timm_s(name: str, kwargs: dict) -> None:
     assert got == want and len(got) > 3
 
 
-def test_layer_decay_needs_blocks() -> None:
+def test_what_follows_the_last_block_counts_to_it() -> None:
+    trunk = torch.nn.Module()
+    trunk.stem = torch.nn.Linear(1, 1)
+    trunk.blocks = torch.nn.ModuleList([torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)])
+    trunk.norm = torch.nn.LayerNorm(1)
+    scales = layer_scales(trunk, 0.5)
+    assert [scales[p] for p in trunk.parameters()] == [0.125] * 2 + [0.25] * 2 + [0.5] * 4
+
+
+def test_layer_decay_needs_blocks(make_cfg: MakeCfg) -> None:
+    model = build_model(make_cfg())
+    model.backbone.trunk = torch.nn.Linear(2, 2)
     with pytest.raises(FXError, match="LAYER_DECAY: Linear has no blocks"):
-        layer_scales(torch.nn.Linear(2, 2), 0.5)
+        layer_scales(model.backbone.trunk, 0.5)
+    check_groups(model, parameter_groups(make_cfg(), model))
 
 
 @pytest.mark.parametrize(
     ("name", "kind", "way"), [("adamw", torch.optim.AdamW, "fused"), ("sgd", torch.optim.SGD, "foreach")]
 )
 def test_optimizers_take_all_tensors_at_once(make_cfg: MakeCfg, name: str, kind: type, way: str) -> None:
-    cfg = make_cfg("SOLVER.OPTIMIZER", name, "SOLVER.MOMENTUM", "0.7")
+    cfg = make_cfg("SOLVER.OPTIMIZER", name, "SOLVER.MOMENTUM", "0.7", "SOLVER.NESTEROV", "True")
     optimizer = build_optimizer(cfg, build_model(cfg))
     assert type(optimizer) is kind and all(group[way] for group in optimizer.param_groups)
-    assert name != "sgd" or {group["momentum"] for group in optimizer.param_groups} == {0.7}
+    for group in optimizer.param_groups if name == "sgd" else ():
+        assert (group["momentum"], group["nesterov"]) == (0.7, True)
 
 
 def test_unknown_optimizer(make_cfg: MakeCfg) -> None:
@@ -173,6 +189,11 @@ def test_rate_rises_linearly_over_the_warm_up_then_falls_as_half_a_cosine(make_c
     assert torch.allclose(rise, rise[:1].expand_as(rise), atol=1e-6) and (rise > 0).all()
     assert (torch.tensor(rates[20:]).diff() < 0).all() and rates[-1] < 0.001
     assert rates[60] == pytest.approx(0.5)  # half way between the end of the warm-up and that of the run
+
+
+def test_the_last_rate_is_the_final_factor(make_cfg: MakeCfg) -> None:
+    rates = _rates(make_cfg("SOLVER.FINAL_LR_FACTOR", "0.2"), PhaseSchedule([CLS], [20], 5))
+    assert rates[-1] == min(rates[20:]) == pytest.approx(0.2, abs=1e-3)
 
 
 @pytest.mark.parametrize("cycles", [0.0, 1.0, 10.0, 24.0])

@@ -1,3 +1,4 @@
+import json
 import logging
 import os
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 from detectron2.config import CfgNode
 
+from fx_d2.data.overlap import FORMAT, annotation_digest
 from fx_d2.engine.resume import require_same_run, run_record
 from fx_d2.structures import FXError
 
@@ -66,8 +68,42 @@ def _require(make_cfg: MakeCfg, *opts: str) -> None:
 def test_what_has_no_part_in_the_weights_may_change(make_cfg: MakeCfg, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         _require(make_cfg, "OUTPUT_DIR", "x", "DATALOADER.NUM_WORKERS", "3", "TEST.BATCH_SIZE", "1",
-                 "DATASETS.TEST", "('beta_test',)", "SOLVER.CHECKPOINT_STEPS", "7")  # fmt: skip
+                 "DATASETS.TEST", "('beta_test',)", "SOLVER.CHECKPOINT_STEPS", "7", "MODEL.WEIGHTS", "x.pth",
+                 "VIS_PERIOD", "5")  # fmt: skip
     assert not caplog.text
+
+
+def test_which_images_are_left_out_counts_and_not_the_file_that_names_them(make_cfg: MakeCfg, tmp_path: Path) -> None:
+    make_cfg()
+    records = []
+    for number, left_out in enumerate(([3, 1], [1, 3], [1])):
+        images = [{"image_id": i} for i in left_out]
+        splits = {"alpha_train": {"annotations": annotation_digest("alpha_train"), "images": images}}
+        path = tmp_path / f"{number}.json"
+        path.write_text(json.dumps({"format": FORMAT, "splits": splits}))
+        records.append(run_record(make_cfg("DATASETS.EXCLUDE", str(path))))
+    assert [x["datasets"]["alpha_train"]["excluded"] for x in records] == [[1, 3], [1, 3], [1]]
+    require_same_run(records[0], records[1], "m.pth")
+    with pytest.raises(FXError, match=r"DATASETS\.EXCLUDE.* alpha_train"):
+        require_same_run(records[0], records[2], "m.pth")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *((f"SOLVER.MICRO_BATCH.{task}", "1") for task in ("CLS", "LOC", "SEG")),
+        ("MODEL.LOC.GRAD_CHECKPOINTING", "True"),
+        ("MODEL.TIMM.GRAD_CHECKPOINTING", "True"),
+        ("MODEL.DEVICE", "cuda"),
+        ("MODEL.COMPILE", "default"),
+        ("CUDNN_BENCHMARK", "True"),
+    ],
+)
+def test_what_changes_the_last_bits_is_warned_about(
+    make_cfg: MakeCfg, caplog: pytest.LogCaptureFixture, key: str, value: str
+) -> None:
+    _require(make_cfg, key, value)
+    assert key in caplog.text
 
 
 def test_a_longer_run_is_warned_about(make_cfg: MakeCfg, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,15 +2,18 @@ import logging
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 
-from fx_d2.engine import FXTrainer, checkpoint
+from fx_d2.engine import FXTrainer, checkpoint, saving
 from fx_d2.engine.signals import EXIT_CODE
 from fx_d2.structures import FXError
 
@@ -33,22 +36,22 @@ class _At(HookBase):
             self._function()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize(("number", "iteration"), [(signal.SIGTERM, 3), (signal.SIGUSR1, 0)])
 def test_a_signal_saves_at_the_end_of_its_step_and_resume_goes_on_there(
-    make_cfg: MakeCfg, tmp_path: Path, number: int
+    make_cfg: MakeCfg, tmp_path: Path, number: int, iteration: int
 ) -> None:
     evaluated: list[int] = []
     trainer = FXTrainer(make_cfg(*SHORT), lambda models, final: evaluated.append(1) or {})
-    trainer.register_hooks([_At(3, lambda: os.kill(os.getpid(), number))])
+    trainer.register_hooks([_At(iteration, lambda: os.kill(os.getpid(), number))])
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as stop:
         trainer.train()
     assert stop.value.code == EXIT_CODE and not evaluated
     assert signal.getsignal(number) is before
-    assert _names(tmp_path / "run") == ["model_0000003.pth"]
+    assert _names(tmp_path / "run") == [f"model_000000{iteration}.pth"]
     again = FXTrainer(make_cfg(*SHORT))
     again.resume_or_load(True)
-    assert again.start_iter == 4
+    assert again.start_iter == iteration + 1
 
 
 def test_workers_outlive_the_signals_that_stop_the_run(make_cfg: MakeCfg) -> None:
@@ -72,6 +75,16 @@ def test_steps_inside_a_pass_and_every_nth_cycle_are_kept(make_cfg: MakeCfg, tmp
     assert _names(tmp_path / "run") == [f"model_{n}.pth" for n in ("0000011", "0000019", "0000023", "final")]
     content = torch.load(tmp_path / "run" / "model_0000019.pth", weights_only=True)
     assert content["position"] == {"cycle": 3, "pass": 1, "step": 0, "phase": "alpha/loc/lock"}
+
+
+def test_when_a_save_is_due(make_cfg: MakeCfg) -> None:
+    opts = ("SOLVER.CHECKPOINT_CYCLES", "2", "SOLVER.CHECKPOINT_STEPS", "5", "SOLVER.CHECKPOINT_MINUTES", "1.0")
+    hook = saving.CheckpointHook()
+    hook.trainer = SimpleNamespace(cfg=make_cfg(*opts), schedule=SimpleNamespace(cycle_length=6))
+    hook._last = time.monotonic() - 30
+    assert [done for done in range(1, 25) if hook._due(done)] == [5, 10, 12, 15, 20, 24]
+    hook._last = time.monotonic() - 61
+    assert hook._due(1)
 
 
 def test_minutes(make_cfg: MakeCfg, tmp_path: Path) -> None:
@@ -119,7 +132,8 @@ def test_the_best_of_each_pattern_is_kept_with_its_score(make_cfg: MakeCfg, tmp_
 
     opts = ("SCHEDULE.CYCLES", "3", "TEST.EVAL_CYCLES", "1", "SOLVER.CHECKPOINTS_TO_KEEP", "1")
     patterns = ("SOLVER.CHECKPOINT_BEST", "['student/*/cls/auroc', 'student/*/loc/AP40']")
-    FXTrainer(make_cfg(*SHORT, *opts, *patterns), evaluate).train()
+    cfg = make_cfg(*SHORT, *opts, *patterns)
+    FXTrainer(cfg, evaluate).train()
     assert _names(tmp_path / "run") == ["model_0000017.pth", "model_best_student_cls_auroc.pth",
                                         "model_best_student_loc_AP40.pth", "model_final.pth"]  # fmt: skip
     auroc = torch.load(tmp_path / "run" / "model_best_student_cls_auroc.pth", weights_only=True)
@@ -127,6 +141,18 @@ def test_the_best_of_each_pattern_is_kept_with_its_score(make_cfg: MakeCfg, tmp_
     assert auroc["best"]["student/*/cls/auroc"] == {"value": pytest.approx(0.8), "iteration": 11}
     final = torch.load(tmp_path / "run" / "model_final.pth", weights_only=True)
     assert final["best"] == auroc["best"] and final["best"]["student/*/loc/AP40"]["iteration"] == 5
+    again = FXTrainer(cfg, evaluate)
+    again.resume_or_load(True, look_only=True)
+    assert again.saver.best == final["best"] and again.evaluated == final["evaluated"] == 12
+
+
+def test_a_score_that_is_no_better_saves_nothing(make_cfg: MakeCfg, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saving, "link", lambda *names: None)
+    saver = FXTrainer(make_cfg("SOLVER.CHECKPOINT_BEST", "['student/*']")).saver
+    with mock.patch.object(saver, "save") as save:
+        for done, value in enumerate((0.5, 0.4, 0.5, 0.6), start=1):
+            saver.keep_best({"student/a": value}, done)
+    assert [call.args for call in save.call_args_list] == [(1,), (4,)]
 
 
 def test_a_pattern_that_matches_nothing_is_named(make_cfg: MakeCfg) -> None:

@@ -214,8 +214,15 @@ def test_the_smaller_cap_counts(make_cfg: MakeCfg) -> None:
         ("REPEAT", {"alpha": 0}, r"SCHEDULE\.REPEAT.*1 or more"),
         ("REPEAT", {"alpha": 1.5}, r"SCHEDULE\.REPEAT.*whole number"),
         ("CYCLES", 0, r"SCHEDULE\.CYCLES"),
+        ("ITERS_PER_PASS", -1, r"SCHEDULE\.ITERS_PER_PASS"),
+        ("STRATEGY", [{"task": "cls"}], r"SCHEDULE\.STRATEGY"),
     ],
 )
 def test_a_wrong_setting_is_named(make_cfg: MakeCfg, key: str, value: object, message: str) -> None:
     with pytest.raises(FXError, match=message):
         check_schedule(_changed(make_cfg(), **{key: value}))
+
+
+def test_that_there_is_no_dataset_is_not_the_schedule_s_to_say(make_cfg: MakeCfg) -> None:
+    """But the loader's."""
+    check_schedule(make_cfg("DATASETS.TRAIN", "()"))

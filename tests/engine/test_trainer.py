@@ -11,6 +11,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
+from detectron2.modeling import build_model
 
 from fx_d2.engine import FXTrainer
 from fx_d2.engine.trainer import build_schedule
@@ -58,6 +59,8 @@ def test_resume_goes_on_from_the_last_sound_checkpoint_and_ends_bit_equal(make_c
     whole = _train(make_cfg(*opts))
     last = tmp_path / "run" / f"model_{whole.max_iter - 1:07d}.pth"
     last.write_bytes(last.read_bytes()[:-1000])
+    FXTrainer(make_cfg(*opts)).resume_or_load(True, look_only=True)
+    assert last.is_file()  # set aside by the run alone
     again = _train(make_cfg(*opts, "DATALOADER.NUM_WORKERS", "1"), resume=True)
     assert again.start_iter == again.schedule.cycle_length
     assert _equal(whole.model, again.model) and _equal(whole.teacher, again.teacher)
@@ -89,6 +92,14 @@ def test_every_step_draws_anew_and_another_seed_draws_otherwise(make_cfg: MakeCf
         trainer.register_hooks([Watch()])
         trainer.train()
     assert len(set(seeds)) == len(seeds) == 12
+
+
+def test_the_first_weights_follow_from_the_seed_alone(make_cfg: MakeCfg) -> None:
+    """The processes of a run draw them each for itself."""
+    first = FXTrainer(make_cfg()).model
+    torch.manual_seed(99)
+    assert _equal(first, FXTrainer(make_cfg()).model)
+    assert not _equal(first, FXTrainer(make_cfg("SEED", "4")).model)
 
 
 def test_settings_that_the_optimizer_could_not_load_are_named(make_cfg: MakeCfg) -> None:
@@ -137,6 +148,22 @@ def test_resume_without_a_checkpoint_begins_and_without_resume_nothing_is_overwr
         _train(cfg)
 
 
+def test_the_teacher_begins_where_the_student_does(make_cfg: MakeCfg, tmp_path: Path) -> None:
+    """And what a killed writer left is removed, but not by who only looks."""
+    path, left = tmp_path / "x.pth", tmp_path / "run" / "model_0000009.pth.tmp"
+    torch.save({"model": build_model(make_cfg()).state_dict()}, path)
+    trainer = FXTrainer(make_cfg("MODEL.WEIGHTS", str(path)))
+    left.touch()
+    trainer.resume_or_load(True, look_only=True)
+    stored = torch.load(path)["model"]
+    for model in trainer.models().values():
+        assert all(torch.equal(value, stored[key]) for key, value in model.state_dict().items())
+    assert left.exists()
+    trainer.resume_or_load(True)
+    trainer._held.close()
+    assert not left.exists()
+
+
 @pytest.mark.parametrize("off", [("MODEL.TEACHER.CONSISTENCY", "0.0"), ("MODEL.TEACHER.ENABLED", "False")])
 def test_without_consistency_there_is_no_teacher_and_no_copy(make_cfg: MakeCfg, off: tuple[str, str]) -> None:
     with mock.patch("fx_d2.engine.trainer.EMATeacher", side_effect=AssertionError):
@@ -181,6 +208,7 @@ def test_evaluation_is_called_with_both_models_where_asked(make_cfg: MakeCfg) ->
     trainer = FXTrainer(cfg, lambda models, final: calls.append(tuple(models)) or {"student/alpha/cls/auroc": 0.5})
     trainer.train()
     assert calls == [("student", "teacher")] * 2
+    assert set(FXTrainer(make_cfg("TEST.MODELS", "['teacher']")).models()) == {"teacher"}
 
 
 def test_a_run_that_breaks_off_in_its_last_step_is_not_evaluated(make_cfg: MakeCfg) -> None:
@@ -192,7 +220,8 @@ def test_a_run_that_breaks_off_in_its_last_step_is_not_evaluated(make_cfg: MakeC
 
 
 def test_metrics_are_written_per_dataset_and_task(make_cfg: MakeCfg, tmp_path: Path) -> None:
-    _train(make_cfg())
+    losses = _train(make_cfg()).step_losses
+    assert len(losses) == 3 and losses.pop("total_loss") == pytest.approx(sum(losses.values()))
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.json").read_text().splitlines()]
     keys = set().union(*rows)
     assert {"alpha/loc/total_loss", "alpha/loc/grad_norm", "loss_seg_dice", "lr", "data_time"} <= keys
@@ -208,6 +237,14 @@ def test_a_loss_that_is_not_finite_stops_with_dataset_phase_and_images(make_cfg:
     with pytest.raises(FXError, match=r"not finite at iteration 0 in alpha/cls/release.*train_\d\.png"):
         trainer.train()
     assert torch.equal(weights, trainer.model.backbone.cls_norm.weight)
+
+
+def test_boxes_that_are_not_finite_stop_with_dataset_phase_and_images(make_cfg: MakeCfg) -> None:
+    trainer = FXTrainer(make_cfg("SCHEDULE.STRATEGY", str([LOC])))
+    with torch.no_grad():
+        trainer.model.loc_decoders["alpha"].box_head[0].bias.fill_(float("nan"))
+    with pytest.raises(FXError, match=r"at iteration 0 in alpha/loc/release.*train_\d\.png"):
+        trainer.train()
 
 
 def test_a_gradient_that_is_not_finite_stops_before_the_weights(make_cfg: MakeCfg) -> None:

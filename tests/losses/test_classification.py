@@ -35,3 +35,10 @@ def test_half_precision_logits_give_a_float32_loss() -> None:
     logits = torch.tensor([[50.0, -50.0]], dtype=torch.bfloat16)
     loss = classification_loss(logits, torch.tensor([[0.0, 1.0]]))
     assert loss.dtype == torch.float32 and loss.item() == pytest.approx(50.0)
+
+
+def test_a_float64_model_gets_a_float64_loss_of_float32_labels() -> None:
+    labels = torch.tensor([[1.0, 0.0]])
+    loss = classification_loss(torch.tensor([[0.3, -2.0]], dtype=torch.float64), labels)
+    want = (math.log(1 + math.exp(-0.3)) + math.log(1 + math.exp(-2))) / 2
+    assert loss.dtype == torch.float64 and loss.item() == pytest.approx(want, rel=1e-14)

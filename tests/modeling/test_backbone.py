@@ -136,12 +136,12 @@ def test_checkpointing_that_a_trunk_lacks_is_named() -> None:
 def test_fused_attention_changes_the_kernel_not_the_result(name: str) -> None:
     plain, fused = trunk(name), trunk(name, fused_attention=True)
     fused.load_state_dict(plain.state_dict())
-    flags = [[m.fused_attn for m in model.modules() if hasattr(m, "fused_attn")] for model in (plain, fused)]
-    assert flags[0] and not any(flags[0]) and all(flags[1])
     image = torch.rand(2, 1, 64, 96)
     with torch.no_grad():
         for a, b in zip(plain.eval()(image).values(), fused.eval()(image).values(), strict=True):
             assert torch.allclose(a, b, atol=1e-5)
+    flags = [[m.fused_attn for m in model.modules() if hasattr(m, "fused_attn")] for model in (plain, fused)]
+    assert flags[0] and not any(flags[0]) and all(flags[1])
 
 
 def test_a_bias_that_learns_on_a_cpu_is_left_to_timm() -> None:
@@ -185,6 +185,8 @@ def test_frozen_stages_and_all_before_them_never_learn(name: str, frozen: tuple[
     names = {n for n, _ in model.trunk.named_parameters()}
     still = {n for n in names if n.startswith(frozen)}
     assert still and learning(model) == names - still
+    parts = model.modules_for("seg")
+    assert not [n for n, m in model.trunk.named_modules() if m in parts and f"{n}.".startswith(frozen)]
     modules = model.modules_for("loc")
     assert model.loc_norms in modules and len({id(p) for m in modules for p in m.parameters()}) == sum(
         len(list(m.parameters())) for m in modules

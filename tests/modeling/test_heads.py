@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from fx_d2.modeling import FoundationX, change_heads
+from fx_d2.modeling.heads import build_shared
 from fx_d2.structures import DatasetSpec, FXError
 
 NEW = DatasetSpec(name="fresh", title="Fresh", cls_classes=("a", "b"), seg_classes=("c",))
@@ -77,6 +78,13 @@ def test_other_classes_under_the_same_name_are_another_head(model: FoundationX, 
 def test_policies_may_change_without_touching_the_head(model: FoundationX, tiny_cfg: CfgNode) -> None:
     changed = replace(model.specs["tiny"], uncertain="ones")
     assert not change_heads(model, tiny_cfg, [changed]).created and model.specs["tiny"].uncertain == "ones"
+
+
+def test_the_shared_segmentation_decoder_follows_the_config(tiny_cfg: CfgNode) -> None:
+    tiny_cfg.MODEL.SEG.update({"DIM": 24, "POOL_BINS": [1, 3], "NORM": "", "DROPOUT": 0.3})
+    part = build_shared(tiny_cfg, "seg", (8, 16))
+    assert (part.fuse.out_channels, part.pooling.bins, part.pooling.dropout.p) == (24, (1, 3), 0.3)
+    assert part.fuse.norm is None
 
 
 @pytest.mark.parametrize("specs", [[], [NEW, NEW]])

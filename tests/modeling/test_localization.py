@@ -10,8 +10,9 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from fx_d2.engine import apply_phase
-from fx_d2.losses import SetLossWeights, Targets
+from fx_d2.losses import Match, SetLossWeights, Targets, match_queries, set_losses
 from fx_d2.modeling.detr.decoder import DecoderOutput, LocDecoder
+from fx_d2.modeling.detr.denoising import denoising_match, noise_targets
 from fx_d2.modeling.detr.encoder import Memory
 from fx_d2.modeling.localization import (
     LocSettings,
@@ -19,6 +20,7 @@ from fx_d2.modeling.localization import (
     build_decoder,
     build_encoder,
     build_settings,
+    criterion,
     localization_losses,
     select_boxes,
 )
@@ -52,6 +54,10 @@ def targets(*counts: int) -> Targets:
     return Targets.of_batch(which, boxes[which], counts)
 
 
+def test_the_config_s_defaults_are_dino_s(tiny_cfg: CfgNode) -> None:
+    assert build_settings(tiny_cfg).weights == SetLossWeights() == SetLossWeights(1, 5, 2, 2, 5, 2, 0.25, 2, 0)
+
+
 def test_settings_follow_the_config(tiny_cfg: CfgNode) -> None:
     tiny_cfg.MODEL.LOC.LOSS.update({"CLASS": 1.5, "L1": 2.5, "GIOU": 3.5, "ENC": 0.25})
     tiny_cfg.MODEL.LOC.COST.update({"CLASS": 4.5, "L1": 5.5, "GIOU": 6.5})
@@ -63,11 +69,18 @@ def test_settings_follow_the_config(tiny_cfg: CfgNode) -> None:
 
 
 def test_parts_follow_the_config(tiny_cfg: CfgNode) -> None:
-    tiny_cfg.MODEL.LOC.update({"TIE_BOX_HEADS": False, "ENC_LAYERS": 2})
+    tiny_cfg.MODEL.LOC.update({"TIE_BOX_HEADS": False, "ENC_LAYERS": 2, "NUM_HEADS": 4, "NUM_POINTS": 3})
+    tiny_cfg.MODEL.LOC.update({"TOKEN_TEMPERATURE": 15.0, "BOX_TEMPERATURE": 25.0})
     encoder, decoder = build_encoder(tiny_cfg, (8, 16)), build_decoder(tiny_cfg, 5, 3)
     assert encoder.num_levels == 3 and len(encoder.layers) == 2 and encoder.dim == 64
     assert decoder.num_classes == 5 and decoder.num_queries == 10 and len(decoder.layers) == 3
     assert decoder.refine_head is not None and decoder.class_head.out_features == 5
+    assert (encoder.temperature, decoder.box_temperature) == (15, 25) and encoder.decoder_stack is None
+    for layer, attention in ((encoder.layers[1], "attention"), (decoder.layers[2], "cross_attention")):
+        part = getattr(layer, attention)
+        assert (part.heads, part.levels, part.points, part.sampler) == (4, 3, 3, "auto")
+        assert layer.ffn.linear1.out_features == 32
+    assert decoder.layers[0].self_attention.num_heads == 4
 
 
 def test_logits_and_label_embeddings_follow_the_config(tiny_cfg: CfgNode) -> None:
@@ -104,6 +117,31 @@ def test_terms(decoder: LocDecoder, settings: LocSettings) -> None:
     losses = localization_losses(decoder, memory(2), targets(2, 0), settings)
     assert set(losses) == {f"{part}{term}" for part in ("", "dn_", "enc_") for term in ("class", "l1", "giou")}
     assert all(x.ndim == 0 and x.isfinite() and x > 0 for x in losses.values())
+
+
+def test_terms_are_sums_over_the_layers_and_proposals_are_a_layer_of_their_own(
+    decoder: LocDecoder, settings: LocSettings
+) -> None:
+    truth, weights = targets(1, 2), settings.weights
+    noised = noise_targets(truth, num_queries=10, num_classes=2, pairs=6, label_noise=0.5, box_noise=1.0)
+    with torch.no_grad():
+        out = decoder(memory(2), noised)
+    extra = noised.labels.shape[1]
+
+    def alone(logits: torch.Tensor, boxes: torch.Tensor, match: Match | None, norm: float) -> dict[str, torch.Tensor]:
+        match = match or match_queries(logits[None], boxes[None], truth, weights)
+        return set_losses(logits[None], boxes[None], truth, match, norm, weights)
+
+    layers = list(zip(out.logits, out.boxes, strict=True))
+    own = [alone(logits[:, extra:], boxes[:, extra:], None, 3) for logits, boxes in layers]
+    match = denoising_match(truth, noised, 1)
+    known = [alone(logits[:, :extra], boxes[:, :extra], match, 3 * noised.groups) for logits, boxes in layers]
+    proposals = alone(out.proposal_logits, out.proposal_boxes, None, 3)
+    got = criterion(out, truth, noised, weights, 0.5)
+    for key, proposed in proposals.items():
+        assert got[key].item() == pytest.approx(sum(float(x[key]) for x in own))
+        assert got[f"dn_{key}"].item() == pytest.approx(sum(float(x[key]) for x in known))
+        assert got[f"enc_{key}"].item() == pytest.approx(0.5 * float(proposed))
 
 
 def test_denoising_and_proposals_can_be_switched_off(decoder: LocDecoder, settings: LocSettings) -> None:
@@ -146,6 +184,14 @@ def test_the_learned_queries_losses_do_not_feel_denoising(decoder: LocDecoder, s
     ]
     for term in ("class", "l1", "giou"):
         assert results[0][term].item() == pytest.approx(results[1][term].item(), rel=1e-4)
+
+
+def test_noise_follows_the_settings(decoder: LocDecoder, settings: LocSettings) -> None:
+    settings = dataclasses.replace(settings, dn_number=3, dn_label_noise=0.25, dn_box_noise=0.75)
+    with mock.patch("fx_d2.modeling.localization.noise_targets", wraps=noise_targets) as draw:
+        localization_losses(decoder, memory(1), targets(1), settings)
+    want = {"num_queries": 10, "num_classes": 2, "pairs": 3, "label_noise": 0.25, "box_noise": 0.75}
+    assert draw.call_args.kwargs == want
 
 
 def test_a_batch_without_any_box(decoder: LocDecoder, settings: LocSettings) -> None:

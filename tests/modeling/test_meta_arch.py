@@ -223,6 +223,8 @@ def test_logits_of_masks_are_resized_in_float32_at_least(model: FoundationX) -> 
     """The gradient of a place is a sum over many pixels."""
     for given, wanted in ((torch.bfloat16, torch.float32), (torch.float64, torch.float64)):
         assert model._upsample(torch.ones(1, 1, 2, 2, dtype=given), (4, 4)).dtype == wanted
+    # Corners are not aligned: a pixel is an area.
+    assert model._upsample(torch.tensor([[[[0.0, 1.0]]]]), (1, 4)).tolist() == [[[[0, 0.25, 0.75, 1]]]]
 
 
 def test_the_order_of_losses_does_not_depend_on_hashing(model: FoundationX, make_batch: Make) -> None:

@@ -106,6 +106,15 @@ def test_images_of_several_sizes_share_a_batch(model: FoundationX, make_batch: M
     assert torch.allclose(alone["instances"].scores, together[0]["instances"].scores, atol=1e-6)
 
 
+def test_padding_is_zero_after_normalisation(model: FoundationX, make_batch: Make) -> None:
+    """As in the reference: not black, whatever the mean grey is."""
+    seen: list[torch.Tensor] = []
+    model.eval().backbone.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    model(make_batch("cls", (1,)) + make_batch("cls", (1,), size=(48, 40)))
+    small = seen[0][1, 0]
+    assert small[:48, :40].all() and not small[48:].any() and not small[:, 40:].any()
+
+
 def test_boxes_of_a_padded_image_are_relative_to_the_image(model: FoundationX, make_batch: Make) -> None:
     """A proposal in the middle of the valid part lands in the middle of the original image."""
     model.double().eval()
@@ -140,6 +149,8 @@ def test_one_pass_of_trunk_and_shared_parts_serves_all_heads(model: FoundationX,
         assert torch.equal(*boxes)
     model.predict(batch, {"tiny_softmax": ("cls",)})
     assert calls == {"backbone": 2, "loc_encoder": 1, "seg_decoder": 1}
+    model.predict(batch, {"tiny": ("seg",)})
+    assert calls == {"backbone": 3, "loc_encoder": 1, "seg_decoder": 2}
 
 
 def test_the_embedding_is_what_the_classification_heads_read(model: FoundationX, make_batch: Make) -> None:
@@ -147,7 +158,7 @@ def test_the_embedding_is_what_the_classification_heads_read(model: FoundationX,
     batch = make_batch("cls", (1, 1))
     feature = model.embed(batch)
     scores = model.cls_heads["tiny"](feature).sigmoid()
-    assert feature.shape == (2, model.backbone.channels[-1])
+    assert feature.shape == (2, model.backbone.channels[-1]) and not feature.requires_grad
     assert torch.equal(scores, torch.stack([found["cls"] for found in model(batch)]))
 
 

@@ -15,6 +15,7 @@ from fx_d2.modeling.detr.decoder import DecoderOutput
 from fx_d2.modeling.heads import change_heads
 from fx_d2.modeling.meta_arch import FoundationX
 from fx_d2.modeling.region_guidance import (
+    MOST_BOXES,
     Regions,
     RegionSettings,
     build_regions,
@@ -60,16 +61,32 @@ def test_padding_does_not_move_boxes() -> None:
     torch.testing.assert_close(padded[..., :8], alone)
 
 
+def test_a_box_without_a_size_is_a_place() -> None:
+    regions = Regions(torch.tensor([[[0.5, 0.5, 0.0, 0.0]]]), torch.ones(1, 1, dtype=torch.bool), torch.ones(1, 2))
+    found = region_map(regions, (3, 3))
+    assert found[0, 0, 1, 1] == 1 and found.sum() == 1
+
+
 def test_boxes_count_from_their_score_in_the_dataset_s_own_columns() -> None:
     logits = torch.full((2, 1, 3, 4), -9.0)
     logits[-1, 0, 0, 1], logits[-1, 0, 1, 0], logits[-1, 0, 2, 2] = 2.0, 5.0, -1.0
-    boxes = torch.tensor([[[0.5, 0.5, 0.2, 0.4]] * 3]).expand(2, -1, -1, -1)
+    boxes = torch.full((2, 1, 3, 4), 0.9)
+    boxes[-1] = torch.tensor([0.5, 0.5, 0.2, 0.4])
     out = DecoderOutput(logits, boxes, logits[-1], boxes[-1], torch.zeros(1, 3, dtype=torch.int64))
     ratios = torch.tensor([[[0.5, 1.0], [0.6, 1.0]]])
     found = find_regions(out, range(1, 3), ratios, HALF)
     assert found.kept.tolist() == [[True, False, False]] and found.ratios.tolist() == [[0.5, 1.0]]
     sides = found.boxes[0, 0, 2:]
     assert float(sides.prod()) == pytest.approx(1.5 * 0.2 * 0.4) and float(sides[1] / sides[0]) == pytest.approx(2)
+
+
+def test_only_the_best_boxes_count_however_many_score() -> None:
+    logits = torch.linspace(1, 2, MOST_BOXES + 5).view(1, 1, -1, 1)
+    boxes = logits.sigmoid().expand(-1, -1, -1, 4)
+    out = DecoderOutput(logits, boxes, logits[-1], boxes[-1], torch.zeros(1, 0, dtype=torch.int64))
+    found = find_regions(out, range(1), torch.ones(1, 1, 2), HALF)
+    assert found.kept.shape == (1, MOST_BOXES) and found.kept.all()
+    assert torch.equal(found.boxes[0, :, 0], logits.sigmoid().flatten().flip(0)[:MOST_BOXES])
 
 
 def test_features_are_mixed_with_their_share_inside_the_boxes() -> None:

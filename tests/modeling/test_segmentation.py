@@ -42,6 +42,22 @@ def test_the_reference_s_layout() -> None:
     assert torch.allclose(model(features()), want, atol=1e-6)
 
 
+def test_the_kinds_of_convolutions() -> None:
+    model = decoder()
+    kinds = {n: (m.kernel_size[0], m.bias is not None) for n, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+    for part, want in (
+        ("laterals", (1, True)),
+        ("smooth", (3, True)),
+        ("fuse", (3, False)),
+        ("pooling.stages", (1, False)),
+        ("pooling.bottleneck", (3, False)),
+    ):
+        assert {kind for name, kind in kinds.items() if name.startswith(part)} == {want}, part
+    head = segmentation_head(10, 3)
+    assert head.kernel_size == (3, 3) and head.bias is not None
+    assert isinstance(model.pooling.dropout, nn.Dropout2d) and model.pooling.dropout.p == 0.1
+
+
 def test_features_are_not_changed_in_place() -> None:
     given = features()
     kept, ids = [x.clone() for x in given], [id(x) for x in given]

@@ -123,6 +123,14 @@ def test_running_statistics_follow_what_the_student_saw(student: FoundationX, ma
     assert ours.num_batches_tracked == theirs.num_batches_tracked == 3
 
 
+def test_a_student_without_counters_is_followed() -> None:
+    student = torch.nn.Linear(2, 1)
+    teacher = EMATeacher(student)
+    shake(student)
+    teacher.update(0.0)
+    assert torch.equal(teacher.model.weight, student.weight)
+
+
 @pytest.mark.parametrize(("momentum", "follows"), [(1.0, False), (0.0, True)])
 def test_extreme_momenta(student: FoundationX, momentum: float, follows: bool) -> None:
     teacher = EMATeacher(student)

@@ -6,8 +6,9 @@ import math
 import pytest
 import torch
 
+from fx_d2.layers.position_encoding import encode_boxes
 from fx_d2.losses import Targets
-from fx_d2.modeling.detr.decoder import DecoderOutput, LocDecoder
+from fx_d2.modeling.detr.decoder import DecoderOutput, LocDecoder, _anchors
 from fx_d2.modeling.detr.denoising import NoisedQueries, noise_targets
 from fx_d2.modeling.detr.encoder import Memory
 
@@ -78,6 +79,16 @@ def test_proposals_start_from_the_token_s_place_and_its_level_s_size() -> None:
         y, x = divmod(token - 20 * level, SHAPES[level][1])
         side = 0.05 * 2**level
         assert box == pytest.approx([(x + 0.5) / SHAPES[level][1], (y + 0.5) / SHAPES[level][0], side, side])
+
+
+def test_tokens_at_the_border_do_not_propose() -> None:
+    """Of a row of 64, the first and the last have their centre within a hundredth of the image's side."""
+    for shape in ((1, 64), (64, 1)):
+        row = Memory(torch.zeros(2, 64, DIM), (shape,), None, torch.ones(2, 1, 2))
+        for source in (row, dataclasses.replace(row, padding=torch.zeros(2, 64, dtype=torch.bool))):
+            anchors, usable = _anchors(source)
+            assert usable[0].tolist() == [False, *[True] * 62, False]
+            assert anchors.shape == (2, 64, 4) and torch.equal(anchors.isfinite().all(-1), usable.expand(2, -1))
 
 
 def test_there_are_never_more_queries_than_tokens() -> None:
@@ -178,6 +189,31 @@ def test_each_layer_refines_the_box_of_the_one_before() -> None:
     for layer in range(LAYERS):
         want = (start + 0.05 * (layer + 1)).sigmoid()
         assert torch.allclose(out.boxes[layer][inner], want[inner], atol=1e-6)
+
+
+def test_what_each_part_of_a_layer_reads() -> None:
+    """Positions, those of the finest level, are added to what asks and not to what is read; untied, the refining head
+    alone reads what is not normed.
+    """
+    model, source = decoder(layers=2, tied=False), memory(torch.arange(TOKENS).expand(2, -1) > 22)
+    ratios = torch.tensor([[[1.0, 0.9], [0.8, 0.7]], [[0.6, 0.5], [0.4, 0.3]]], dtype=torch.float64)
+    seen: dict[str, tuple] = {}
+    for name, part in model.named_modules():
+        part.register_forward_hook(lambda _, args, out, name=name: seen.update({name: (args, out)}))
+    proposed = model(dataclasses.replace(source, valid_ratios=ratios)).proposal_boxes
+    (x, positions, references, *_), out = seen["layers.0"]
+    assert torch.allclose(references, proposed[:, :, None] * ratios.repeat(1, 1, 2)[:, None])
+    assert torch.equal(positions, model.position_head(encode_boxes(references[:, :, 0], DIM, 10000.0)))
+    layer = model.layers[0]
+    (asks, reads, _), found = seen["layers.0.self_attention"]
+    assert torch.equal(asks, x + positions) and torch.equal(reads, x)
+    x = layer.self_norm(x + found)
+    (asks, _, reads, *_), found = seen["layers.0.cross_attention"]
+    assert torch.equal(asks, x + positions) and torch.equal(reads, seen["memory_proj"][1])
+    assert torch.equal(out, layer.ffn(layer.cross_norm(x + found)))
+    last = model.norm(seen["layers.1"][1])
+    for head, reads in (("class_head", last), ("box_head", last), ("refine_head", out)):
+        assert torch.equal(seen[head][0][0], reads)
 
 
 def test_untied_heads_refine_with_one_and_answer_with_the_other() -> None:

@@ -1,9 +1,11 @@
 """Tokens of all levels: their number, order, places and padding."""
 
+import math
+
 import pytest
 import torch
 
-from fx_d2.modeling.detr.encoder import LocEncoder, token_centres
+from fx_d2.modeling.detr.encoder import FeedForward, LocEncoder, Memory, token_centres
 
 SHAPES = ((8, 6), (4, 3), (2, 2))
 
@@ -86,6 +88,20 @@ def test_a_padded_image_samples_its_own_places() -> None:
         assert references[image, 48 + 1, 1].tolist() == pytest.approx([1.5 / 3, 0.5 / 4])
 
 
+def test_what_a_layer_computes_is_added_to_what_it_reads_and_then_normed() -> None:
+    layer, seen = encoder().layers[0], {}
+    layer.attention.register_forward_hook(lambda _, args, out: seen.update(queries=args[0], values=args[2], out=out))
+    tokens, positions = torch.randn(1, 64, 64), torch.randn(1, 64, 64)
+    memory = Memory(tokens, SHAPES, None, torch.ones(1, 3, 2))
+    out = layer(tokens, positions, torch.rand(1, 64, 3, 2), memory)
+    assert torch.equal(seen["queries"], tokens + positions) and torch.equal(seen["values"], tokens)
+    assert torch.allclose(out, by_hand(layer.ffn, layer.norm(tokens + seen["out"])))
+
+
+def by_hand(part: FeedForward, x: torch.Tensor) -> torch.Tensor:
+    return part.norm(x + part.linear2(part.linear1(x).clamp(min=0)))
+
+
 def test_positions_are_added_to_queries_with_a_mark_of_the_level() -> None:
     model = encoder()
     seen = {}
@@ -113,6 +129,13 @@ def test_places_are_float32_in_a_float64_model() -> None:
     memory = encoder().double()([x[:1].double() for x in features()], padding)
     assert memory.valid_ratios.dtype == torch.float32 and memory.tokens.dtype == torch.float64
     assert token_centres(memory.shapes, memory.valid_ratios).dtype == torch.float32
+
+
+def test_start_of_training() -> None:
+    """As in DETR: what projects the trunk's levels begins in Xavier's range and without a bias."""
+    for conv, _ in encoder().input_proj:
+        limit = math.sqrt(6 / (conv.weight[0].numel() + conv.weight[:, 0].numel()))
+        assert 0.8 * limit < conv.weight.abs().max() <= limit and not conv.bias.any()
 
 
 def test_every_parameter_learns() -> None:
