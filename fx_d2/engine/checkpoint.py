@@ -147,7 +147,7 @@ def initialize(model: FoundationX, path: str, which: str = "") -> frozenset[str]
     loaded = {key: state[key] for key in conversion.report["matched"] if key in state}
     model.load_state_dict(loaded, strict=False)
     logger.info("initial weights from %s", conversion.describe())
-    logger.info("heads of %s (created: randomly initialised; dropped: not used)\n%s", path, heads)
+    logger.info("heads of %s (created, and partial in part: random; dropped: not used)\n%s", path, heads)
     return frozenset(loaded)
 
 

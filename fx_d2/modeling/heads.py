@@ -22,20 +22,23 @@ _SHARED = {"loc": "loc_encoder", "seg": "seg_decoder"}
 
 @dataclass(frozen=True)
 class HeadChange:
-    """What `change_heads` did, by checkpoint prefix such as "loc_decoders.tbx11k".
+    """What happens to heads, by checkpoint prefix such as "loc_decoders.tbx11k".
 
     Attributes:
         kept: weights unchanged.
         created: randomly initialised.
         dropped: removed.
+        partial: some weights taken from a checkpoint, the others randomly initialised.
     """
 
     kept: tuple[str, ...]
     created: tuple[str, ...]
     dropped: tuple[str, ...]
+    partial: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        rows = (("kept", self.kept), ("created", self.created), ("dropped", self.dropped))
+        rows = [("kept", self.kept), ("created", self.created), ("dropped", self.dropped)]
+        rows += [("partial", self.partial)] * bool(self.partial)
         return "\n".join(f"{title:8s} {', '.join(names) or 'none'}" for title, names in rows)
 
 
@@ -81,24 +84,27 @@ def matching_heads(
         classes: dataset rows of the checkpoint's heads as plain data; None = unknown, names and shapes decide.
 
     Returns:
-        `state` without heads that have the same name but other classes, and the change: "kept" heads take the
-        checkpoint's weights, "created" ones stay random, "dropped" ones of the checkpoint are not used.
+        `state` without heads that have the same name but other classes, and the change: "kept" heads take all of their
+        weights from the checkpoint, "partial" ones those that fit, "created" ones none; "dropped" ones of the
+        checkpoint are not used.
     """
     ours, prefixes = head_names(list(model.specs.values())), tuple(f"{part}." for part in HEAD_COMPONENTS.values())
     theirs = dict.fromkeys(".".join(key.split(".")[:2]) for key in state if key.startswith(prefixes))
-    own, kept = model.state_dict(), []
+    own = model.state_dict()
+    kept, partial = [], []
     for name, names in ours.items():
         component, dataset = name.split(".")
         task = next(task for task, part in HEAD_COMPONENTS.items() if part == component)
         row = (classes or {}).get(dataset)
         same = row is None or list(row[f"{task}_classes"]) == list(names)
         fits = [key in state and state[key].shape == own[key].shape for key in own if key.startswith(f"{name}.")]
-        if same and all(fits):
-            kept.append(name)
-        elif not same:
+        if not same:
             state = {key: value for key, value in state.items() if not key.startswith(f"{name}.")}
-    created = tuple(name for name in ours if name not in kept)
-    return dict(state), HeadChange(tuple(kept), created, tuple(name for name in theirs if name not in kept))
+        elif any(fits):
+            (kept if all(fits) else partial).append(name)
+    taken = (*kept, *partial)
+    created, dropped = (tuple(name for name in names if name not in taken) for names in (ours, theirs))
+    return dict(state), HeadChange(tuple(kept), created, dropped, tuple(partial))
 
 
 def change_heads(model: FoundationX, cfg: CfgNode, specs: Sequence[DatasetSpec]) -> HeadChange:

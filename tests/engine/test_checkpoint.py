@@ -141,6 +141,22 @@ def test_initialize_takes_no_head_that_stands_for_other_classes(
     assert "created  loc_decoders.alpha" in caplog.text.splitlines()
 
 
+def test_initialize_names_a_head_that_fits_in_part(
+    make_cfg: MakeCfg, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a decoder of another number of queries: its layers are taken, its query embeddings are not."""
+    saved, path = _save(make_cfg(), tmp_path)
+    model = build_model(make_cfg("MODEL.LOC.NUM_QUERIES", 7))
+    with caplog.at_level("INFO"):
+        loaded = initialize(model, path)
+    ours, theirs = model.loc_decoders["alpha"], saved.loc_decoders["alpha"]
+    assert torch.equal(ours.memory_proj.weight, theirs.memory_proj.weight)
+    missing = {f"loc_decoders.alpha.{key}" for key in ours.state_dict()} - loaded
+    assert missing and all("quer" in key or "content" in key for key in missing)
+    lines = caplog.text.splitlines()
+    assert "partial  loc_decoders.alpha" in lines and "created  none" in lines and "dropped  none" in lines
+
+
 HEAD_ONLY = (Phase("alpha", "loc", ("loc_decoders",)),)
 
 
