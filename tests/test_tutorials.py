@@ -48,7 +48,7 @@ def test_every_command_runs(page: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     for wanted in (
-        "0 faults",
+        "0 problems",
         "| My X-rays",
         "labels: {'nodule': ",
         "mask pixels: ",
