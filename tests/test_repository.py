@@ -21,7 +21,7 @@ PROGRAMS = sorted(p for folder in ("tools", "datasets") for p in (ROOT / folder)
 
 # A part imports only from parts to its left; parts between the same bars do not know each other.
 DIRECTION = (
-    ("structures", "config"),
+    ("structures", "config", "files"),
     ("batch",),
     ("data", "layers", "losses"),
     ("modeling",),

@@ -20,6 +20,7 @@ import yaml
 
 from fx_d2.data.masks import Rle, encode_mask
 from fx_d2.data.records import read_records
+from fx_d2.files import write_atomic
 from fx_d2.structures import TASKS, DatasetSpec, FXError
 
 FORMAT = "fx_d2"
@@ -86,7 +87,7 @@ def write_splits(requests: Sequence[SplitRequest], *, spec: DatasetSpec, image_r
     """Write several splits of a dataset, as `write_split`; if any is invalid, none is written."""
     texts = [(request.path, _split_text(request, spec, image_root)) for request in requests]
     for path, text in texts:
-        write_text(path, text)
+        write_atomic(path, text)
 
 
 def _split_text(request: SplitRequest, spec: DatasetSpec, image_root: str | Path) -> str:
@@ -175,7 +176,7 @@ def load_split(path: str | Path, spec: DatasetSpec, split: str) -> list[dict[str
 def write_spec(folder: str | Path, spec: DatasetSpec) -> None:
     """Write the dataset row to `<folder>/dataset.yaml`, from which custom datasets are registered."""
     text = yaml.safe_dump(spec.to_dict(), sort_keys=False, allow_unicode=True, width=120)
-    write_text(Path(folder) / SPEC_FILE, text)
+    write_atomic(Path(folder) / SPEC_FILE, text)
 
 
 def load_spec(path: str | Path) -> DatasetSpec:
@@ -328,14 +329,3 @@ def _box_rows(boxes: Sequence[Any] | None, image_id: int, spec: DatasetSpec, fir
         row |= {"category_id": spec.loc_classes.index(name) + 1, "bbox": [x, y, w, h], "area": w * h, "iscrowd": 0}
         rows.append(row)
     return rows
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file atomically via a temporary file in the same folder; creates the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ original pixels: an image entry keeps `width` and `height`, and `stored_size` is
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from fx_d2.data.image_io import Intensity, read_image
+from fx_d2.files import write_atomic
 from fx_d2.structures import FXError
 
 _STAMP = "fx_d2 source"
@@ -173,13 +175,9 @@ def _stamp(path: Path) -> str:
 
 
 def _write_png(path: Path, image: np.ndarray, stamp: str) -> None:
-    """Write a copy with its source stamp, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a copy with its source stamp."""
     text = PngImagePlugin.PngInfo()
     text.add_text(_STAMP, stamp)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        Image.fromarray(image).save(temporary, format="PNG", pnginfo=text)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, format="PNG", pnginfo=text)
+    write_atomic(path, stream.getvalue())

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from detectron2.data import MetadataCatalog
 
-from fx_d2.data.annotations import write_text
 from fx_d2.data.cache import read_record
 from fx_d2.data.fingerprint import FINE, SAME, correlation, film_print, similar_pairs
+from fx_d2.files import write_atomic
 from fx_d2.structures import FXError
 
 FAMILIES: tuple[tuple[tuple[str, ...], str], ...] = (
@@ -140,7 +140,7 @@ def write_exclusions(path: Path, leaks: Sequence[Overlap], dicts: Dicts, *, by_p
         }
         for split, found in reasons.items()
     }
-    write_text(path, json.dumps({"format": FORMAT, "splits": splits}, indent=1))
+    write_atomic(path, json.dumps({"format": FORMAT, "splits": splits}, indent=1))
     return {split: len(found) for split, found in reasons.items()}
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from fx_d2.engine.schedule import PhaseState
+from fx_d2.files import write_atomic
 
 FILE_NAME = "evaluations.jsonl"
 
@@ -53,6 +53,4 @@ def keep_lines(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     kept = [line for line in lines if line.endswith("\n") and wanted(json.loads(line))]
     if len(kept) < len(lines):
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        os.replace(temporary, path)
+        write_atomic(path, "".join(kept))

@@ -1,14 +1,11 @@
-"""Shared by the evaluators: gathering per-image results from all ranks, means, atomic file writes."""
+"""Shared by the evaluators: gathering per-image results from all ranks, means."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import tempfile
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
@@ -147,20 +144,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(entry) for entry in value]
     return None if isinstance(value, float) and np.isnan(value) else value
-
-
-def write_atomic(path: str | Path, content: str | bytes) -> None:
-    """Write a file so that readers see the old or the new content, never a part of it; creates the folder."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content.encode("utf-8") if isinstance(content, str) else content)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fx_d2.evaluation.common import write_atomic
 from fx_d2.evaluation.subgroups import ImageInfo
+from fx_d2.files import write_atomic
 from fx_d2.structures import TASKS, DatasetSpec, FXError
 
 VERSION = 2

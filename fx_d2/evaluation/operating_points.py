@@ -10,7 +10,8 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
-from fx_d2.evaluation.common import plain, write_atomic
+from fx_d2.evaluation.common import plain
+from fx_d2.files import write_atomic
 from fx_d2.structures import FXError
 
 logger = logging.getLogger(__name__)

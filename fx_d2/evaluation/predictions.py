@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as mask_utils
 
-from fx_d2.evaluation.common import write_atomic
+from fx_d2.files import write_atomic
 from fx_d2.structures import FXError
 
 FORMAT = "fx_d2_predictions"

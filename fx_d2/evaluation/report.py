@@ -12,10 +12,11 @@ from typing import Any
 from tabulate import tabulate  # type: ignore[import-untyped]
 
 from fx_d2.evaluation.classification import ClassificationEvaluator
-from fx_d2.evaluation.common import plain, write_atomic
+from fx_d2.evaluation.common import plain
 from fx_d2.evaluation.evaluator import Evaluation
 from fx_d2.evaluation.localization import LocalizationEvaluator
 from fx_d2.evaluation.segmentation import SegmentationEvaluator
+from fx_d2.files import write_atomic
 from fx_d2.structures import SPLITS, TASKS, DatasetSpec
 
 FORMAT = "fx_d2_results"

@@ -91,7 +91,8 @@ def matching_heads(
     ours, prefixes = head_names(list(model.specs.values())), tuple(f"{part}." for part in HEAD_COMPONENTS.values())
     theirs = dict.fromkeys(".".join(key.split(".")[:2]) for key in state if key.startswith(prefixes))
     own = model.state_dict()
-    kept, partial = [], []
+    kept: list[str] = []
+    partial: list[str] = []
     for name, names in ours.items():
         component, dataset = name.split(".")
         task = next(task for task, part in HEAD_COMPONENTS.items() if part == component)

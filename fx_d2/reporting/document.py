@@ -11,7 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from fx_d2.evaluation.common import write_atomic
+from fx_d2.files import write_atomic
 from fx_d2.reporting.tables import Table
 
 FORMAT = "fx_d2_report"
