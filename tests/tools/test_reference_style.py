@@ -99,7 +99,7 @@ def test_losses_are_ours(
     assert {f"loss_{phase.task}_{name}" for name in theirs} == set(ours) and len(drawn) == (phase.task == "loc")
     for name, value in theirs.items():
         expected = float(ours[f"loss_{phase.task}_{name}"])
-        assert scale * float(value) == pytest.approx(expected, rel=1e-10), name
+        assert scale * value.item() == pytest.approx(expected, rel=1e-10), name
 
 
 def test_nothing_fused_runs(

@@ -182,7 +182,7 @@ class ReferenceStyle:
         if phase.task == "loc":
             for parameter in self.model.loc_encoder.layers.parameters():
                 loss = loss + _ENCODER_DECAY * parameter.square().sum()
-        if not math.isfinite(float(loss)):
+        if not math.isfinite(loss.item()):
             raise FloatingPointError("the reference-style step's loss is not finite")
         self.optimizer.zero_grad()
         loss.backward()
