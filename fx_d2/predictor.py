@@ -1,8 +1,8 @@
 """Inference with a trained model: from a checkpoint and X-rays to named labels, boxes and masks in original pixels.
 
 predictor = FXPredictor.from_checkpoint("output/fx/model_final.pth")
-for found in predictor(["a.png", "b.dcm"], datasets=["chestx_det"]):
-    print(found["chestx_det"].labels)
+first, second = predictor(["a.png", "b.dcm"], datasets=["chestx_det"])
+first["chestx_det"].labels  # {"Atelectasis": 0.03, ...}
 """
 
 from __future__ import annotations
