@@ -161,7 +161,7 @@ def test_requests_side_by_side_share_the_model(client: FlaskClient, film_folder:
     def ask(name: str, answers: dict[str, Any]) -> None:
         answers[name] = post(client.application.test_client(), data[name], name).json
 
-    # Threads for both: the main one may compute with another number of OpenMP threads, which rounds differently.
+    # Threads for both, so that the answers differ in nothing but that requests overlap.
     for name in data:
         thread = threading.Thread(target=ask, args=(name, alone))
         thread.start()
